@@ -1,0 +1,146 @@
+"""Every key of a run, its default and its unit: the reference manual of the configs.
+
+A recipe starts from `get_config()` and changes what differs. The config is locked: a key that is
+not declared here is an error that names it. A duration is a string of a number and a unit:
+"90 epochs", "500 steps" or "1e6 examples" ("" or "0 steps" = never, where that makes sense).
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config(arg=None):
+    """Returns the base config: ResNet50 for 90 epochs; `data` still has to be chosen."""
+    if arg:
+        raise ValueError(f"configs/base.py takes no argument, got {arg!r}")
+    c = ConfigDict()
+
+    c.seed = 0  # of initial weights, shuffling, augmentation and dropout
+    c.duration = "90 epochs"  # length of the run; an epoch is floor(training images / batch_size)
+    c.batch_size = 256  # images per step, over all devices and processes
+
+    # -- The network: jaxcls.models.build(**model) ----------------------------------------------
+    c.model = ConfigDict()
+    c.model.name = "ResNet50"  # one of `python -m jaxcls.models`
+    c.model.num_classes = 0  # 0: as many as the training data has
+    c.model.bn_momentum = 0.9  # share of the running statistics that a step keeps
+    c.model.bn_epsilon = config_dict.placeholder(float)  # None: the network's own
+    c.model.bn_group = config_dict.placeholder(int)  # images that share statistics; None: all
+    c.model.options = ()  # further arguments of the family: (("dropout", 0.2), ...)
+
+    # -- Where the images come from: jaxcls.data.sources.open(**data) ---------------------------
+    c.data = ConfigDict()
+    c.data.source = ""  # "digits", "folder", "list", "tfds", "array_record", "fake"
+    c.data.root = ""  # folder, list: directory of the images; tfds, array_record: of the records
+    c.data.train = ""  # folder: sub-folder (default "train", if it exists); list: list file;
+    c.data.eval = ""  # tfds: split; array_record: file pattern. eval likewise (default "val")
+    c.data.eval_fraction = 0.0  # folder without eval: this share of each class is held out
+    c.data.delimiter = " "  # list: between path and label
+    c.data.name = ""  # tfds: name of the set, such as "imagenet2012"
+    c.data.num_train = 0  # fake: number of training images
+    c.data.num_eval = 0  # fake: number of evaluation images
+    c.data.num_classes = 0  # fake, list: number of classes (list: 0 = largest label + 1)
+    c.data.on_bad_image = "error"  # or "skip": take the next readable image instead, and count
+    c.data.max_bad_images = 100  # with "skip": more than this many in a run stop it
+
+    # -- Feeding the device: jaxcls.data.loader -------------------------------------------------
+    c.loader = ConfigDict()
+    c.loader.threads = 0  # decoding threads in each process; 0: one for each core
+    c.loader.workers = 0  # worker processes; 0: threads of this process only
+    c.loader.prefetch = 4  # batches ready in advance
+
+    # -- What happens to each image: jaxcls.data.ops.make(**image), jaxcls.data.device ----------
+    c.image = ConfigDict()
+    c.image.size = 224  # pixels, height and width, in training
+    c.image.eval_size = 0  # pixels in evaluation; 0: size
+    c.image.eval_resize = 256  # pixels of the short side before the central crop; 0: no resize
+    c.image.crop = "random_resized"  # in training; or "shift" (pad and crop), "center"
+    c.image.crop_scale = (0.08, 1.0)  # random_resized: share of the area
+    c.image.crop_ratio = (3 / 4, 4 / 3)  # random_resized: width / height
+    c.image.shift = 0  # shift: pixels to each side at most
+    c.image.flip = 0.5  # probability of a left-right flip in training
+    c.image.interpolation = "bilinear"  # "nearest", "bilinear", "area", "bicubic", "lanczos"
+    c.image.mean = (0.485, 0.456, 0.406)  # of each channel, pixels in [0, 1]
+    c.image.std = (0.229, 0.224, 0.225)
+
+    # -- Mixing of images: jaxcls.data.mixing.make(**mix) ---------------------------------------
+    c.mix = ConfigDict()
+    c.mix.mixup = 0.0  # alpha of mixup's Beta(alpha, alpha); 0: off
+
+    # -- The loss: jaxcls.objectives.supervised(**loss) -----------------------------------------
+    c.loss = ConfigDict()
+    c.loss.label_smoothing = 0.0
+    c.loss.aux_weight = 0.3  # weight of each auxiliary head's loss, in networks that have them
+
+    # -- The optimizer: jaxcls.optim.make(**optim) ----------------------------------------------
+    c.optim = ConfigDict()
+    c.optim.name = "momentum"  # "sgd", "momentum", "adam", "adamw", "rmsprop", "adadelta", "lamb"
+    c.optim.momentum = 0.9  # momentum, rmsprop
+    c.optim.nesterov = False  # momentum
+    c.optim.betas = (0.9, 0.999)  # adam, adamw, lamb
+    c.optim.rho = 0.9  # rmsprop, adadelta: decay of the mean square
+    c.optim.epsilon = config_dict.placeholder(float)  # None: 1e-8 (rmsprop 1e-3, adadelta 1e-6)
+    c.optim.l2 = 0.0  # added to the gradient as l2 * parameter (PaddleClas's L2Decay)
+    c.optim.weight_decay = 0.0  # decoupled: parameter -= lr * weight_decay * parameter
+    c.optim.no_decay = ()  # patterns of parameters without l2 and weight_decay: ("/bias$", ...)
+    c.optim.lr_mults = ()  # ((pattern, factor), ...); the first that matches counts
+    c.optim.frozen = ()  # patterns of parameters that stay as they are, their BatchNorms too
+    c.optim.clip_norm = 0.0  # global norm of the gradient at most; 0: off
+    c.optim.accumulate_steps = 1  # micro-batches in a step, each batch_size / accumulate_steps
+
+    # -- Its learning rate: jaxcls.optim.schedule(**lr) -----------------------------------------
+    c.lr = ConfigDict()
+    c.lr.peak = 0.1  # for a batch of `batch` images; for b images it is peak * b / batch
+    c.lr.batch = 0  # 0: peak as it stands
+    c.lr.schedule = "cosine"  # "constant", "cosine", "piecewise", "polynomial", "exponential"
+    c.lr.warmup = ""  # duration of the linear rise from 0; it counts within the run
+    c.lr.warmup_if_scaled = ""  # this warmup instead where batch_size is above `batch`
+    c.lr.end = 0.0  # cosine, polynomial: where it ends
+    c.lr.milestones = ()  # piecewise: durations from the start, ("30 epochs", "60 epochs")
+    c.lr.gamma = 0.1  # piecewise: factor at each milestone; exponential: every `every`
+    c.lr.every = "2.4 epochs"  # exponential
+    c.lr.power = 1.0  # polynomial: 1 = linear
+
+    # -- Numbers: jaxcls.precision.make(**precision) --------------------------------------------
+    c.precision = ConfigDict()
+    # "auto" (bfloat16 on accelerators, float32 on a CPU), "float32" = "O0", "bfloat16",
+    # "float16" = "O2", "O1", "O3", "O1_bfloat16", "O3_bfloat16", "float64". See jaxcls/precision.py.
+    c.precision.name = "auto"
+    c.precision.loss_scale = "auto"  # "none", "static", "dynamic"; auto: dynamic with float16
+    c.precision.scale = 65536.0  # static: the scale; dynamic: the first one
+    c.precision.growth = 2.0  # dynamic: factor after `growth_interval` finite steps in a row
+    c.precision.growth_interval = 2000  # steps
+    c.precision.backoff = 0.5  # dynamic: factor after a step that was not finite
+    c.precision.min_scale = 1.0  # dynamic
+    c.precision.max_skipped = 50  # skipped steps in a row that stop the run
+
+    c.ema = ConfigDict()
+    c.ema.decay = 0.0  # of the moving average of parameters and statistics; 0: none
+    c.ema.ramp = False  # begin with min(decay, (1 + step) / (10 + step))
+
+    # -- Devices: jaxcls.sharding.make_mesh(**mesh) ---------------------------------------------
+    c.mesh = ConfigDict()
+    c.mesh.data = -1  # devices along the batch; -1: all that are left
+    c.mesh.fsdp = 1  # devices that share parameters and optimizer state (and the batch too)
+    c.mesh.fsdp_min_size = 65536  # smaller parameters (in elements) stay whole on each device
+
+    # -- Starting point: jaxcls.checkpoint.initialize(**init) -----------------------------------
+    c.init = ConfigDict()
+    c.init.checkpoint = ""  # a run's working directory, a checkpoint or an export: fine-tuning
+    c.init.ema = True  # take its moving average where it has one
+    c.init.reset = ()  # patterns of parameters to initialise afresh (a head of another size: always)
+
+    # -- Output: jaxcls.checkpoint.Checkpoints(**checkpoint), jaxcls.metrics ---------------------
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every = "1 epochs"  # and at the end
+    c.checkpoint.keep = 3  # newest; the best one is kept besides
+    c.checkpoint.best = "top1"  # metric of the evaluation that tells the best ("loss": the least)
+    c.eval = ConfigDict()
+    c.eval.every = "1 epochs"  # and at the end
+    c.eval.batch_size = 0  # 0: batch_size
+    c.eval.ema = True  # evaluate the moving average where there is one
+    c.log = ConfigDict()
+    c.log.every = "50 steps"
+    c.log.tensorboard = True
+
+    c.lock()
+    return c

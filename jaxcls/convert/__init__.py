@@ -1,0 +1,34 @@
+"""Weights of other code bases."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxcls import models
+from jaxcls.config import choose
+from jaxcls.convert import engine, resnet
+
+RULES = {"resnet": resnet}
+
+
+def from_paddle(name: str, arrays: Mapping[str, np.ndarray], **build_overrides) -> dict[str, Any]:
+    """Returns {"params": ..., "batch_stats": ...} from PaddleClas's tensors of the model `name`.
+
+    Args:
+      name: one of `jaxcls.models.names()`.
+      arrays: PaddleClas's state dict; convolutions OIHW, linear weights [in, out].
+      **build_overrides: arguments of `jaxcls.models.build`, such as `num_classes`.
+
+    Raises:
+      ValueError: lists every tensor that is missing, unmatched or of another shape.
+    """
+    rules = RULES[models.family_of(choose("model", name, models.MODELS))]
+    return engine.convert(
+        name,
+        arrays,
+        rules.paddle,
+        engine.PADDLE_LEAVES,
+        engine.from_paddle_layout,
+        **build_overrides,
+    )

@@ -1,0 +1,53 @@
+"""The registry: names to models. A name is a row in its family's `SPECS`."""
+
+import dataclasses
+import fnmatch
+
+import flax.linen as nn
+
+from jaxcls.config import choose
+from jaxcls.models import resnet
+from jaxcls.models.spec import CTX_FIELDS, Ctx, Spec
+
+FAMILIES = (resnet,)
+MODELS: dict[str, Spec] = {}
+for family in FAMILIES:
+    if twice := MODELS.keys() & family.SPECS.keys():
+        raise ValueError(f"{family.__name__}: names that another family has: {sorted(twice)}")
+    MODELS |= family.SPECS
+
+
+def names(pattern: str = "*") -> list[str]:
+    """Returns the names that match a shell pattern such as "ResNet*_vd", in the table's order."""
+    return [name for name in MODELS if fnmatch.fnmatchcase(name, pattern)]
+
+
+def family_of(name: str) -> str:
+    """Returns the family's name: that of its file."""
+    return next(f.__name__.rpartition(".")[2] for f in FAMILIES if name in f.SPECS)
+
+
+def build(name: str, *, num_classes: int = 1000, **overrides) -> nn.Module:
+    """Returns the network as an uninitialised Flax module.
+
+    `module.apply(variables, images, train=False)` takes normalised images [B, H, W, C] and returns
+    {"logits": float32 [B, num_classes], "pre_logits": [B, D], "stage1": features, ...}.
+
+    Args:
+      name: one of `names()`.
+      num_classes: width of the classifier.
+      **overrides: fields of `Ctx` (`dtype`, `bn_group`, ...) or of the family's class (`stem`, ...).
+
+    Raises:
+      ValueError: an unknown name (with the closest ones) or an argument that the family lacks.
+    """
+    spec = MODELS[choose("model", name, MODELS)]
+    kwargs = {**spec.kwargs, **overrides}
+    c = Ctx(**{k: kwargs.pop(k) for k in CTX_FIELDS & kwargs.keys()})
+    fields = {f.name for f in dataclasses.fields(spec.cls)} - {"c", "num_classes", "parent", "name"}
+    if unknown := sorted(kwargs.keys() - fields):
+        raise ValueError(
+            f"{name} takes no argument {', '.join(unknown)}; it takes "
+            f"{', '.join(sorted(fields | CTX_FIELDS))}"
+        )
+    return spec.cls(c, num_classes, **kwargs)

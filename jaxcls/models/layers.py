@@ -1,0 +1,164 @@
+"""The layers that all families share. Images and features are NHWC."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcls.models.spec import Ctx
+
+Array = jax.Array
+Padding = int | str | Sequence[tuple[int, int]]
+
+he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+"""He et al. 2015 (https://arxiv.org/abs/1502.01852), what PaddlePaddle draws for convolutions."""
+
+
+def uniform_fan_in(key: Array, shape: Sequence[int], dtype: Any) -> Array:
+    """Returns draws from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for kernels [in, out]."""
+    bound = 1 / np.sqrt(shape[0])
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class Conv(nn.Module):
+    """Convolution with explicit padding; by default what keeps the size at stride 1.
+
+    Flax's 'SAME' is not used: at stride 2 it pads more at the end than the reference does.
+    """
+
+    c: Ctx
+    features: int
+    kernel: int | tuple[int, int] = 1
+    stride: int = 1
+    padding: Padding | None = None
+    groups: int = 1
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        c = self.c
+        kernel = (self.kernel,) * 2 if isinstance(self.kernel, int) else tuple(self.kernel)
+        padding = [((k - 1) // 2,) * 2 for k in kernel] if self.padding is None else self.padding
+        if isinstance(padding, int):
+            padding = [(padding, padding)] * 2
+        shape = (*kernel, x.shape[-1] // self.groups, self.features)
+        w = self.param("kernel", he_normal, shape, c.param_dtype)
+        y = jax.lax.conv_general_dilated(
+            x.astype(c.dtype),
+            w.astype(c.dtype),
+            (self.stride, self.stride),
+            padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
+        ).astype(c.feature_dtype)
+        if self.bias:
+            b = self.param("bias", nn.initializers.zeros, (self.features,), c.param_dtype)
+            y += b.astype(c.feature_dtype)
+        return y
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe and Szegedy 2015), with statistics of groups of images.
+
+    In training the batch is viewed as [groups, c.bn_group, H, W, C]; each group is normalised with
+    its own mean and biased variance, as on one card of the published recipes, and the running
+    statistics move towards their mean over the groups. Groups that lie within a device need no
+    communication and give the same numbers on any number of devices.
+
+    Mean and mean of squares come from one pass in `c.norm_dtype` (float32); scale and shift are
+    folded into one multiply-add in the features' dtype. A BatchNorm whose path `c.frozen` names
+    uses its running statistics in training too and leaves them as they are.
+    """
+
+    c: Ctx
+    scale_init: Callable = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        c, channels = self.c, x.shape[-1]
+        dtype = c.norm_dtype
+        scale = self.param("scale", self.scale_init, (channels,), c.param_dtype).astype(dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), c.param_dtype).astype(dtype)
+        stat = lambda name, init: self.variable("batch_stats", name, init, (channels,), dtype)
+        running_mean, running_var = stat("mean", jnp.zeros), stat("var", jnp.ones)
+
+        frozen = c.frozen is not None and c.frozen("/".join(self.path))
+        if not c.train or frozen:
+            mean, var = running_mean.value, running_var.value
+            grouped = x
+        else:
+            group = c.bn_group or x.shape[0]
+            assert x.shape[0] % group == 0, f"{x.shape[0]} images in groups of {group}"
+            grouped = x.reshape(-1, group, *x.shape[1:])
+            axes = tuple(range(1, grouped.ndim - 1))
+            values = grouped.astype(dtype)
+            mean = values.mean(axes, keepdims=True)
+            # rounding can leave a constant channel a hair below zero
+            var = jnp.maximum((values * values).mean(axes, keepdims=True) - mean * mean, 0)
+            if not self.is_initializing():
+                for running, now in ((running_mean, mean), (running_var, var)):
+                    now = now.reshape(-1, channels).mean(0)
+                    running.value = c.bn_momentum * running.value + (1 - c.bn_momentum) * now
+        factor = scale * jax.lax.rsqrt(var + c.bn_epsilon)
+        shift = bias - mean * factor
+        return (grouped * factor.astype(x.dtype) + shift.astype(x.dtype)).reshape(x.shape)
+
+
+class ConvBN(nn.Module):
+    """Convolution, BatchNorm and, where given, an activation."""
+
+    c: Ctx
+    features: int
+    kernel: int | tuple[int, int] = 1
+    stride: int = 1
+    padding: Padding | None = None
+    groups: int = 1
+    act: Callable[[Array], Array] | None = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = Conv(
+            self.c, self.features, self.kernel, self.stride, self.padding, self.groups, name="conv"
+        )(x)
+        x = BatchNorm(self.c, name="bn")(x)
+        return x if self.act is None else self.act(x)
+
+
+class Linear(nn.Module):
+    """Fully connected layer in `c.head_dtype`."""
+
+    c: Ctx
+    features: int
+    kernel_init: Callable = uniform_fan_in
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        c = self.c
+        w = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), c.param_dtype)
+        b = self.param("bias", nn.initializers.zeros, (self.features,), c.param_dtype)
+        return x.astype(c.head_dtype) @ w.astype(c.head_dtype) + b.astype(c.head_dtype)
+
+
+class Head(nn.Module):
+    """Average over the image, then a classifier: [B, H, W, D] -> logits [B, K], features [B, D]."""
+
+    c: Ctx
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> tuple[Array, Array]:
+        x = x.astype(self.c.head_dtype).mean((1, 2))
+        return Linear(self.c, self.num_classes, name="fc")(x), x
+
+
+def max_pool(x: Array, window: int, stride: int, padding: int = 0) -> Array:
+    """Returns the maximum of each window; the padding never wins."""
+    return nn.max_pool(x, (window, window), (stride, stride), [(padding, padding)] * 2)
+
+
+def avg_pool_halve(x: Array) -> Array:
+    """Returns 2 x 2 means at stride 2; at odd sizes the last ones are means of what is there."""
+    return nn.avg_pool(x, (2, 2), (2, 2), "SAME", count_include_pad=False)

@@ -1,0 +1,44 @@
+"""What a model is made from: a row in a family's table, and the context that all blocks share."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+Dtype = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Ctx:
+    """What every block must know and none should decide. The root sets `train` and hands it down.
+
+    A further setting of all networks is one field here and one line in `layers.py`.
+    """
+
+    train: bool = False
+    dtype: Dtype = jnp.float32  # operands of convolutions and matrix products
+    feature_dtype: Dtype = jnp.float32  # what flows from layer to layer
+    param_dtype: Dtype = jnp.float32
+    norm_dtype: Dtype = jnp.float32  # BatchNorm's statistics
+    head_dtype: Dtype = jnp.float32  # pooled features, classifier and logits
+    bn_momentum: float = 0.9  # share of the running statistics that a training step keeps
+    bn_epsilon: float = 1e-5
+    bn_group: int | None = None  # images that share statistics in training; None: the whole batch
+    frozen: Callable[[str], bool] | None = None  # BatchNorm path -> keeps its running statistics
+
+    def replace(self, **changes) -> "Ctx":
+        """Returns a copy with `changes`."""
+        return dataclasses.replace(self, **changes)
+
+
+CTX_FIELDS = frozenset(f.name for f in dataclasses.fields(Ctx)) - {"train"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """A row of a family's table: `cls(**kwargs)`, trained at `size` x `size` pixels."""
+
+    cls: Callable[..., Any]
+    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    size: int = 224
