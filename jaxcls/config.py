@@ -1,5 +1,6 @@
 """Durations, validation and differences of configs. Imports no jax: config files may use it."""
 
+import dataclasses
 import difflib
 import math
 from collections.abc import Iterable, Mapping
@@ -8,6 +9,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 UNITS = ("epochs", "steps", "examples")
+
+
+def closest(name: str, options: Iterable[str]) -> str:
+    """Returns ": did you mean ...?" with the options most like `name`; "" if none is."""
+    lower = {option.lower(): option for option in options}
+    close = difflib.get_close_matches(str(name).lower(), lower, n=3, cutoff=0.5)
+    return f": did you mean {' or '.join(lower[m] for m in close)}?" if close else ""
 
 
 def choose(kind: str, name: str, options: Iterable[str]) -> str:
@@ -19,10 +27,8 @@ def choose(kind: str, name: str, options: Iterable[str]) -> str:
     options = sorted(options)
     if name in options:
         return name
-    lower = {option.lower(): option for option in options}
-    close = [lower[m] for m in difflib.get_close_matches(str(name).lower(), lower, n=3, cutoff=0.5)]
-    hint = f"did you mean {' or '.join(close)}?" if close else f"choose one of {', '.join(options)}"
-    raise ValueError(f"unknown {kind} {name!r}: {hint}")
+    hint = closest(name, options) or f": choose one of {', '.join(options)}"
+    raise ValueError(f"unknown {kind} {name!r}{hint}")
 
 
 def steps_of(duration: str, *, key: str, batch_size: int, steps_per_epoch: int) -> int:
@@ -106,3 +112,53 @@ def stage_mults(*factors: float) -> tuple[tuple[str, float], ...]:
     """
     names = ("stem", *(f"stage{i}" for i in range(1, len(factors))))
     return tuple((f"^{name}/", factor) for name, factor in zip(names, factors, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run's lengths in steps. An interval of 0 means: only at the end."""
+
+    batch_size: int  # images per step, over all devices
+    eval_batch_size: int
+    steps_per_epoch: int
+    total_steps: int
+    eval_every: int
+    save_every: int
+    log_every: int
+
+    def epoch(self, step: int) -> float:
+        """Returns the epochs that `step` steps are."""
+        return step / self.steps_per_epoch
+
+
+def plan(config: ConfigDict, num_train: int) -> Plan:
+    """Returns the lengths of a run over `num_train` training images.
+
+    Raises:
+      ValueError: a duration or a batch size that makes no sense.
+    """
+    batch = config.batch_size
+    if batch < 1 or config.eval.batch_size < 0:
+        raise ValueError(f"config.batch_size = {batch}: write a number of images above 0")
+    if num_train < batch:
+        raise ValueError(
+            f"config.batch_size = {batch} is more than the {num_train} training images: "
+            "an epoch would have no step; use a smaller batch"
+        )
+    steps_per_epoch = num_train // batch
+
+    def steps(key: str, duration: str, at_least: int = 0) -> int:
+        n = steps_of(duration, key=key, batch_size=batch, steps_per_epoch=steps_per_epoch)
+        if n < at_least:
+            raise ValueError(f"config.{key} = {duration!r} is less than a step")
+        return n
+
+    return Plan(
+        batch_size=batch,
+        eval_batch_size=config.eval.batch_size or batch,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=steps("duration", config.duration, at_least=1),
+        eval_every=steps("eval.every", config.eval.every),
+        save_every=steps("checkpoint.every", config.checkpoint.every),
+        log_every=steps("log.every", config.log.every),
+    )
