@@ -203,7 +203,7 @@ def setup(config: ConfigDict) -> tuple[steps.TrainState, Callable, Callable]:
     eval_step(state, batch) -> sums of loss, top1, top5 and count. A batch is
     {"image": uint8 [B, H, W, C], or floating and already normalised, "label": int32 [B]}.
     """
-    data = sources.open_data(**config.data, image_size=config.image.size)
+    data = sources.open(**config.data, image_size=config.image.size)
     program = build(config, num_train=len(data.train), num_classes=len(data.class_names))
     return start(config, program, data.class_names), program.train_step, program.eval_step
 
@@ -240,7 +240,7 @@ def run(config: ConfigDict, workdir: str) -> int:
     main_process = jax.process_index() == 0
     began = time.time()
     with checkpoint.lock(workdir):
-        data = sources.open_data(**config.data, image_size=config.image.size)
+        data = sources.open(**config.data, image_size=config.image.size)
         program = build(config, num_train=len(data.train), num_classes=len(data.class_names))
         lengths = program.plan
         total = lengths.total_steps
@@ -355,7 +355,7 @@ def run(config: ConfigDict, workdir: str) -> int:
                         "window": window.sums,
                         "class_names": list(data.class_names),
                         "model": config.model.name,
-                        "bad_images": meta["bad_images"] + batches.bad_images,
+                        "bad_images": meta["bad_images"] + len(batches.bad_images),
                         "seconds": round(meta["seconds"] + time.time() - began, 1),
                     }
                     began = time.time()
@@ -383,7 +383,7 @@ def run(config: ConfigDict, workdir: str) -> int:
 
 def run_eval(config: ConfigDict, workdir: str) -> int:
     """Evaluates `config.init.checkpoint`, or the newest checkpoint of the working directory."""
-    data = sources.open_data(**config.data, image_size=config.image.size)
+    data = sources.open(**config.data, image_size=config.image.size)
     if data.eval is None:
         raise ValueError(f"config.data: this {config.data.source} source has no evaluation split")
     config = config.copy_and_resolve_references()

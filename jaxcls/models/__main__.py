@@ -16,7 +16,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     chosen = models.names(args.pattern)
     if not chosen:
-        print(f"no model matches {args.pattern!r}; all names: python -m jaxcls.models", file=sys.stderr)
+        print(
+            f"no model matches {args.pattern!r}; all names: python -m jaxcls.models",
+            file=sys.stderr,
+        )
         return 2
     rows = []
     for name in chosen:

@@ -132,26 +132,77 @@ class Linear(nn.Module):
 
     c: Ctx
     features: int
+    bias: bool = True
     kernel_init: Callable = uniform_fan_in
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c = self.c
         w = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), c.param_dtype)
-        b = self.param("bias", nn.initializers.zeros, (self.features,), c.param_dtype)
-        return x.astype(c.head_dtype) @ w.astype(c.head_dtype) + b.astype(c.head_dtype)
+        y = x.astype(c.head_dtype) @ w.astype(c.head_dtype)
+        if self.bias:
+            b = self.param("bias", nn.initializers.zeros, (self.features,), c.param_dtype)
+            y += b.astype(c.head_dtype)
+        return y
 
 
-class Head(nn.Module):
-    """Average over the image, then a classifier: [B, H, W, D] -> logits [B, K], features [B, D]."""
+class Classifier(nn.Module):
+    """Dropout, an optional bottleneck and the classifier: features [B, D] -> logits [B, K].
+
+    `c.bottleneck` puts a linear layer of so many features in front, which keeps the weights of
+    millions of classes small.
+    """
 
     c: Ctx
     num_classes: int
+    dropout: float = 0.0  # the network's own; `c.dropout` goes before it
+    bias: bool = True
 
     @nn.compact
-    def __call__(self, x: Array) -> tuple[Array, Array]:
-        x = x.astype(self.c.head_dtype).mean((1, 2))
-        return Linear(self.c, self.num_classes, name="fc")(x), x
+    def __call__(self, x: Array) -> Array:
+        c = self.c
+        x = x.astype(c.head_dtype)
+        rate = self.dropout if c.dropout is None else c.dropout
+        x = nn.Dropout(rate, deterministic=not c.train, name="dropout")(x)
+        if c.bottleneck is not None:
+            x = Linear(c, c.bottleneck, name="bottleneck")(x)
+        return Linear(c, self.num_classes, bias=self.bias, name="fc")(x)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016, https://arxiv.org/abs/1603.09382) of a residual branch.
+
+    In training each image's branch is zero with probability `rate` and 1 / (1 - rate) of itself
+    otherwise; "drop connect" in EfficientNet.
+    """
+
+    c: Ctx
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        axes = tuple(range(1, x.ndim))
+        return nn.Dropout(self.rate, broadcast_dims=axes, deterministic=not self.c.train)(x)
+
+
+def drop_path_rates(c: Ctx, depths: Sequence[int], own: float = 0.0) -> list[list[float]]:
+    """Returns the rate of each block of each stage: block l of L has l / L of the last one's.
+
+    The last one's is `c.drop_path`, or where that is None the network's `own`.
+    """
+    last = own if c.drop_path is None else c.drop_path
+    rates = iter(np.linspace(0, last, sum(depths) + 1)[1:].tolist())
+    return [[next(rates) for _ in range(depth)] for depth in depths]
+
+
+def stage(cls: type[nn.Module], c: Ctx) -> type[nn.Module]:
+    """Returns the class of a stage, recomputed in the backward pass where `c.remat` says so."""
+    return nn.remat(cls) if c.remat else cls
+
+
+def global_mean(x: Array, c: Ctx) -> Array:
+    """Returns the mean over the image, in `c.head_dtype`: [B, H, W, D] -> [B, D]."""
+    return x.astype(c.head_dtype).mean((1, 2))
 
 
 def max_pool(x: Array, window: int, stride: int, padding: int = 0) -> Array:

@@ -10,7 +10,16 @@ also where the shapes would not need one (stage1 of ResNet18 and ResNet34).
 import flax.linen as nn
 import jax
 
-from jaxcls.models.layers import ConvBN, Head, avg_pool_halve, max_pool
+from jaxcls.models.layers import (
+    Classifier,
+    ConvBN,
+    DropPath,
+    avg_pool_halve,
+    drop_path_rates,
+    global_mean,
+    max_pool,
+    stage,
+)
 from jaxcls.models.spec import Ctx, Spec
 
 Array = jax.Array
@@ -40,6 +49,7 @@ class Basic(nn.Module):
     stride: int
     project: bool
     mean_short: bool
+    drop_path: float
     expansion = 1
 
     @nn.compact
@@ -48,7 +58,7 @@ class Basic(nn.Module):
         y = ConvBN(self.c, self.width, 3, name="conv2")(y)
         if self.project:
             x = Shortcut(self.c, self.width, self.stride, self.mean_short, name="short")(x)
-        return nn.relu(x + y)
+        return nn.relu(x + DropPath(self.c, self.drop_path, name="drop_path")(y))
 
 
 class Bottleneck(nn.Module):
@@ -59,6 +69,7 @@ class Bottleneck(nn.Module):
     stride: int
     project: bool
     mean_short: bool
+    drop_path: float
     expansion = 4
 
     @nn.compact
@@ -69,11 +80,11 @@ class Bottleneck(nn.Module):
         y = ConvBN(self.c, out, name="conv3")(y)
         if self.project:
             x = Shortcut(self.c, out, self.stride, self.mean_short, name="short")(x)
-        return nn.relu(x + y)
+        return nn.relu(x + DropPath(self.c, self.drop_path, name="drop_path")(y))
 
 
 class Stem(nn.Module):
-    """"conv7": one 7x7 convolution; "conv3": three 3x3; both end at a quarter of the size.
+    """ "conv7": one 7x7 convolution; "conv3": three 3x3; both end at a quarter of the size.
 
     "small" is one 3x3 convolution that keeps the size, for images of up to about 64 pixels.
     """
@@ -101,20 +112,21 @@ class Stage(nn.Module):
 
     c: Ctx
     block: type[nn.Module]
-    depth: int
     width: int
     stride: int
     mean_short: bool
+    drop_paths: tuple[float, ...]  # one for each block
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        for i in range(self.depth):
+        for i, drop_path in enumerate(self.drop_paths):
             x = self.block(
                 self.c,
                 self.width,
                 stride=1 if i else self.stride,
                 project=i == 0,
                 mean_short=self.mean_short,
+                drop_path=drop_path,
                 name=f"block{i + 1}",
             )(x)
         return x
@@ -136,18 +148,18 @@ class ResNet(nn.Module):
         c = self.c.replace(train=train)
         x = Stem(c, self.stem, self.width, name="stem")(images.astype(c.feature_dtype))
         out = {}
-        for i, depth in enumerate(self.depths):
-            stage = Stage(
+        for i, rates in enumerate(drop_path_rates(c, self.depths)):
+            x = out[f"stage{i + 1}"] = stage(Stage, c)(
                 c,
                 self.block,
-                depth,
                 self.width * 2**i,
                 stride=2 if i else 1,
                 mean_short=self.mean_short,
+                drop_paths=tuple(rates),
                 name=f"stage{i + 1}",
-            )
-            x = out[f"stage{i + 1}"] = stage(x)
-        out["logits"], out["pre_logits"] = Head(c, self.num_classes, name="head")(x)
+            )(x)
+        out["pre_logits"] = global_mean(x, c)
+        out["logits"] = Classifier(c, self.num_classes, name="head")(out["pre_logits"])
         return out
 
 
@@ -165,9 +177,7 @@ VARIANTS = {
     "_vd": ({"stem": "conv3", "mean_short": True}, (18, 34, 50, 101, 152, 200)),
 }
 SPECS = {
-    f"ResNet{n}{variant}": Spec(
-        ResNet, {"block": DEPTHS[n][0], "depths": DEPTHS[n][1], **switches}
-    )
+    f"ResNet{n}{variant}": Spec(ResNet, {"block": DEPTHS[n][0], "depths": DEPTHS[n][1], **switches})
     for variant, (switches, depths) in VARIANTS.items()
     for n in depths
 }

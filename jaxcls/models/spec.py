@@ -26,6 +26,12 @@ class Ctx:
     bn_epsilon: float = 1e-5
     bn_group: int | None = None  # images that share statistics in training; None: the whole batch
     frozen: Callable[[str], bool] | None = None  # BatchNorm path -> keeps its running statistics
+    dropout: float | None = None  # before the classifier; None: the network's own rate
+    drop_path: float | None = None  # of the last residual branch; None: the network's own rate
+    bottleneck: int | None = (
+        None  # features of a linear layer before the classifier; None: no layer
+    )
+    remat: bool = False  # recompute each stage in the backward pass instead of keeping its inside
 
     def replace(self, **changes) -> "Ctx":
         """Returns a copy with `changes`."""
