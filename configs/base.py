@@ -79,8 +79,8 @@ def get_config(arg=None):
     c.optim.betas = (0.9, 0.999)  # adam, adamw, lamb
     c.optim.rho = 0.9  # rmsprop, adadelta: decay of the mean square
     c.optim.epsilon = config_dict.placeholder(float)  # None: 1e-8 (rmsprop 1e-3, adadelta 1e-6)
-    c.optim.l2 = 0.0  # added to the gradient as l2 * parameter (PaddleClas's L2Decay)
-    c.optim.weight_decay = 0.0  # decoupled: parameter -= lr * weight_decay * parameter
+    c.optim.l2 = 0.0  # gradient += l2 * parameter (PaddleClas's L2Decay); not adamw, lamb
+    c.optim.weight_decay = 0.0  # parameter -= lr * weight_decay * parameter; not adam, rmsprop
     c.optim.no_decay = ()  # patterns of parameters without l2 and weight_decay: ("/bias$", ...)
     c.optim.lr_mults = ()  # ((pattern, factor), ...); the first that matches counts
     c.optim.frozen = ()  # patterns of parameters that stay as they are, their BatchNorms too

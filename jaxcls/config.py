@@ -50,7 +50,7 @@ def steps_of(duration: str, *, key: str, batch_size: int, steps_per_epoch: int) 
         value = math.nan
     if not (math.isfinite(value) and value >= 0 and unit in UNITS):
         raise ValueError(
-            f'config.{key} = {duration!r} is not a duration: write a number and a unit, such as '
+            f"config.{key} = {duration!r} is not a duration: write a number and a unit, such as "
             '"90 epochs", "500 steps" or "1e6 examples"'
         )
     scale = {"epochs": steps_per_epoch, "steps": 1, "examples": 1 / batch_size}[unit]

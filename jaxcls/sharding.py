@@ -22,7 +22,7 @@ def make_mesh(*, data: int, fsdp: int) -> Mesh:
     """
     there = jax.device_count()
     if fsdp < 1 or data == 0 or data < -1:
-        raise ValueError(f"config.mesh: data={data}, fsdp={fsdp}: sizes are positive (data may be -1)")
+        raise ValueError(f"config.mesh: data={data}, fsdp={fsdp}: write sizes above 0, or data=-1")
     if data == -1:
         if there % fsdp:
             raise ValueError(f"config.mesh.fsdp={fsdp} does not divide the {there} devices")

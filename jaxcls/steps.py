@@ -185,7 +185,8 @@ def make_eval_step(
         raw = {"params": state.params, "batch_stats": state.batch_stats}
         variables = state.ema if ema and state.ema is not None else raw
         batch = prepare(jax.random.key(0), batch)
-        logits, label = model.apply(variables, batch["image"], train=False)["logits"], batch["label"]
+        label = batch["label"]
+        logits = model.apply(variables, batch["image"], train=False)["logits"]
         rank = losses.rank(logits, label)
         mask = batch.get("mask", jnp.ones(label.shape, bool))
         per_image = {

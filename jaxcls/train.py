@@ -6,11 +6,10 @@ import math
 import signal
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from clu import parameter_overview
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
@@ -176,10 +175,8 @@ def check_batches(config: ConfigDict, lengths: Plan, devices: int) -> None:
         )
 
 
-def start(
-    config: ConfigDict, program: Program, class_names: Sequence[str]
-) -> steps.TrainState:
-    """Returns the state at step 0, with the weights of `config.init.checkpoint` where one is set."""
+def start(config: ConfigDict, program: Program, class_names: Sequence[str]) -> steps.TrainState:
+    """Returns the state at step 0, with the weights of `config.init.checkpoint` if one is set."""
     state = program.init()
     if not config.init.checkpoint:
         return state
@@ -264,15 +261,19 @@ def run(config: ConfigDict, workdir: str) -> int:
         console = metrics.Console(total, first, main_process)
         if main_process:
             write_config(config, workdir, console.say)
-            overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
-            console.say(overview)
             if first:
                 console.say(f"resuming at step {first} of {total}")
-        writer = (
-            metrics.Writer(workdir, tensorboard=config.log.tensorboard, from_step=first, evaluated=meta["last"])
-            if main_process
-            else None
-        )
+            else:
+                overview = parameter_overview.get_parameter_overview
+                console.say(overview(state.params, include_stats=False))
+        writer = None
+        if main_process:
+            writer = metrics.Writer(
+                workdir,
+                tensorboard=config.log.tensorboard,
+                from_step=first,
+                evaluated=meta["last"],
+            )
 
         train_ops, eval_ops = (ops.make(**config.image, train=train) for train in (True, False))
         reading = {
@@ -315,8 +316,8 @@ def run(config: ConfigDict, workdir: str) -> int:
             values = {name: float(v) for name, v in jax.device_get(values).items()}
             if values.pop("skipped_in_a_row") >= program.max_skipped:
                 raise NotFinite(diverged(step, values, program.max_skipped))
-            if not values.pop("finite"):
-                values = {name: math.nan if name not in metrics.LAST else v for name, v in values.items()}
+            if not values.pop("finite"):  # a skipped step has no part in the means
+                values = {k: v if k in metrics.LAST else math.nan for k, v in values.items()}
             values["skipped"] = int(values["skipped"])
             window.add(values, lengths.batch_size)
             console.advance(step)
@@ -338,7 +339,11 @@ def run(config: ConfigDict, workdir: str) -> int:
                 if evaluating and not stopping:
                     paused = time.perf_counter()
                     result = evaluate.evaluate(
-                        program.eval_step, state, eval_batches(), program.batch_sharding, lambda: stop
+                        program.eval_step,
+                        state,
+                        eval_batches(),
+                        program.batch_sharding,
+                        stop=lambda: bool(stop),
                     )
                     stopping = stopping or stop
                     saving = saving or stopping
@@ -464,16 +469,18 @@ def finish(
     if step < total:
         print(f"stopped at step {step} of {total}, and saved; the same command resumes")
         return
-    print(f"\n{config.model.name}: {step} steps, {lengths.epoch(step):g} epochs, {meta['seconds']} s")
+    epochs = f"{lengths.epoch(step):g} epochs"
+    print(f"\n{config.model.name}: {step} steps, {epochs}, {meta['seconds']} s")
     for which in ("best", "last"):
         if result := summary[which]:
+            top1, top5 = (f"{100 * result[name]:6.2f} %" for name in ("top1", "top5"))
             print(
-                f"  {which}  top-1 {100 * result['top1']:6.2f} %  top-5 {100 * result['top5']:6.2f} %"
-                f"  loss {result['loss']:.4f}  (step {result['step']})"
+                f"  {which}  top-1 {top1}  top-5 {top5}  loss {result['loss']:.4f}"
+                f"  (step {result['step']})"
             )
     print(f"  {workdir}: checkpoints/, metrics.jsonl, summary.json, config.json, tensorboard/")
-    print(f"  evaluate it again:  python -m jaxcls.main --config=... --workdir={workdir} --mode=eval")
+    print(f"  evaluate again:  python -m jaxcls.main --config=... --workdir={workdir} --mode=eval")
     print(
-        "  fine-tune from it:  python -m jaxcls.main --config=configs/finetune.py "
+        "  fine-tune from it: python -m jaxcls.main --config=configs/finetune.py "
         f"--config.init.checkpoint={workdir} --config.data.root=IMAGES --workdir=NEW"
     )

@@ -151,11 +151,13 @@ def test_frozen_batch_norm_keeps_its_statistics():
 def test_unknown_names_and_arguments():
     with pytest.raises(ValueError, match=r"unknown model 'ResNet50_v': did you mean ResNet50_v"):
         models.build("ResNet50_v")
-    with pytest.raises(ValueError, match="takes no argument widht; it takes .*width"):
+    with pytest.raises(ValueError, match=r"takes no argument widht; it takes .*width"):
         models.build("ResNet50", widht=3)
     with pytest.raises(ValueError, match="stem='conv9': choose one of"):
         jax.eval_shape(
-            models.build("ResNet18", stem="conv9").init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
+            models.build("ResNet18", stem="conv9").init,
+            jax.random.key(0),
+            jnp.zeros((1, 32, 32, 3)),
         )
 
 

@@ -36,7 +36,7 @@ def build(name: str, *, num_classes: int = 1000, **overrides) -> nn.Module:
     Args:
       name: one of `names()`.
       num_classes: width of the classifier.
-      **overrides: fields of `Ctx` (`dtype`, `bn_group`, ...) or of the family's class (`stem`, ...).
+      **overrides: fields of `Ctx` (`dtype`, `bn_group`, ...) or of the family's class.
 
     Raises:
       ValueError: an unknown name (with the closest ones) or an argument that the family lacks.

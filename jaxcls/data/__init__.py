@@ -1,0 +1,1 @@
+"""Images on their way to the device: sources -> decode -> ops -> loader, then device, mixing."""

@@ -1,0 +1,75 @@
+"""What happens to images on the device, inside the jitted step: flip and normalise."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+Batch = dict[str, jax.Array]
+
+
+def make(
+    *,
+    flip: float,
+    mean: Sequence[float],
+    std: Sequence[float],
+    train: bool,
+    dtype: DTypeLike = jnp.float32,
+    # The rest of config.image is done on the host, by data/ops.py.
+    size: int,
+    eval_size: int,
+    eval_resize: int,
+    crop: str,
+    crop_scale: Sequence[float],
+    crop_ratio: Sequence[float],
+    shift: int,
+    interpolation: str,
+) -> Callable[[jax.Array, Batch], Batch]:
+    """Returns `f(rng, batch) -> batch` that makes uint8 images ready for the network.
+
+    The images, uint8[B,H,W,C], become (x / 255 - mean) / std in `dtype`; in training each is
+    mirrored left to right before with probability `flip`. Floating images are taken as normalised
+    and stay exactly as they are. One key draws for the whole batch, so the outcome does not depend
+    on how the batch is spread over devices.
+
+    Args:
+      flip, mean, std, ...: `config.image`.
+      train: whether to flip.
+      dtype: of normalised images, float32 or float64.
+
+    Raises:
+      ValueError: here for values out of range; from `f` for images whose channels do not fit `mean`
+        and `std`, or that are neither uint8 nor floating.
+    """
+    del size, eval_size, eval_resize, crop, crop_scale, crop_ratio, shift, interpolation
+    if not 0 <= flip <= 1:
+        raise ValueError(f"config.image.flip = {flip}: write a probability, from 0 to 1")
+    if len(mean) != len(std) or not all(s > 0 for s in std):
+        raise ValueError(
+            f"config.image.mean = {tuple(mean)}, config.image.std = {tuple(std)}: write as many "
+            "means as standard deviations, and these above 0"
+        )
+
+    def prepare(rng: jax.Array, batch: Batch) -> Batch:
+        image = batch["image"]
+        if jnp.issubdtype(image.dtype, jnp.floating):
+            return batch
+        if image.dtype != jnp.uint8:
+            raise ValueError(
+                f"images are {image.dtype}{list(image.shape)}: give uint8 pixels, or floating "
+                "numbers that are already normalised"
+            )
+        channels = image.shape[-1]
+        if channels != len(mean):
+            raise ValueError(
+                f"images have {channels} channel(s), config.image.mean and config.image.std have "
+                f"{len(mean)}: write {channels}-tuples, such as {(0.5,) * channels}"
+            )
+        if train and flip:
+            mirrored = jax.random.bernoulli(rng, flip, image.shape[:1])
+            image = jnp.where(mirrored[:, None, None, None], image[:, :, ::-1], image)
+        image = (image.astype(dtype) / 255 - jnp.array(mean, dtype)) / jnp.array(std, dtype)
+        return {**batch, "image": image}
+
+    return prepare

@@ -1,0 +1,216 @@
+"""Precisions: what computes in which dtype, and the loss scale that float16 needs.
+
+| name                | convolutions, matmuls | between layers | parameters | BatchNorm | head    |
+|---------------------|-----------------------|----------------|------------|-----------|---------|
+| float32 = O0        | float32               | float32        | float32    | float32   | float32 |
+| O1, O1_bfloat16     | half                  | float32        | float32    | float32   | float32 |
+| float16 = O2        | half                  | half           | float32    | float32   | float32 |
+| bfloat16            | half                  | half           | float32    | float32   | float32 |
+| O3, O3_bfloat16     | half                  | half           | half       | half      | half    |
+| float64             | float64               | float64        | float64    | float64   | float64 |
+
+O0 to O3 are the levels of MindSpore's and Apex's mixed precision. What stays float32: in O1 all but
+the operations of a list of safe ones; in O2 only what is unsafe in half precision (parameters, so
+that small updates are not rounded away; statistics; head and loss); in O3 nothing of the network.
+In all of them the loss, the gradients after unscaling and the optimizer's state are float32
+(float64 in float64). "auto" is bfloat16 on accelerators and float32 on a CPU.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxcls.config import choose, refuse_unused
+
+_F16, _BF16, _F32, _F64 = jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64
+
+# name: (compute, between layers, parameters, BatchNorm, head)
+DTYPES = {
+    "float32": (_F32, _F32, _F32, _F32, _F32),
+    "O0": (_F32, _F32, _F32, _F32, _F32),
+    "O1": (_F16, _F32, _F32, _F32, _F32),
+    "O1_bfloat16": (_BF16, _F32, _F32, _F32, _F32),
+    "float16": (_F16, _F16, _F32, _F32, _F32),
+    "O2": (_F16, _F16, _F32, _F32, _F32),
+    "bfloat16": (_BF16, _BF16, _F32, _F32, _F32),
+    "O3": (_F16, _F16, _F16, _F16, _F16),
+    "O3_bfloat16": (_BF16, _BF16, _BF16, _BF16, _BF16),
+    "float64": (_F64, _F64, _F64, _F64, _F64),
+}
+
+# What each kind of loss scaling takes, and the defaults (those of configs/base.py).
+LOSS_SCALES = {
+    "none": (),
+    "static": ("scale", "max_skipped"),
+    "dynamic": ("scale", "growth", "growth_interval", "backoff", "min_scale", "max_skipped"),
+}
+DEFAULTS = {
+    "scale": 65536.0,
+    "growth": 2.0,
+    "growth_interval": 2000,
+    "backoff": 0.5,
+    "min_scale": 1.0,
+    "max_skipped": 50,
+}
+
+
+class LossScale(struct.PyTreeNode):
+    """The factor on the loss that keeps small float16 gradients from vanishing, and its counters.
+
+    Part of the train state in every precision, so that skipped steps are counted in all of them.
+    The rule is that of `flax.training.dynamic_scale.DynamicScale`. That class scales, unscales and
+    updates in one call around one gradient; accumulating over micro-batches needs these apart: each
+    micro-batch is scaled, their mean is unscaled and tested, and the scale is updated once a step.
+    """
+
+    scale: jax.Array  # float32
+    good_steps: jax.Array  # int32, finite steps since the last change of the scale
+    skipped: jax.Array  # int32, steps that were not finite, in the whole run
+    skipped_in_a_row: jax.Array  # int32, up to the last step
+    # A scale that never moves, static or 1, is a dynamic one whose factors are 1.
+    growth: float = struct.field(pytree_node=False, default=1.0)
+    growth_interval: int = struct.field(pytree_node=False, default=1)
+    backoff: float = struct.field(pytree_node=False, default=1.0)
+    min_scale: float = struct.field(pytree_node=False, default=0.0)
+
+    def scale_loss(self, loss: jax.Array) -> jax.Array:
+        """Returns the loss to differentiate."""
+        return loss * self.scale
+
+    def unscale(self, grads: Any) -> Any:
+        """Returns the gradients of the loss itself, in float32 at least."""
+        return jax.tree.map(
+            lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)) / self.scale, grads
+        )
+
+    def update(self, finite: jax.Array) -> "LossScale":
+        """Returns the state after a step.
+
+        The scale grows at a finite step that follows `growth_interval` finite ones, at most to
+        float32's largest number, and shrinks, at least to `min_scale`, when a step is not finite.
+
+        Args:
+          finite: bool scalar, whether loss and gradients of the step were.
+        """
+        grow = self.good_steps == self.growth_interval
+        largest = jnp.finfo(jnp.float32).max
+        grown = jnp.where(grow, jnp.minimum(self.scale * self.growth, largest), self.scale)
+        shrunk = jnp.maximum(self.scale * self.backoff, self.min_scale)
+        return self.replace(
+            scale=jnp.where(finite, grown, shrunk),
+            good_steps=jnp.where(finite & ~grow, self.good_steps + 1, 0),
+            skipped=self.skipped + jnp.where(finite, 0, 1),
+            skipped_in_a_row=jnp.where(finite, 0, self.skipped_in_a_row + 1),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    """The dtypes of a network, and how its loss is scaled."""
+
+    name: str  # never "auto"
+    dtype: Any  # of the inputs of convolutions and matmuls
+    feature_dtype: Any  # of what flows between layers
+    param_dtype: Any  # of parameters
+    norm_dtype: Any  # of BatchNorm's arithmetic and statistics
+    head_dtype: Any  # of the last layers, from pooled features to logits
+    matmul_precision: str  # for jax.default_matmul_precision
+    loss_scaling: str  # "none", "static" or "dynamic"
+    max_skipped: int  # skipped steps in a row that stop the run; 1 without loss scaling
+    scale: float = 1.0
+    growth: float = 1.0
+    growth_interval: int = 1  # steps
+    backoff: float = 1.0
+    min_scale: float = 0.0
+
+    def initial_loss_scale(self) -> LossScale:
+        """Returns the loss scale of a run's first step."""
+
+        def zero():  # one array each: the train state is donated, and a buffer only once
+            return jnp.zeros((), jnp.int32)
+
+        return LossScale(
+            scale=jnp.full((), self.scale, jnp.float32),
+            good_steps=zero(),
+            skipped=zero(),
+            skipped_in_a_row=zero(),
+            growth=self.growth,
+            growth_interval=self.growth_interval,
+            backoff=self.backoff,
+            min_scale=self.min_scale,
+        )
+
+
+def make(
+    *,
+    name: str,
+    loss_scale: str,
+    scale: float,
+    growth: float,
+    growth_interval: int,
+    backoff: float,
+    min_scale: float,
+    max_skipped: int,
+    platform: str,
+) -> Precision:
+    """Returns the precision of `config.precision` on a platform ("cpu", "gpu" or "tpu").
+
+    Raises:
+      ValueError: an unknown name; float64 without JAX's 64-bit mode; a key out of its range, or set
+        though the loss scaling does not take it.
+    """
+    if name == "auto":
+        name = "float32" if platform == "cpu" else "bfloat16"
+    name = choose("config.precision.name", name, (*DTYPES, "auto"))
+    dtypes = DTYPES[name]
+    if dtypes[0] == _F64 and not jax.config.jax_enable_x64:
+        raise ValueError(
+            'config.precision.name = "float64": JAX computes in 64 bits only with JAX_ENABLE_X64=1 '
+            "in the environment"
+        )
+
+    if loss_scale == "auto":
+        loss_scale = "dynamic" if dtypes[0] == _F16 else "none"
+    loss_scale = choose("config.precision.loss_scale", loss_scale, (*LOSS_SCALES, "auto"))
+    values = {
+        "scale": scale,
+        "growth": growth,
+        "growth_interval": growth_interval,
+        "backoff": backoff,
+        "min_scale": min_scale,
+        "max_skipped": max_skipped,
+    }
+    takes = LOSS_SCALES[loss_scale]
+    refuse_unused("precision", f"loss_scale = {loss_scale}", values, DEFAULTS, takes)
+    allowed = {
+        "scale": (0 < scale < math.inf, "a number above 0"),
+        "growth": (1 < growth < math.inf, "a factor above 1"),
+        "growth_interval": (growth_interval >= 1, "at least 1 step"),
+        "backoff": (0 < backoff < 1, "a factor between 0 and 1"),
+        "min_scale": (0 < min_scale <= scale, f"a number above 0, at most scale = {scale}"),
+        "max_skipped": (max_skipped >= 1, "at least 1 step"),
+    }
+    for key in takes:
+        ok, want = allowed[key]
+        if not ok:
+            raise ValueError(f"config.precision.{key} = {values[key]}: write {want}")
+
+    half = jnp.finfo(dtypes[0]).bits == 16
+    return Precision(
+        name,
+        *dtypes,
+        # TF32 on GPUs and bfloat16 passes on TPUs are not float32; in half precision they suffice.
+        matmul_precision="default" if half else "highest",
+        loss_scaling=loss_scale,
+        # Nothing backs off without loss scaling: the next step would most likely fail again.
+        **{"max_skipped": 1} | {key: values[key] for key in takes},
+    )
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Returns whether every number in the tree is finite, a bool scalar."""
+    return jnp.all(jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]))

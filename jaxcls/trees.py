@@ -1,0 +1,94 @@
+"""Names of parameters, and rules over them: the only place that matches regexes against names.
+
+The path of a parameter is the names of its tree joined by "/": "stage1/block1/conv1/kernel".
+A rule is a regex that is searched for in the path (`re.search`): "^stage1/", "/bias$", "bn".
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+
+
+def _join(key_path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(key_path, simple=True, separator="/")
+
+
+def paths(tree: Any) -> list[str]:
+    """Returns the path of every leaf, in the order of `jax.tree.leaves`."""
+    return [_join(key_path) for key_path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def map_with_path(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """Returns the tree of `f(path, leaf, *leaves of rest)`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda key_path, *x: f(_join(key_path), *x), tree, *rest
+    )
+
+
+def matches(patterns: Iterable[str], path: str) -> bool:
+    """Returns whether any of the patterns is found in `path`."""
+    return any(re.search(pattern, path) for pattern in patterns)
+
+
+def mask(tree: Any, patterns: Sequence[str]) -> Any:
+    """Returns the tree of bools: whether any of the patterns is found in the path of the leaf."""
+    return map_with_path(lambda path, _: matches(patterns, path), tree)
+
+
+def multipliers(tree: Any, rules: Sequence[tuple[str, float]]) -> Any:
+    """Returns the tree of floats: the factor of the first rule found in the path, otherwise 1.0."""
+
+    def factor(path, _):
+        return next((float(f) for pattern, f in rules if re.search(pattern, path)), 1.0)
+
+    return map_with_path(factor, tree)
+
+
+def check(patterns: Iterable[str], tree: Any, key: str) -> None:
+    """Refuses rules that do nothing.
+
+    Raises:
+      ValueError: a pattern is not a regex or matches no leaf of `tree`. The message names the
+        config key `key` and the names that there are.
+    """
+    names = paths(tree)
+    for pattern in patterns:
+        try:
+            found = any(re.search(pattern, name) for name in names)
+        except (re.error, TypeError) as e:
+            raise ValueError(
+                f"config.{key}: {pattern!r} is not a regular expression: {e}"
+            ) from None
+        if not found:
+            top = ", ".join(dict.fromkeys(name.partition("/")[0] for name in names))
+            literal = re.sub(r"\\.|[^\w/]", "", pattern)
+            close = difflib.get_close_matches(literal, names, n=1, cutoff=0.0)
+            hint = f"; the closest parameter is {close[0]}" if close else ""
+            raise ValueError(
+                f"config.{key}: {pattern!r} matches no parameter; "
+                f"their names begin with {top}{hint}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenModules:
+    """Says of a normalisation layer whether all its parameters (scale, bias) match the patterns.
+
+    Hashable and picklable, since it is a field of Flax modules.
+    """
+
+    patterns: tuple[str, ...] = ()
+
+    def __call__(self, path: str | Sequence[str]) -> bool:
+        """Returns the answer for a layer, given as "stage1/block1/bn1" or as Flax's `self.path`."""
+        path = path if isinstance(path, str) else "/".join(path)
+        return all(matches(self.patterns, f"{path}/{name}") for name in ("scale", "bias"))
+
+
+def frozen_modules(patterns: Iterable[str]) -> FrozenModules:
+    """Returns the predicate over paths of modules for `Ctx.frozen`, from `config.optim.frozen`."""
+    return FrozenModules(tuple(patterns))

@@ -1,0 +1,845 @@
+"""Checkpoints: what was saved comes back bit for bit, or the user is told why not.
+
+`python tests/test_checkpoint.py` writes tests/golden/ckpt again: only after a wanted change of
+format, which makes the checkpoints of earlier runs unreadable.
+"""
+
+import contextlib
+import errno
+import functools
+import hashlib
+import json
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxcls import checkpoint, trees
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parent / "golden" / "ckpt"
+TX = optax.chain(optax.trace(0.9), optax.scale_by_schedule(lambda count: -0.1), optax.identity())
+
+
+@flax.struct.dataclass
+class State:
+    step: Any
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    loss_scale: Any
+    ema: Any
+    rng: Any
+
+
+def make_state(step=7, *, classes=4, width=8, ema=True, dtype=jnp.float32):
+    """Returns a state whose every value follows from `step` and the number of the tensor."""
+
+    def fill(number, leaf):
+        values = np.arange(leaf.size, dtype=np.float64).reshape(leaf.shape)
+        return jnp.asarray(np.sin(values + 10 * number + step), leaf.dtype)
+
+    params = {
+        "stem": {"conv1": {"kernel": jnp.zeros((3, 3, 2, width), dtype)}},
+        "stage1": {"bn1": {"scale": jnp.zeros(width), "bias": jnp.zeros(width)}},
+        "head": {"fc": {"kernel": jnp.zeros((width, classes)), "bias": jnp.zeros(classes)}},
+    }
+    stats = {"stage1": {"bn1": {"mean": jnp.zeros(width), "var": jnp.zeros(width)}}}
+    state = State(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=stats,
+        opt_state=TX.init(params),
+        loss_scale={"scale": jnp.zeros(()), "good": jnp.zeros((), jnp.int32)},
+        ema={"params": params, "batch_stats": stats} if ema else None,
+        rng=jnp.zeros(2, jnp.uint32),
+    )
+    leaves, structure = jax.tree.flatten(state)
+    state = structure.unflatten([fill(i, leaf) for i, leaf in enumerate(leaves)])
+    rng = jax.random.key_data(jax.random.key(step))
+    return state.replace(step=jnp.int32(step), rng=rng)
+
+
+def abstract(state, sharding=lambda leaf: leaf.sharding):
+    def spec(x):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(x))
+
+    return jax.tree.map(spec, state)
+
+
+def assert_same(a, b):
+    """The same structure, dtypes and bits."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for path, x, y in zip(trees.paths(a), jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype, path
+        assert x.shape == y.shape, path
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes(), path
+
+
+@contextlib.contextmanager
+def opened(directory, keep=3, best="top1"):
+    """Yields (checkpoints, the lines that it reports)."""
+    lines = []
+    checkpoints = checkpoint.Checkpoints(directory, keep=keep, best=best, report=lines.append)
+    try:
+        yield checkpoints, lines
+    finally:
+        checkpoints.close()
+
+
+def save(directory, *steps, **changes):
+    with opened(directory) as (checkpoints, _):
+        for step in steps:
+            meta = {"step": step, "class_names": ["a", "b", "c", "d"]}
+            checkpoints.save(step, make_state(step, **changes), meta)
+
+
+def restore(directory, target=None):
+    """Returns (restored, lines)."""
+    with opened(directory) as (checkpoints, lines):
+        return checkpoints.restore(abstract(make_state(0) if target is None else target)), lines
+
+
+def steps_in(directory):
+    return sorted(int(p.name) for p in Path(directory).iterdir() if p.name.isdigit())
+
+
+def array_file(step_directory):
+    """The file of orbax's that holds the values of arrays as small as these."""
+    (file,) = step_directory.glob("state/d/*")
+    return file
+
+
+# -- Saving and restoring ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"ema": False}, {"dtype": jnp.bfloat16}, {"dtype": jnp.float16}]
+)
+def test_a_state_comes_back_bit_for_bit(tmp_path, changes):
+    state = make_state(7, **changes)
+    meta = {"position": 7, "class_names": ["cat", "dog"], "window": {"loss": 0.1}, "none": None}
+    with opened(tmp_path) as (checkpoints, _):
+        assert checkpoints.restore(abstract(state)) is None
+        assert checkpoints.latest_step() is None
+        assert checkpoints.save(7, state, meta)
+        assert checkpoints.latest_step() == 7
+    restored, lines = restore(tmp_path, state)
+    assert_same(restored[0], state)
+    assert restored[1] == meta
+    assert lines == []
+
+
+def test_a_state_with_typed_keys_comes_back(tmp_path):
+    state = {"rng": jax.random.key(3), "x": jnp.arange(3.0)}
+    with opened(tmp_path) as (checkpoints, _):
+        checkpoints.save(1, state, {})
+        checkpoints.wait()
+        (restored, _) = checkpoints.restore(abstract(state))
+    assert restored["rng"].dtype == state["rng"].dtype
+    np.testing.assert_array_equal(
+        jax.random.normal(restored["rng"], (4,)), jax.random.normal(state["rng"], (4,))
+    )
+
+
+def test_what_is_saved_survives_the_donation_of_its_buffers(tmp_path):
+    step = jax.jit(lambda s: jax.tree.map(lambda x: x * 2, s), donate_argnums=0)
+    state = {"x": jnp.ones((1024, 1024)), "y": jnp.ones((512, 512))}
+    with opened(tmp_path) as (checkpoints, _):
+        checkpoints.save(1, state, {})
+        for _ in range(3):
+            state = step(state)
+        checkpoints.wait()
+        restored, _ = checkpoints.restore(abstract(state))
+    assert all((x == 1).all() for x in jax.tree.leaves(restored))
+    assert all((x == 8).all() for x in jax.tree.leaves(state))
+
+
+def test_from_1_to_4_devices_and_back(tmp_path):
+    def sharding(devices):
+        mesh = jax.make_mesh(
+            (devices,),
+            ("fsdp",),
+            axis_types=(jax.sharding.AxisType.Auto,),
+            devices=jax.devices()[:devices],
+        )
+
+        def of(leaf):
+            split = leaf.ndim > 0 and leaf.shape[-1] % 4 == 0
+            spec = PartitionSpec(*[None] * (leaf.ndim - 1), "fsdp") if split else PartitionSpec()
+            return NamedSharding(mesh, spec)
+
+        return of
+
+    original = make_state(1)
+    state = jax.device_put(original, jax.tree.map(sharding(1), original))
+    for step, devices in ((1, 4), (2, 1), (3, 4)):
+        with opened(tmp_path) as (checkpoints, _):
+            checkpoints.save(step, state, {})
+            checkpoints.wait()
+            state, _ = checkpoints.restore(abstract(original, sharding(devices)))
+        assert state.params["head"]["fc"]["kernel"].sharding.num_devices == devices
+        assert len({s.data.shape for s in state.params["head"]["fc"]["kernel"].addressable_shards})
+        assert_same(state, original)
+
+
+def test_keeps_the_newest_and_the_best(tmp_path):
+    top1 = {1: 0.1, 2: 0.9, 3: 0.3, 4: float("nan"), 5: None, 6: 0.4}
+    with opened(tmp_path, keep=2) as (checkpoints, _):
+        for step, value in top1.items():
+            metrics = None if value is None else {"loss": 1.0, "top1": value}
+            checkpoints.save(step, make_state(step), {}, metrics)
+        checkpoints.wait()
+        assert checkpoints.best_step() == 2
+        assert checkpoints.latest_step() == 6
+    assert steps_in(tmp_path) == [2, 5, 6]
+    with opened(tmp_path, keep=2) as (checkpoints, _):  # the metrics were stored
+        assert checkpoints.best_step() == 2
+        checkpoints.save(7, make_state(7), {}, {"loss": 1.0, "top1": 0.95})
+        checkpoints.wait()
+        assert checkpoints.best_step() == 7
+    assert steps_in(tmp_path) == [6, 7]
+
+
+def test_the_best_loss_is_the_least(tmp_path):
+    with opened(tmp_path, keep=1, best="loss") as (checkpoints, _):
+        for step, loss in ((1, 0.5), (2, 0.2), (3, 0.4), (4, 0.3)):
+            checkpoints.save(step, make_state(step), {}, {"loss": loss})
+    assert steps_in(tmp_path) == [2, 4]
+
+
+def test_resuming_with_another_best_metric(tmp_path):
+    with opened(tmp_path, keep=1) as (checkpoints, _):
+        checkpoints.save(1, make_state(1), {}, {"top1": 0.9})
+    with opened(tmp_path, keep=1, best="loss") as (checkpoints, _):
+        for step, loss in ((2, 0.2), (3, 0.4)):
+            checkpoints.save(step, make_state(step), {}, {"loss": loss})
+        checkpoints.wait()
+        assert checkpoints.best_step() == 2
+    assert steps_in(tmp_path) == [2, 3]
+
+
+def test_saving_a_step_again_and_an_older_one(tmp_path):
+    with opened(tmp_path) as (checkpoints, _):
+        assert checkpoints.save(5, make_state(5), {})
+        assert not checkpoints.save(5, make_state(5), {})
+        with pytest.raises(AssertionError, match="step 4 is below the checkpoint 5"):
+            checkpoints.save(4, make_state(4), {})
+
+
+def test_bad_arguments(tmp_path):
+    with pytest.raises(ValueError, match=r"config.checkpoint.keep = 0"):
+        checkpoint.Checkpoints(tmp_path, keep=0, best="top1")
+    with opened(tmp_path, best="top7") as (checkpoints, _):
+        with pytest.raises(ValueError, match=r"config.checkpoint.best = 'top7'.*loss, top1"):
+            checkpoints.save(1, make_state(1), {}, {"loss": 0.1, "top1": 0.5})
+        with pytest.raises(TypeError, match="JSON"):
+            checkpoints.save(1, make_state(1), {"x": object()})
+
+
+# -- Damage --------------------------------------------------------------------------------------
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES = {
+    "a flipped bit in an array": lambda d: flip(array_file(d)),
+    "a truncated array": lambda d: truncate(array_file(d)),
+    "a deleted array": lambda d: array_file(d).unlink(),
+    "a truncated manifest": lambda d: truncate(d / "state/manifest.ocdbt"),
+    "a flipped bit in the meta data": lambda d: flip(d / "meta/metadata"),
+    "a flipped bit in orbax's metadata": lambda d: flip(d / "state/_METADATA"),
+    "truncated metrics": lambda d: truncate(d / "metrics/metrics"),
+    "truncated checksums": lambda d: truncate(d / checkpoint.CHECKSUMS),
+    "a deleted state": lambda d: shutil.rmtree(d / "state"),
+    "unverified and a deleted array": lambda d: (
+        (d / checkpoint.CHECKSUMS).unlink(),
+        array_file(d).unlink(),
+    ),
+    "unverified and a deleted state": lambda d: (
+        (d / checkpoint.CHECKSUMS).unlink(),
+        shutil.rmtree(d / "state"),
+    ),
+    "an empty directory": lambda d: (shutil.rmtree(d), d.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside(tmp_path, damage):
+    with opened(tmp_path) as (checkpoints, _):
+        for step in (1, 2):
+            checkpoints.save(step, make_state(step), {"step": step}, {"top1": 0.5})
+    DAMAGES[damage](tmp_path / "2")
+    with opened(tmp_path) as (checkpoints, lines):
+        state, meta = checkpoints.restore(abstract(make_state(0)))
+        assert_same(state, make_state(1))
+        assert meta == {"step": 1}
+        (line,) = [line for line in lines if "unverified" not in line]
+        assert str(tmp_path / "2") in line
+        assert "is damaged (" in line
+        assert "set aside as damaged-2" in line
+        assert "\n" not in line
+        assert steps_in(tmp_path) == [1]
+        assert (tmp_path / "damaged-2").is_dir()
+        # The run goes on from step 1 and saves step 2 again.
+        assert checkpoints.latest_step() == 1
+        assert checkpoints.save(2, make_state(2), {"step": 2})
+    restored, lines = restore(tmp_path)
+    assert_same(restored[0], make_state(2))
+    assert lines == []
+
+
+@pytest.mark.parametrize("damage", [truncate, Path.unlink])
+def test_orbax_record_of_a_checkpoint_holds_nothing_that_is_needed(tmp_path, damage):
+    save(tmp_path, 1)
+    damage(tmp_path / "1" / checkpoint.STAMPED)  # the one file without a checksum
+    restored, lines = restore(tmp_path)
+    assert_same(restored[0], make_state(1))
+    assert lines == []
+
+
+def test_all_damaged(tmp_path):
+    save(tmp_path, 1, 2)
+    flip(array_file(tmp_path / "1"))
+    flip(array_file(tmp_path / "2"))
+    restored, lines = restore(tmp_path)
+    assert restored is None
+    assert [line.rpartition("set aside as ")[2] for line in lines] == [
+        "damaged-2",
+        "damaged-1",
+    ]
+
+
+def test_the_same_step_damaged_twice(tmp_path):
+    for _ in range(2):
+        save(tmp_path, 1)
+        flip(array_file(tmp_path / "1"))
+        assert restore(tmp_path)[0] is None
+    assert len(list(tmp_path.glob("damaged-1*"))) == 2
+
+
+def test_without_checksums_a_checkpoint_is_used_and_reported(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / "1" / checkpoint.CHECKSUMS).unlink()
+    restored, lines = restore(tmp_path)
+    assert_same(restored[0], make_state(1))
+    (line,) = lines
+    assert "has no checksums.json" in line
+
+
+def test_checksums_are_of_every_file_and_go_with_their_step(tmp_path):
+    save(tmp_path, 1)
+    listed = json.loads((tmp_path / "1" / checkpoint.CHECKSUMS).read_text())
+    files = [p for p in (tmp_path / "1").rglob("*") if p.is_file()]
+    names = {p.relative_to(tmp_path / "1").as_posix() for p in files}
+    unlisted = {checkpoint.CHECKSUMS, checkpoint.STAMPED, "commit_success.txt"}
+    assert names - listed.keys() <= unlisted
+    for name, digest in listed.items():
+        assert hashlib.sha256((tmp_path / "1" / name).read_bytes()).hexdigest() == digest
+    save(tmp_path, 2, 3, 4)
+    assert steps_in(tmp_path) == [2, 3, 4]
+    assert {p.name for p in tmp_path.iterdir()} == {"2", "3", "4"}
+
+
+# -- Another model -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("other", "tensors"),
+    [
+        ({"classes": 5}, ["params/head/fc/kernel: float32[8,4] in the checkpoint, float32[8,5]"]),
+        ({"dtype": jnp.bfloat16}, ["params/stem/conv1/kernel: float32[3,3,2,8] in the checkpoint"]),
+        ({"ema": False}, ["ema/params/head/fc/bias: float32[4] in the checkpoint, nothing here"]),
+        ({"width": 16}, ["opt_state/0/trace/", "; and "]),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused_and_left_alone(tmp_path, other, tensors):
+    save(tmp_path, 1, 2)
+    with pytest.raises(ValueError, match="of another model or configuration") as e:
+        restore(tmp_path, make_state(0, **other))
+    message = str(e.value)
+    assert str(tmp_path / "2") in message
+    assert "choose another --workdir" in message
+    assert "\n" not in message
+    assert all(tensor in message for tensor in tensors)
+    assert steps_in(tmp_path) == [1, 2]
+    assert_same(restore(tmp_path)[0][0], make_state(2))
+
+
+def test_what_fails_on_verified_files_is_not_damage(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    with opened(tmp_path) as (checkpoints, lines):
+
+        def short_of_memory(*args, **kwargs):
+            raise ValueError("RESOURCE_EXHAUSTED: out of memory")
+
+        monkeypatch.setattr(checkpoints._manager, "restore", short_of_memory)
+        with pytest.raises(ValueError, match="RESOURCE_EXHAUSTED"):
+            checkpoints.restore(abstract(make_state(0)))
+    assert lines == []
+    assert steps_in(tmp_path) == [1]
+
+
+# -- Kills and full disks ------------------------------------------------------------------------
+
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+os.environ["JAX_PLATFORMS"] = "cpu"
+from test_checkpoint import checkpoint, make_state
+
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+checkpoints = checkpoint.Checkpoints({directory!r}, keep=1, best="top1")
+checkpoints.save(1, make_state(1), {{"step": 1}})
+checkpoints.wait()
+{patch}
+checkpoints.save(2, make_state(2), {{"step": 2}})
+checkpoints.wait()
+sys.exit("was not killed")
+"""
+
+
+@pytest.mark.parametrize(
+    ("patch", "survivor"),
+    [
+        # while orbax writes the arrays
+        ("import orbax.checkpoint as ocp; ocp.JsonCheckpointHandler.finalize = die; "
+         "ocp.StandardCheckpointHandler.finalize = die", 1),
+        # everything is written but the checksums, then half of them
+        ("checkpoint._add_checksums = die", 1),
+        ("digest = checkpoint._digest; checkpoint._digest = lambda path: "
+         "die() if 'manifest' in path.name else digest(path)", 1),
+        # the checkpoint is complete, the one before is not deleted yet
+        ("checkpoints._manager._checkpoint_deleter.delete_steps = die", 2),
+    ],
+)  # fmt: skip
+def test_kill_9_in_the_middle_of_a_save(tmp_path, patch, survivor):
+    code = textwrap.dedent(KILLED).format(
+        root=str(ROOT), tests=str(ROOT / "tests"), directory=str(tmp_path), patch=patch
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    half_written = [p for p in tmp_path.iterdir() if not p.name.isdigit()]
+    assert bool(half_written) == (survivor == 1)
+    with opened(tmp_path, keep=1) as (checkpoints, lines):
+        state, meta = checkpoints.restore(abstract(make_state(0)))
+        assert_same(state, make_state(survivor))
+        assert meta == {"step": survivor}
+        assert lines == []
+        checkpoints.save(survivor + 1, make_state(survivor + 1), {})
+    assert {p.name for p in tmp_path.iterdir()} - {"1"} == {str(survivor + 1)}
+
+
+@contextlib.contextmanager
+def small_files(limit):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def noise(size):
+    """Incompressible: orbax compresses."""
+    return {"x": jnp.asarray(np.random.default_rng(0).normal(size=size), jnp.float32)}
+
+
+def assert_failed_save_leaves_the_one_before(checkpoints, small, large, make_room, text):
+    checkpoints.save(1, small, {"step": 1})
+    checkpoints.wait()
+    with make_room():
+        checkpoints.save(2, large, {})
+        with pytest.raises(checkpoint.SaveError, match="checkpoint of step 2 could not") as e:
+            checkpoints.wait()
+        assert text in str(e.value)
+        assert "step 1 is intact" in str(e.value)
+        assert "\n" not in str(e.value)
+        assert checkpoints.latest_step() == 1
+        assert {p.name for p in Path(checkpoints._directory).iterdir()} == {"1"}
+        restored, meta = checkpoints.restore(abstract(small))
+        assert_same(restored, small)
+        assert meta == {"step": 1}
+
+
+def test_a_save_that_cannot_be_written(tmp_path, capfd):
+    with opened(tmp_path) as (checkpoints, lines):
+        small, large = noise(1000), noise(200_000)
+        assert_failed_save_leaves_the_one_before(
+            checkpoints, small, large, functools.partial(small_files, 100_000), "too large"
+        )
+        checkpoints.save(2, small, {})  # the same run, or the next, can go on
+    assert lines == []
+    assert steps_in(tmp_path) == [1, 2]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_full_disk(tmp_path):
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs a small file system: root that may mount")
+    try:
+        with opened(tmp_path) as (checkpoints, _):
+            small, large = noise(1000), noise(1_000_000)
+            room = contextlib.nullcontext
+            assert_failed_save_leaves_the_one_before(
+                checkpoints, small, large, room, "disk is full"
+            )
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+# -- Several processes ---------------------------------------------------------------------------
+
+
+PROCESS = """
+import os, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = ""
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize("localhost:{port}", 2, int(sys.argv[1]))
+from jax.experimental import multihost_utils
+from test_checkpoint import *
+
+mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+sharding = NamedSharding(mesh, PartitionSpec("fsdp"))
+directory = Path({directory!r})
+
+def put(step):
+    value = np.arange(8.0, dtype=np.float32) + step
+    x = jax.make_array_from_callback((8,), sharding, lambda i: value[i])
+    return {{"params": {{"x": x}}}}
+
+with checkpoint.lock(directory):
+    with opened(directory / "checkpoints") as (checkpoints, _):
+        for step in (1, 2, 3):
+            checkpoints.save(step, put(step), {{"step": step}}, {{"top1": 0.5}})
+    if jax.process_index() == 0:
+        flip(array_file(directory / "checkpoints/3"))
+        truncate(directory / "checkpoints/2/metrics/metrics")  # orbax fails when it lists
+    multihost_utils.sync_global_devices("damaged")
+    with opened(directory / "checkpoints") as (checkpoints, lines):
+        state, meta = checkpoints.restore(abstract(put(0)))
+        assert meta == {{"step": 1}}, meta
+        for shard in state["params"]["x"].addressable_shards:
+            assert (np.asarray(shard.data) == np.arange(8.0)[shard.index] + 1).all()
+        assert len(lines) == (2 if jax.process_index() == 0 else 0), lines
+        checkpoints.save(2, put(2), {{"step": 2}})
+    variables, meta = checkpoint.load(directory)
+    assert (variables["params"]["x"] == np.arange(8.0) + 2).all()
+"""
+
+
+def test_two_processes_agree_on_what_is_damaged(tmp_path):
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    code = PROCESS.format(
+        root=str(ROOT), tests=str(ROOT / "tests"), directory=str(tmp_path), port=port
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(i)], stderr=subprocess.PIPE, text=True)
+        for i in range(2)
+    ]
+    try:
+        errors = [process.communicate(timeout=100)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    assert steps_in(tmp_path / "checkpoints") == [1, 2]
+    # One process with one device reads what two with two wrote.
+    target = {"params": {"x": jnp.zeros(8)}}
+    restored, _ = restore(tmp_path / "checkpoints", target)
+    np.testing.assert_array_equal(restored[0]["params"]["x"], np.arange(8.0) + 2)
+
+
+# -- The lock ------------------------------------------------------------------------------------
+
+
+def test_a_second_run_on_a_workdir_is_refused(tmp_path):
+    with checkpoint.lock(tmp_path / "new" / "run"):
+        with (
+            pytest.raises(ValueError, match=f"in use by process {os.getpid()} on .* since 20"),
+            checkpoint.lock(tmp_path / "new" / "run"),
+        ):
+            pass
+        with checkpoint.lock(tmp_path / "other"):
+            pass
+    with checkpoint.lock(tmp_path / "new" / "run"):
+        pass
+
+
+def test_the_lock_of_a_killed_run_is_free(tmp_path):
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+os.environ["JAX_PLATFORMS"] = "cpu"
+from jaxcls import checkpoint
+with checkpoint.lock({str(tmp_path)!r}):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as holder:
+        assert holder.stdout.readline() == "locked\n"
+        with (
+            pytest.raises(ValueError, match=f"in use by process {holder.pid} "),
+            checkpoint.lock(tmp_path),
+        ):
+            pass
+        holder.kill()
+        holder.wait()
+        with checkpoint.lock(tmp_path):
+            pass
+
+
+def test_a_workdir_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(
+            ValueError, match=r"cannot write to the working directory .*/file/run: Not a"
+        ),
+        checkpoint.lock(tmp_path / "file" / "run"),
+    ):
+        pass
+    tmp_path.chmod(0o555)
+    root = os.geteuid() == 0
+    if root:  # whom no permission stops
+        os.seteuid(65534)
+    try:
+        with (
+            pytest.raises(ValueError, match=r"cannot write to the working directory .*Permission"),
+            checkpoint.lock(tmp_path / "run"),
+        ):
+            pass
+    finally:
+        if root:
+            os.seteuid(0)
+        tmp_path.chmod(0o755)
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def flock(file, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(checkpoint.fcntl, "flock", flock)
+    with checkpoint.lock(tmp_path), checkpoint.lock(tmp_path):
+        pass
+
+
+def test_remote_workdirs_are_not_locked():
+    with checkpoint.lock("gs://bucket/run"), checkpoint.lock("gs://bucket/run"):
+        assert not Path("gs:").exists()
+
+
+# -- Weights: load, export, initialize -----------------------------------------------------------
+
+
+def variables_of(state):
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def test_load_accepts_a_workdir_its_checkpoints_one_of_them_and_an_export(tmp_path):
+    save(tmp_path / "run/checkpoints", 1, 2)
+    names = ["a", "b", "c", "d"]
+    for path, step in (("run", 2), ("run/checkpoints", 2), ("run/checkpoints/1", 1)):
+        variables, meta = checkpoint.load(tmp_path / path, ema=False)
+        assert_same(variables, variables_of(make_state(step)))
+        assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(variables))
+        assert meta == {"step": step, "class_names": names}
+        variables, _ = checkpoint.load(tmp_path / path, ema=True)
+        assert_same(variables, make_state(step).ema)
+    checkpoint.export(tmp_path / "out/weights", variables, {"model": "Tiny", "class_names": names})
+    for ema in (True, False):
+        exported, meta = checkpoint.load(tmp_path / "out/weights", ema=ema)
+        assert_same(exported, variables)
+        assert meta == {"model": "Tiny", "class_names": names}
+
+
+def test_load_takes_the_weights_where_there_is_no_average(tmp_path):
+    save(tmp_path, 1, ema=False)
+    variables, _ = checkpoint.load(tmp_path, ema=True)
+    assert_same(variables, variables_of(make_state(1, ema=False)))
+
+
+def test_load_passes_over_a_damaged_checkpoint_of_a_run_and_touches_nothing(tmp_path):
+    save(tmp_path, 1, 2)
+    flip(array_file(tmp_path / "2"))
+    lines = []
+    _, meta = checkpoint.load(tmp_path, report=lines.append)
+    assert meta["step"] == 1
+    assert len(lines) == 1
+    assert f"{tmp_path / '2'} is damaged" in lines[0]
+    assert steps_in(tmp_path) == [1, 2]
+    with pytest.raises(ValueError, match=r"no intact checkpoint .*is not what was written"):
+        checkpoint.load(tmp_path / "2", report=lines.append)
+
+
+def test_load_without_a_checkpoint(tmp_path):
+    for path in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(ValueError, match=f"{path}: no checkpoint there; give a run's"):
+            checkpoint.load(path)
+
+
+def test_an_export_does_not_overwrite(tmp_path):
+    with pytest.raises(ValueError, match="exists: choose another"):
+        checkpoint.export(tmp_path, variables_of(make_state(1)), {})
+
+
+def test_an_export_that_cannot_be_written_leaves_nothing(tmp_path):
+    with small_files(100_000), pytest.raises(checkpoint.SaveError, match="could not be written"):
+        checkpoint.export(tmp_path / "out", {"params": noise(200_000)}, {})
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        checkpoint.SaveError, match=r"file/sub/out could not be written: .*Not a dir"
+    ):
+        checkpoint.export(tmp_path / "file/sub/out", {"params": noise(10)}, {})
+
+
+def initialize(variables, directory, **changes):
+    """Returns (variables, the report)."""
+    lines = []
+    arguments = {"num_classes": 4, "checkpoint": directory, "ema": False} | changes
+    return checkpoint.initialize(variables, report=lines.append, **arguments), lines
+
+
+def test_fine_tuning_takes_everything_but_the_head_of_other_classes(tmp_path):
+    save(tmp_path, 1)
+    mesh = jax.make_mesh((2,), ("fsdp",), devices=jax.devices()[:2])
+    fresh = variables_of(make_state(9, classes=6, dtype=jnp.bfloat16))
+    sharding = NamedSharding(mesh, PartitionSpec())
+    fresh = jax.device_put(fresh, jax.tree.map(lambda x: sharding, fresh))
+    variables, lines = initialize(fresh, tmp_path, num_classes=6, class_names=list("uvwxyz"))
+    expected = variables_of(make_state(1))
+    expected["params"]["head"] = fresh["params"]["head"]
+    kernel = expected["params"]["stem"]["conv1"]["kernel"].astype(jnp.bfloat16)
+    expected["params"]["stem"]["conv1"]["kernel"] = kernel
+    assert_same(variables, expected)
+    assert all(x.sharding == sharding for x in jax.tree.leaves(variables))
+    assert lines == [
+        f"initialised 5 of 7 tensors from {tmp_path}",
+        "  not taken: params/head/fc/bias (4 classes in the checkpoint, 6 here)",
+        "  not taken: params/head/fc/kernel (4 classes in the checkpoint, 6 here)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("class_names", "taken"), [("abcd", True), ("abcx", False), ((), True), ("abcde", True)]
+)
+def test_fine_tuning_with_as_many_classes_looks_at_their_names(tmp_path, class_names, taken):
+    save(tmp_path, 1)
+    fresh = variables_of(make_state(9))
+    variables, lines = initialize(fresh, tmp_path, class_names=tuple(class_names))
+    head = make_state(1 if taken else 9).params["head"]
+    assert_same(variables["params"]["head"], head)
+    assert_same(variables["params"]["stage1"], make_state(1).params["stage1"])
+    line = "  not taken: params/head/fc/kernel (the classes have other names)"
+    assert (line in lines) == (not taken)
+
+
+def test_fine_tuning_from_the_average_and_with_reset(tmp_path):
+    save(tmp_path, 1)
+    reset = ("^stage1/", "fc/bias$")
+    variables, lines = initialize(variables_of(make_state(9)), tmp_path, ema=True, reset=reset)
+    fresh, average = make_state(9), make_state(1).ema
+    assert_same(variables["batch_stats"], fresh.batch_stats)
+    assert_same(variables["params"]["stage1"], fresh.params["stage1"])
+    assert_same(variables["params"]["stem"], average["params"]["stem"])
+    assert_same(
+        variables["params"]["head"]["fc"]["kernel"], average["params"]["head"]["fc"]["kernel"]
+    )
+    assert "  not taken: batch_stats/stage1/bn1/var (config.init.reset)" in lines
+    assert lines[0].startswith("initialised 2 of 7 tensors")
+
+
+def test_fine_tuning_from_another_model_names_every_tensor(tmp_path):
+    save(tmp_path, 1)
+    fresh = variables_of(make_state(9))
+    fresh["params"]["stem"]["conv1"]["kernel"] = jnp.zeros((3, 3, 2, 9))
+    fresh["params"]["neck"] = {"bias": jnp.zeros(3)}
+    del fresh["batch_stats"]["stage1"]["bn1"]["var"]
+    with pytest.raises(ValueError, match=r"config.init.checkpoint = .* does not fit") as e:
+        initialize(fresh, tmp_path)
+    for line in (
+        "params/stem/conv1/kernel: float32[3,3,2,8] in the checkpoint, float32[3,3,2,9] in the",
+        "params/neck/bias: not in the checkpoint",
+        "batch_stats/stage1/bn1/var: not in the model",
+    ):
+        assert line in str(e.value)
+    assert "head" not in str(e.value)
+    reset = ("^stem/conv1", "^neck/", "/var$")
+    _, lines = initialize(fresh, tmp_path, reset=reset)
+    assert lines[0].startswith("initialised 5 of 7 tensors")
+
+
+def test_a_hidden_layer_of_the_head_is_no_classifier(tmp_path):
+    save(tmp_path, 1)
+    other = variables_of(make_state(9, width=16))
+    with pytest.raises(ValueError, match="does not fit") as e:
+        initialize(other, tmp_path)
+    assert "params/head/fc/kernel: float32[8,4] in the checkpoint" in str(e.value)
+
+
+def test_a_reset_that_matches_nothing(tmp_path):
+    save(tmp_path, 1)
+    with pytest.raises(ValueError, match=r"config.init.reset: '\^haed/' matches no parameter"):
+        initialize(variables_of(make_state(9)), tmp_path, reset=("^haed/",))
+
+
+# -- Old checkpoints -----------------------------------------------------------------------------
+
+
+def test_the_golden_checkpoint_still_restores(tmp_path):
+    shutil.copytree(GOLDEN, tmp_path / "ckpt")
+    state = make_state(7)
+    restored, lines = restore(tmp_path / "ckpt", state)
+    assert lines == []
+    assert_same(restored[0], golden_state())
+    assert restored[1] == {"class_names": ["a", "b", "c", "d"], "window": {"loss": 0.25}}
+    variables, _ = checkpoint.load(GOLDEN)
+    assert_same(variables, golden_state().ema)
+
+
+def golden_state():
+    """As `make_state`, with values that every processor computes to the same bits."""
+    state = make_state(7)
+    leaves, structure = jax.tree.flatten(state)
+    values = [np.arange(x.size).reshape(x.shape) % 64 + i for i, x in enumerate(leaves)]
+    return structure.unflatten([v.astype(x.dtype) for v, x in zip(values, leaves, strict=True)])
+
+
+if __name__ == "__main__":
+    shutil.rmtree(GOLDEN, ignore_errors=True)
+    with opened(GOLDEN) as (golden, _):
+        meta = {"class_names": ["a", "b", "c", "d"], "window": {"loss": 0.25}}
+        golden.save(7, jax.device_put(golden_state()), meta, {"loss": 0.25, "top1": 0.5})

@@ -1,0 +1,454 @@
+"""Schedules and optimizers against float64 NumPy formulas (PaddlePaddle's) and the oracle."""
+
+import inspect
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import base
+from jaxcls import optim
+from jaxcls.config import stage_mults
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+# -- Schedules ----------------------------------------------------------------------------------
+
+
+def schedule(total_steps=1000, batch_size=20, steps_per_epoch=10, **changes):
+    section = dict(base.get_config().lr) | changes
+    return optim.schedule(
+        **section,
+        total_steps=total_steps,
+        batch_size=batch_size,
+        steps_per_epoch=steps_per_epoch,
+    )
+
+
+def numpy_rate(name, s, *, peak=0.1, w=0, total=1000, end=0.0, power=1.0, drops=(), gamma=0.1, n=1):
+    """The rate at step `s`, in float64."""
+    if s < w:
+        return peak * s / w
+    x = (s - w) / (total - w)
+    return {
+        "constant": lambda: peak,
+        "cosine": lambda: end + (peak - end) * 0.5 * (1 + np.cos(np.pi * x)),
+        "polynomial": lambda: end + (peak - end) * (1 - x) ** power,
+        "piecewise": lambda: peak * gamma ** sum(s >= d for d in drops),
+        "exponential": lambda: peak * gamma ** ((s - w) // n),
+    }[name]()
+
+
+CURVES = [
+    ("constant", {}, {}),
+    ("cosine", {}, {}),
+    ("cosine", {"end": 1e-3}, {"end": 1e-3}),
+    ("piecewise", {"milestones": ("30 epochs", "600 steps")}, {"drops": (300, 600)}),
+    ("polynomial", {"power": 2.0, "end": 0.01}, {"power": 2.0, "end": 0.01}),
+    ("exponential", {"gamma": 0.97}, {"gamma": 0.97, "n": 24}),
+]
+
+
+@pytest.mark.parametrize("warmup", [0, 50])
+@pytest.mark.parametrize(("name", "keys", "numbers"), CURVES)
+def test_curves(name, keys, numbers, warmup):
+    rate = schedule(schedule=name, warmup=f"{warmup} steps", **keys)
+    steps = np.arange(1000)
+    want = [numpy_rate(name, s, w=warmup, **numbers) for s in steps]
+    got = jax.jit(jax.vmap(rate))(jnp.arange(1000, dtype=jnp.int32))
+    assert got.dtype == jnp.float32
+    # Relative, so that the end of a decay to 0 counts as much as its beginning.
+    np.testing.assert_allclose(got, want, rtol=2e-6)
+    np.testing.assert_allclose([rate(int(s)) for s in steps[::97]], want[::97], rtol=2e-6)
+
+
+def test_long_runs_stay_accurate():
+    total = 2_000_000
+    rate = schedule(total_steps=total, warmup="10000 steps")
+    for s in (0, 1, 9_999, 10_000, 1_000_001, total - 1000, total - 1):
+        x = (s - 10_000) / (total - 10_000)
+        # 1 + cos cancels in float64 too at the very end; its square form does not.
+        want = 0.1 * s / 10_000 if s < 10_000 else 0.1 * np.sin(np.pi / 2 * (1 - x)) ** 2
+        np.testing.assert_allclose(rate(s), want, rtol=2e-6)
+    assert rate(total) == rate(total + 5) == 0
+
+
+def test_linear_scaling():
+    rate = schedule(batch=5, warmup_if_scaled="10 epochs", warmup="2 epochs")
+    np.testing.assert_allclose([rate(50), rate(100)], [0.2, 0.4], rtol=1e-6)  # 0.1 * 20 / 5
+    rate = schedule(batch=20, warmup_if_scaled="10 epochs")
+    np.testing.assert_allclose(rate(0), 0.1, rtol=1e-6)  # not scaled: no warmup
+    rate = schedule(batch=40, warmup_if_scaled="10 epochs")
+    np.testing.assert_allclose(rate(0), 0.05, rtol=1e-6)  # scaled down: none either
+    rate = schedule(batch=5, warmup="2 epochs")
+    np.testing.assert_allclose([rate(10), rate(20)], [0.2, 0.4], rtol=1e-6)
+
+
+@pytest.mark.parametrize("model", ["ResNet18_vd", "MobileNetV3_small_x0_35"])
+def test_rates_of_the_oracle(model):
+    path = SHARED / "oracle" / f"train_{model}.json"
+    if not path.exists():
+        pytest.skip("the reference data is not here")
+    run = json.loads(path.read_text())
+    spec = run["schedule"]
+    rate = schedule(
+        schedule="cosine",
+        peak=spec["learning_rate"],
+        warmup=f"{spec['warmup_epoch']} epochs",
+        total_steps=spec["epochs"] * spec["step_each_epoch"],
+        steps_per_epoch=spec["step_each_epoch"],
+        batch_size=run["batch"],
+    )
+    got = [rate(s) for s in range(run["steps"])]
+    np.testing.assert_allclose(got, run["learning_rates"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": "cosin"}, "unknown schedule 'cosin': did you mean cosine"),
+        ({"power": 2.0}, r"config\.lr\.power: not used by 'cosine', which takes end"),
+        ({"milestones": ("3 epochs",)}, r"config\.lr\.milestones: not used by 'cosine'"),
+        ({"schedule": "constant", "end": 0.1}, r"config\.lr\.end: not used by 'constant'"),
+        ({"peak": -0.1}, r"config\.lr\.peak = -0\.1"),
+        ({"peak": float("nan")}, r"config\.lr\.peak = nan"),
+        ({"batch": -1}, r"config\.lr\.batch = -1"),
+        ({"warmup": "5 epoch fast"}, r"config\.lr\.warmup = '5 epoch fast' is not a duration"),
+        ({"warmup": "101 epochs"}, r"config\.lr\.warmup = '101 epochs' is 1010 steps.* 1000"),
+        (
+            {"batch": 10, "warmup_if_scaled": "200 epochs"},
+            r"config\.lr\.warmup_if_scaled = '200 epochs' is 2000 steps",
+        ),
+        ({"warmup_if_scaled": "5 epochs"}, r"does nothing without config\.lr\.batch"),
+        ({"end": 0.2}, r"config\.lr\.end = 0\.2: write a number from 0 to the peak, 0\.1"),
+        ({"schedule": "piecewise"}, r"config\.lr\.milestones = \(\): write one or more"),
+        (
+            {"schedule": "piecewise", "milestones": ("60 epochs", "30 epochs")},
+            r"config\.lr\.milestones = .* each longer than the one before",
+        ),
+        (
+            {"schedule": "piecewise", "milestones": ("30 epoks",)},
+            r"config\.lr\.milestones = '30 epoks' is not a duration",
+        ),
+        (
+            {"schedule": "piecewise", "milestones": ("3 epochs",), "warmup": "5 epochs"},
+            r"config\.lr\.milestones = .* begin within the warmup",
+        ),
+        ({"schedule": "exponential", "gamma": 0.0}, r"config\.lr\.gamma = 0\.0"),
+        ({"schedule": "exponential", "every": "0.01 epochs"}, r"config\.lr\.every = '0.01 epochs'"),
+        ({"schedule": "polynomial", "power": 0.0}, r"config\.lr\.power = 0\.0"),
+    ],
+)
+def test_bad_schedules(changes, message):
+    with pytest.raises(ValueError, match=message):
+        schedule(**changes)
+
+
+# -- Optimizers ---------------------------------------------------------------------------------
+
+
+def tree(seed, dtype=np.float64):
+    rng = np.random.default_rng(seed)
+
+    def layer(*shape):
+        return rng.standard_normal(shape).astype(dtype)
+
+    return {
+        "stem": {
+            "conv1": {"kernel": layer(3, 3, 2, 4)},
+            "bn1": {"scale": layer(4), "bias": layer(4)},
+        },
+        "stage1": {"block1": {"conv1": {"kernel": layer(3, 3, 4, 4)}}},
+        "head": {"fc": {"kernel": layer(4, 5), "bias": layer(5)}},
+    }
+
+
+def falling(step):
+    return 0.1 / (1 + step)
+
+
+def make(params, learning_rate=falling, **changes):
+    section = dict(base.get_config().optim) | changes
+    return optim.make(**section, params=params, learning_rate=learning_rate)
+
+
+def train(changes, steps=6, dtype=np.float64):
+    """Returns the parameters after each step; the gradients are `tree(100 + step)`."""
+    params = jax.tree.map(jnp.asarray, tree(0, dtype))
+    tx = make(params, **changes)
+    state = tx.init(params)
+
+    @jax.jit
+    def step(params, state, grads, i):
+        updates, state = tx.update(grads, state, params, step=i)
+        return optax.apply_updates(params, updates), state
+
+    history = []
+    for i in range(steps):
+        params, state = step(params, state, tree(100 + i, dtype), jnp.int32(i))
+        history.append(jax.tree.map(np.asarray, params))
+    return history
+
+
+class Reference:
+    """PaddlePaddle's update of one array in float64: p = update(p, g, lr), called once a step.
+
+    Written after the formulas in the docstrings of paddle.optimizer, as loops over arrays.
+    """
+
+    def __init__(self, name, *, mu=0.9, nesterov=False, betas=(0.9, 0.999), rho=0.9, eps=1e-8):
+        self.name, self.mu, self.nesterov, self.betas = name, mu, nesterov, betas
+        self.rho, self.eps = rho, eps
+        self.a = self.b = 0.0
+        self.t = 0
+
+    def adam(self, g):
+        b1, b2 = self.betas
+        self.t += 1
+        self.a = b1 * self.a + (1 - b1) * g
+        self.b = b2 * self.b + (1 - b2) * g * g
+        return (self.a / (1 - b1**self.t)) / (np.sqrt(self.b / (1 - b2**self.t)) + self.eps)
+
+    def __call__(self, p, g, lr, l2=0.0, decay=0.0):
+        g = g + l2 * p
+        if self.name == "sgd":
+            return p - lr * (g + decay * p)
+        if self.name == "momentum":
+            self.a = self.mu * self.a + g
+            v = g + self.mu * self.a if self.nesterov else self.a
+            return p - lr * (v + decay * p)
+        if self.name in ("adam", "adamw"):
+            return p * (1 - lr * decay) - lr * self.adam(g)
+        if self.name == "lamb":
+            r = self.adam(g) + decay * p
+            return p - lr * np.sqrt((p * p).sum()) / np.sqrt((r * r).sum()) * r
+        if self.name == "rmsprop":
+            self.a = self.rho * self.a + (1 - self.rho) * g * g
+            self.b = self.mu * self.b + lr * g / np.sqrt(self.a + self.eps)
+            return p - self.b
+        if self.name == "adadelta":
+            self.a = self.rho * self.a + (1 - self.rho) * g * g
+            u = g * np.sqrt((self.b + self.eps) / (self.a + self.eps))
+            self.b = self.rho * self.b + (1 - self.rho) * u * u
+            return p - lr * (u + decay * p)
+        raise AssertionError(self.name)
+
+
+def reference(name, steps=6, l2=0.0, decay=0.0, factor=None, **keys):
+    """Returns the parameters after each step; `factor(path)` scales the learning rate."""
+    flat = jax.tree_util.tree_flatten_with_path(tree(0))[0]
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
+    params, structure = jax.tree.flatten(tree(0))
+    rules = [Reference(name, **keys) for _ in params]
+    history = []
+    for i in range(steps):
+        grads = jax.tree.leaves(tree(100 + i))
+        params = [
+            rule(p, g, falling(i) * (factor(n) if factor else 1), l2, decay)
+            for rule, p, g, n in zip(rules, params, grads, names)
+        ]
+        history.append(jax.tree.unflatten(structure, params))
+    return history
+
+
+def compare(got, want, **tolerance):
+    for a, b in zip(got, want, strict=True):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+OPTIMIZERS = [
+    ({"name": "sgd"}, {}),
+    ({"name": "sgd", "l2": 0.02, "weight_decay": 0.03}, {"l2": 0.02, "decay": 0.03}),
+    ({"name": "momentum"}, {}),
+    ({"name": "momentum", "l2": 0.02}, {"l2": 0.02}),
+    ({"name": "momentum", "weight_decay": 0.02}, {"decay": 0.02}),
+    (
+        {"name": "momentum", "nesterov": True, "momentum": 0.8, "l2": 0.02},
+        {"nesterov": True, "mu": 0.8, "l2": 0.02},
+    ),
+    ({"name": "adam"}, {}),
+    ({"name": "adam", "l2": 0.05, "betas": (0.8, 0.95)}, {"l2": 0.05, "betas": (0.8, 0.95)}),
+    ({"name": "adamw", "weight_decay": 0.05}, {"decay": 0.05}),
+    ({"name": "rmsprop", "l2": 1e-2}, {"l2": 1e-2, "eps": 1e-3}),
+    (
+        {"name": "rmsprop", "momentum": 0.0, "rho": 0.95, "epsilon": 1e-6},
+        {"mu": 0.0, "rho": 0.95, "eps": 1e-6},
+    ),
+    ({"name": "adadelta", "rho": 0.95, "l2": 0.02}, {"rho": 0.95, "eps": 1e-6, "l2": 0.02}),
+    ({"name": "lamb", "weight_decay": 0.1}, {"decay": 0.1}),
+]
+
+
+@pytest.mark.parametrize(("changes", "keys"), OPTIMIZERS)
+def test_updates_are_the_formulas(changes, keys):
+    want = reference(changes["name"], **keys)
+    with jax.enable_x64(True):
+        compare(train(changes), want, rtol=1e-9, atol=1e-11)
+    # Float32 knows adam's 1 - 0.999 to 1e-5 only: updates of 0.1 are that far off, others less.
+    compare(train(changes, dtype=np.float32), want, rtol=0, atol=5e-6)
+
+
+def test_lr_mults_scale_whole_updates():
+    def factor(name):
+        return {"stem": 0.1, "stage1": 0.5}.get(name.split("/")[0], 1)
+
+    with jax.enable_x64(True):
+        for name in ("momentum", "rmsprop", "adamw"):
+            got = train({"name": name, "lr_mults": stage_mults(0.1, 0.5)})
+            keys = {"eps": 1e-3} if name == "rmsprop" else {}
+            compare(got, reference(name, factor=factor, **keys), rtol=1e-9, atol=1e-11)
+
+
+def test_the_first_rule_of_lr_mults_counts():
+    rules = (("^stem/bn1/", 0.0), ("^stem/", 2.0))
+    with jax.enable_x64(True):
+        got = train({"name": "sgd", "lr_mults": rules})
+
+        def factor(name):
+            return 0 if "bn1" in name else 2 if name.startswith("stem") else 1
+
+        compare(got, reference("sgd", factor=factor), rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["l2", "weight_decay"])
+def test_no_decay(kind):
+    changes = {"name": "momentum", kind: 0.1}
+    keys = {"l2": 0.1} if kind == "l2" else {"decay": 0.1}
+    with jax.enable_x64(True):
+        got = train(changes | {"no_decay": ("/bias$", "bn1/scale")})[-1]
+    decayed, plain = reference("momentum", **keys)[-1], reference("momentum")[-1]
+    for part, layer, leaf, want in (
+        ("stem", "conv1", "kernel", decayed),
+        ("stem", "bn1", "scale", plain),
+        ("stem", "bn1", "bias", plain),
+        ("head", "fc", "kernel", decayed),
+        ("head", "fc", "bias", plain),
+    ):
+        np.testing.assert_allclose(got[part][layer][leaf], want[part][layer][leaf], rtol=1e-9)
+    assert np.abs(decayed["head"]["fc"]["bias"] - plain["head"]["fc"]["bias"]).max() > 1e-4
+
+
+@pytest.mark.parametrize("name", list(optim.OPTIMIZERS))
+def test_frozen_parameters_stay_and_have_no_state(name):
+    decay = "l2" if "l2" in optim.OPTIMIZERS[name] else "weight_decay"
+    changes = {"name": name, "frozen": ("^stem/",), decay: 0.1, "lr_mults": (("^stage1", 0.5),)}
+    frozen, free = train(changes), train(changes | {"frozen": ()})
+    start = tree(0, np.float32)
+    for after, after_free in zip(frozen, free):
+        jax.tree.map(np.testing.assert_array_equal, after["stem"], start["stem"])
+        for part in ("stage1", "head"):  # the others go the same way
+            compare([after[part]], [after_free[part]], rtol=1e-6)
+    assert np.abs(free[0]["stem"]["bn1"]["scale"] - start["stem"]["bn1"]["scale"]).max() > 1e-4
+
+    def size(state):
+        return sum(x.size for x in jax.tree.leaves(state) if x.ndim)
+
+    full = size(make(start, **changes | {"frozen": ()}).init(start))
+    copies = full / size(start)
+    assert copies == {"sgd": 0, "momentum": 1}.get(name, 2)
+    trained = size({k: v for k, v in start.items() if k != "stem"})
+    assert size(make(start, **changes).init(start)) == copies * trained
+
+
+def test_a_gradient_that_is_not_a_number_does_not_reach_the_frozen():
+    params = tree(0, np.float32)
+    tx = make(params, frozen=("^stem/",), clip_norm=1.0)
+    grads = tree(1, np.float32)
+    grads["stem"] = jax.tree.map(lambda x: np.full_like(x, np.nan), grads["stem"])
+    updates, _ = tx.update(grads, tx.init(params), params, step=0)
+    assert all((u == 0).all() for u in jax.tree.leaves(updates["stem"]))
+    assert all(np.isfinite(u).all() for u in jax.tree.leaves(updates))
+
+
+@pytest.mark.parametrize("frozen", [(), ("^stem/",)])
+def test_clipping_by_the_norm_of_all_that_is_trained(frozen):
+    params = tree(0)
+    grads = tree(1)
+    with jax.enable_x64(True):
+        trained = [grads[k] for k in grads if not (frozen and k == "stem")]
+        norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(trained)))
+        for limit in (0.5 * norm, 2 * norm):
+            changes = {"name": "sgd", "clip_norm": float(limit), "l2": 0.1, "frozen": frozen}
+            tx = make(params, lambda step: 1.0, **changes)
+            updates, _ = tx.update(grads, tx.init(params), params, step=0)
+            scale = min(1.0, limit / norm)  # the gradient is clipped before L2 is added
+            want = -(scale * grads["head"]["fc"]["kernel"] + 0.1 * params["head"]["fc"]["kernel"])
+            np.testing.assert_allclose(updates["head"]["fc"]["kernel"], want, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", list(optim.OPTIMIZERS))
+def test_the_rate_is_that_of_the_given_step(name):
+    """A skipped step keeps the old state; the next update has the rate of its own step."""
+    params = tree(0, np.float32)
+    tx = make(params, name=name)
+    state = tx.init(params)
+    first = tx.update(tree(1, np.float32), state, params, step=3)[0]
+    later = tx.update(tree(1, np.float32), state, params, step=7)[0]
+    compare([first], [jax.tree.map(lambda u: u * falling(3) / falling(7), later)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", list(optim.OPTIMIZERS))
+@pytest.mark.parametrize("frozen", [(), ("^stem/",)])
+def test_half_precision_parameters_have_float32_state(name, frozen):
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float16), tree(0))
+    tx = make(jax.eval_shape(lambda: params), name=name, frozen=frozen)
+    state = tx.init(params)
+    updates, after = tx.update(params, state, params, step=0)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    for x in (*jax.tree.leaves(state), *jax.tree.leaves(after), *jax.tree.leaves(updates)):
+        assert x.dtype in (jnp.float32, jnp.int32)
+    assert all(
+        x.dtype == jnp.float16 for x in jax.tree.leaves(optax.apply_updates(params, updates))
+    )
+
+
+def test_parts_of_the_state_have_names():
+    params = tree(0, np.float32)
+    state = make(params, l2=0.1, clip_norm=1.0, frozen=("bias$",)).init(params)
+    assert list(state) == ["clip_norm", "l2", "momentum", "learning_rate", "frozen"]
+
+
+def test_defaults_are_those_of_the_base_config():
+    config = base.get_config()
+    for defaults, section in (
+        (optim.OPTIMIZER_DEFAULTS, config.optim),
+        (optim.SCHEDULE_DEFAULTS, config.lr),
+    ):
+        assert {key: section[key] for key in defaults} == defaults
+    taken = set(inspect.signature(optim.make).parameters) - {"params", "learning_rate"}
+    assert taken == set(config.optim)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "momentun"}, "unknown optimizer 'momentun': did you mean momentum"),
+        ({"name": "adam", "momentum": 0.8}, r"config\.optim\.momentum: not used by 'adam'"),
+        ({"name": "sgd", "nesterov": True}, r"config\.optim\.nesterov: not used by 'sgd'"),
+        ({"betas": (0.8, 0.9)}, r"config\.optim\.betas: not used by 'momentum'"),
+        ({"name": "adam", "weight_decay": 0.1}, r"weight_decay: not used by 'adam'"),
+        ({"name": "adamw", "l2": 0.1}, r"l2: not used by 'adamw', which takes .*weight_decay"),
+        ({"name": "rmsprop", "weight_decay": 0.1}, r"weight_decay: not used by 'rmsprop'"),
+        ({"momentum": 1.0}, r"config\.optim\.momentum = 1\.0"),
+        ({"name": "adam", "betas": (0.9,)}, r"config\.optim\.betas = \(0\.9,\)"),
+        ({"name": "adam", "betas": (0.9, 1.0)}, r"config\.optim\.betas = \(0\.9, 1\.0\)"),
+        ({"name": "rmsprop", "rho": -0.1}, r"config\.optim\.rho = -0\.1"),
+        ({"name": "adam", "epsilon": 0.0}, r"config\.optim\.epsilon = 0\.0"),
+        ({"l2": -1e-4}, r"config\.optim\.l2 = -0\.0001"),
+        ({"weight_decay": -1e-4}, r"config\.optim\.weight_decay = -0\.0001"),
+        ({"clip_norm": -1.0}, r"config\.optim\.clip_norm = -1\.0"),
+        ({"accumulate_steps": 0}, r"config\.optim\.accumulate_steps = 0"),
+        ({"lr_mults": ("^stem/", 0.1)}, r"config\.optim\.lr_mults = .*: write pairs"),
+        ({"lr_mults": (("^stem/", -0.1),)}, r"config\.optim\.lr_mults = .*: write pairs"),
+        ({"lr_mults": (("^stme/", 0.1),)}, r"config\.optim\.lr_mults: '\^stme/' matches no"),
+        ({"no_decay": ("gamma",)}, r"config\.optim\.no_decay: 'gamma' matches no parameter"),
+        ({"frozen": ("^stage7/",)}, r"config\.optim\.frozen: .* begin with .*stem"),
+    ],
+)
+def test_bad_optimizers(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make(tree(0, np.float32), **changes)
