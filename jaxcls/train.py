@@ -421,9 +421,9 @@ def run_eval(config: ConfigDict, workdir: str) -> int:
 
 
 def better(best: dict | None, new: dict, name: str) -> dict:
-    """Returns the better of two evaluations by the metric `name`; the earlier of equals."""
+    """Returns the better of two evaluations by the metric `name`; the newer of equals, as orbax keeps."""
     sign = -1 if name == "loss" else 1
-    return new if best is None or sign * new[name] > sign * best[name] else best
+    return new if best is None or sign * new[name] >= sign * best[name] else best
 
 
 def diverged(step: int, values: dict[str, float], skipped: int) -> str:
