@@ -31,8 +31,10 @@ def get_config(arg=None):
     c.data = ConfigDict()
     c.data.source = ""  # "digits", "folder", "list", "tfds", "array_record", "fake"
     c.data.root = ""  # folder, list: directory of the images; tfds, array_record: of the records
-    c.data.train = ""  # folder: sub-folder (default "train", if it exists); list: list file;
-    c.data.eval = ""  # tfds: split; array_record: file pattern. eval likewise (default "val")
+    # folder: sub-folder, "" is "train" if there is one; list: list file, "" is "train_list.txt";
+    # tfds: split, "" is "train"; array_record: file pattern below root, "" is "train*.array_record"
+    c.data.train = ""
+    c.data.eval = ""  # likewise: "val", "val_list.txt", "validation" or "test", "val*.array_record"
     c.data.eval_fraction = 0.0  # folder without eval: this share of each class is held out
     c.data.delimiter = " "  # list: between path and label
     c.data.name = ""  # tfds: name of the set, such as "imagenet2012"

@@ -1,45 +1,71 @@
 """Exact evaluation: every image counts once, whatever the batch size and the number of devices."""
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
+from ml_collections import ConfigDict
 
 from jaxcls import sharding
+from jaxcls.data import loader, ops, sources
+from jaxcls.program import Program, build, reading, start
 
 
 def evaluate(
-    eval_step: Callable,
+    program: Program,
+    config: ConfigDict,
+    data: sources.Data,
     state: Any,
-    batches: Iterable[dict[str, np.ndarray]],
-    batch_sharding: jax.sharding.NamedSharding,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
     """Returns {"loss", "top1", "top5", "images"}: means over all images (accuracies in [0, 1]).
 
     Args:
-      eval_step: from `jaxcls.train.setup`; gives sums over a batch.
+      program, config, data: of the run.
       state: a train state.
-      batches: host batches with `mask`; the last one is padded to full size.
-      batch_sharding: where a global batch lies.
       stop: asked before each batch; the answer True gives up, and the result is None.
     """
+    batches = loader.eval_batches(
+        data.eval,
+        ops.make(**config.image, train=False),
+        batch_size=program.plan.eval_batch_size,
+        rows=sharding.local_rows(program.batch_sharding, program.plan.eval_batch_size),
+        **reading(config, data),
+    )
     totals: dict[str, float] = {}
-    late = None
+    late: dict[str, jax.Array] = {}
 
     def add(sums):
         for name, value in jax.device_get(sums).items():
             totals[name] = totals.get(name, 0.0) + float(value)  # float64: no image gets lost
 
-    for batch in batches:
-        if stop():
-            return None
-        sums = eval_step(state, sharding.put(batch, batch_sharding))
-        if late is not None:  # one batch late, so that the device does not wait
-            add(late)
-        late = sums
-    if late is not None:
-        add(late)
+    with batches:
+        for batch in batches:
+            if stop():
+                return None
+            sums = program.eval_step(state, sharding.put(batch, program.batch_sharding))
+            add(late)  # one batch late, so that the device does not wait
+            late = sums
+    add(late)
     images = int(totals.pop("count"))
     return {name: value / images for name, value in totals.items()} | {"images": images}
+
+
+def run(config: ConfigDict, workdir: str) -> int:
+    """Evaluates `config.init.checkpoint`, or the newest checkpoint of the working directory.
+
+    Prints one JSON object; returns the exit code.
+    """
+    data = sources.open(**config.data, image_size=config.image.size)
+    if data.eval is None:
+        raise ValueError(f"config.data: this {config.data.source} source has no evaluation images")
+    config = config.copy_and_resolve_references()
+    config.init.checkpoint = config.init.checkpoint or workdir
+    config.init.ema = config.eval.ema
+    config.ema.decay = 0.0  # the weights to evaluate are in the state itself
+    program = build(config, num_train=len(data.train), num_classes=len(data.class_names))
+    result = evaluate(program, config, data, start(config, program, data.class_names))
+    if jax.process_index() == 0:
+        print(json.dumps({"checkpoint": config.init.checkpoint, **result}))
+    return 0

@@ -94,9 +94,9 @@ def main(argv: Sequence[str] = sys.argv) -> int:
         parse(argv)
         logging.set_verbosity(logging.WARNING)
         start_jax()
-        from jaxcls import train  # only now: --help and a misspelt flag need no JAX
+        from jaxcls import evaluate, train  # only now: --help and a misspelt flag need no JAX
 
-        command = {"train": train.run, "eval": train.run_eval}[FLAGS.mode]
+        command = {"train": train.run, "eval": evaluate.run}[FLAGS.mode]
         return command(FLAGS.config, FLAGS.workdir)
     except ValueError as e:
         return complain(e)
@@ -106,11 +106,9 @@ def main(argv: Sequence[str] = sys.argv) -> int:
         raise
     except KeyboardInterrupt:
         return 130
-    except Exception as e:
-        if type(e).__name__ == "NotFinite":
-            print(f"jaxcls: {e}", file=sys.stderr)
-            return 1
-        raise
+    except FloatingPointError as e:
+        print(f"jaxcls: {e}", file=sys.stderr)
+        return 1
 
 
 def complain(error: Exception) -> int:

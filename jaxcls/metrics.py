@@ -1,5 +1,7 @@
-"""What a run reports: means over a window, metrics.jsonl, TensorBoard, the console."""
+"""What a run reports: means over a window, metrics.jsonl, TensorBoard, the console, the summary."""
 
+import collections
+import contextlib
 import json
 import math
 import os
@@ -7,13 +9,114 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 from etils import epath
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from jaxcls.config import Plan, differences, due
+
 LAST = ("lr", "skipped", "loss_scale")  # reported as they stand; everything else as a mean
+
+
+class Log:
+    """The log of a training run. Every process has one; process 0 writes and shows it."""
+
+    def __init__(
+        self,
+        workdir: epath.Path,
+        plan: Plan,
+        *,
+        every: int,
+        max_skipped: int,
+        tensorboard: bool,
+        from_step: int,
+        meta: dict[str, Any],
+    ):
+        """Opens the files; what was written after `from_step` is removed.
+
+        Args:
+          workdir: local or remote.
+          plan: of the run.
+          every: steps from one line to the next.
+          max_skipped: skipped steps in a row that stop the run.
+          tensorboard: write events too.
+          from_step: where the run goes on.
+          meta: of its checkpoint: the window, the last evaluation.
+        """
+        enabled = jax.process_index() == 0
+        self.plan, self.every, self.max_skipped = plan, every, max_skipped
+        self.window = Window(meta["window"])
+        self.waiting: collections.deque = collections.deque()  # (step, metrics on the device)
+        self.console = Console(plan.total_steps, from_step, enabled)
+        self.writer = None
+        if enabled:
+            evaluated = meta["last"]["step"] if meta["last"] else 0
+            self.writer = Writer(
+                workdir, tensorboard=tensorboard, from_step=from_step, evaluated=evaluated
+            )
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of a step without waiting for them."""
+        self.waiting.append((step, metrics))
+
+    def drain(self, keep: int) -> None:
+        """Reads the metrics of all but the last `keep` steps; writes the lines that are due.
+
+        Raises:
+          FloatingPointError: too many steps in a row were not finite.
+        """
+        while len(self.waiting) > keep:
+            step, metrics = self.waiting.popleft()
+            values = {name: float(v) for name, v in jax.device_get(metrics).items()}
+            values["skipped"] = int(values["skipped"])
+            if values.pop("skipped_in_a_row") >= self.max_skipped:
+                raise FloatingPointError(_diverged(step, values, self.max_skipped))
+            if not values.pop("finite"):  # a skipped step has no part in the means
+                values = {k: v if k in LAST else math.nan for k, v in values.items()}
+            self.window.add(values, self.plan.batch_size)
+            self.console.advance(step)
+            if due(step, self.every, self.plan.total_steps):
+                self.report(step, "train", self.window.flush() | {k: values[k] for k in LAST})
+
+    def report(self, step: int, split: str, metrics: dict[str, Any]) -> None:
+        """Writes and shows a line."""
+        if self.writer:
+            self.writer.write(step, self.plan.epoch(step), split, metrics)
+        self.console.report(step, self.plan.epoch(step), split, metrics)
+
+    def sync(self) -> None:
+        """Makes everything written durable, before a checkpoint that counts on it."""
+        if self.writer:
+            self.writer.sync()
+
+    def close(self) -> None:
+        """Syncs and closes everything."""
+        self.console.close()
+        if self.writer:
+            self.writer.close()
+
+
+def _diverged(step: int, values: dict[str, float], skipped: int) -> str:
+    """Returns what to tell a user whose run is no longer finite."""
+    if skipped == 1:
+        what = "loss or gradients are"
+        advice = "lower config.lr.peak, lengthen config.lr.warmup or set config.optim.clip_norm"
+    else:
+        what = f"{skipped} steps in a row were"
+        advice = (
+            f"the loss scale is {values['loss_scale']:g}: lower config.lr.peak, or compute in "
+            "bfloat16"
+        )
+    return (
+        f"step {step}: {what} not finite (loss {values['loss']:g}, gradient norm "
+        f"{values['grad_norm']:g}, learning rate {values['lr']:.4g}); {advice}. The last "
+        "checkpoint is good"
+    )
 
 
 class Window:
@@ -27,8 +130,22 @@ class Window:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Forgets the time that has passed: an evaluation, a checkpoint."""
+        """Begins to measure anew."""
         self.started, self.waited, self.images = time.perf_counter(), 0.0, 0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time inside as waiting for data."""
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out the time inside: an evaluation, a checkpoint."""
+        began = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - began
 
     def add(self, metrics: dict[str, float], images: int) -> None:
         """Adds a step; values that are not finite (of a skipped step) are left out."""
@@ -54,23 +171,13 @@ class Writer:
     A remote working directory (gs://...) has local copies, which `sync` copies there.
     """
 
-    def __init__(
-        self, workdir: epath.Path, *, tensorboard: bool, from_step: int, evaluated: dict | None
-    ):
-        """Opens the files; what was written after `from_step` is removed.
-
-        Args:
-          workdir: local or remote.
-          tensorboard: write events too.
-          from_step: where the run goes on.
-          evaluated: the last evaluation that its checkpoint knows.
-        """
+    def __init__(self, workdir: epath.Path, *, tensorboard: bool, from_step: int, evaluated: int):
         self.remote = workdir if "://" in os.fspath(workdir) else None
         self.local = Path(tempfile.mkdtemp(prefix="jaxcls-")) if self.remote else Path(workdir)
         path = self.local / "metrics.jsonl"
         if self.remote and (self.remote / "metrics.jsonl").exists():
             path.write_bytes((self.remote / "metrics.jsonl").read_bytes())
-        cut_back(path, from_step, evaluated["step"] if evaluated else 0)
+        cut_back(path, from_step, evaluated)
         self.file = path.open("a")
         self.board = None
         if tensorboard:
@@ -189,3 +296,50 @@ class Console:
         """Ends the bar."""
         if self.bar:
             self.bar.close()
+
+
+def write_config(config: ConfigDict, workdir: epath.Path) -> None:
+    """Writes config.json at the start of a run; later prints what has changed since."""
+    path = workdir / "config.json"
+    ours = json.loads(config.to_json_best_effort())
+    if path.exists():
+        for key, (old, new) in differences(ours, json.loads(path.read_text())).items():
+            print(f"config.{key} was {old!r} when this run began, now {new!r}")
+    else:
+        write_atomically(path, json.dumps(ours, indent=1) + "\n")
+
+
+def better(best: dict | None, new: dict, name: str) -> dict:
+    """Returns the better of two evaluations by the metric `name`; of equals the newer one."""
+    sign = -1 if name == "loss" else 1
+    return new if best is None or sign * new[name] >= sign * best[name] else best
+
+
+def finish(workdir: epath.Path, plan: Plan, step: int, skipped: int, meta: dict[str, Any]) -> None:
+    """Writes summary.json; prints the table at the end of a run, and what to do next."""
+    summary = {
+        "model": meta["model"],
+        "complete": step >= plan.total_steps,
+        "steps": step,
+        "epochs": plan.epoch(step),
+        "skipped": skipped,
+        **{key: meta[key] for key in ("best", "last", "seconds", "bad_images")},
+    }
+    write_atomically(workdir / "summary.json", json.dumps(summary, indent=1) + "\n")
+    if not summary["complete"]:
+        print(f"stopped at step {step} of {plan.total_steps}, and saved; the same command resumes")
+        return
+    print(f"\n{meta['model']}: {step} steps, {plan.epoch(step):g} epochs, {meta['seconds']} s")
+    for which in ("best", "last"):
+        if result := summary[which]:
+            top1, top5 = (f"{100 * result[name]:6.2f} %" for name in ("top1", "top5"))
+            print(
+                f"  {which}  top-1 {top1}  top-5 {top5}  loss {result['loss']:.4f}"
+                f"  (step {result['step']})"
+            )
+    print(f"  {workdir}: checkpoints/, metrics.jsonl, summary.json, config.json, tensorboard/")
+    print(f"  evaluate:  python -m jaxcls.main --config=... --workdir={workdir} --mode=eval")
+    print(
+        "  fine-tune: python -m jaxcls.main --config=configs/finetune.py "
+        f"--config.init.checkpoint={workdir} --config.data.root=IMAGES --workdir=NEW"
+    )

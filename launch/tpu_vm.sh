@@ -2,8 +2,8 @@
 # Cloud TPU VMs, one host or a whole slice:
 #   launch/tpu_vm.sh TPU_NAME ZONE --config=configs/resnet50_vd.py --workdir=gs://BUCKET/RUN ...
 # Copies this checkout to every host, installs it there and starts the run in the foreground. The
-# same command resumes after a preemption. --config.data.root=gs://BUCKET/tensorflow_datasets reads
-# the images from a bucket.
+# same command resumes after a preemption. Images are read from a file system: a disk that is
+# attached to every host, or a bucket mounted with gcsfuse.
 set -euo pipefail
 usage='usage: launch/tpu_vm.sh TPU_NAME ZONE --config=FILE --workdir=gs://BUCKET/RUN ...'
 name=${1:?$usage}

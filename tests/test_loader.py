@@ -260,7 +260,7 @@ def test_too_many_bad_images(damaged):
     with pytest.raises(ValueError, match=r"max_bad_images = 1; .*: no such file"):
         list(train(source, crop(train=True), num_steps=1, **skip))
     skip["max_bad_images"] = 100
-    with pytest.raises(ValueError, match="none of the 14 images can be read: .*no such file"):
+    with pytest.raises(ValueError, match=r"none of the 14 images can be read: .*no such file"):
         list(train(source, crop(train=True), num_steps=1, **skip))
 
 
@@ -335,7 +335,7 @@ def test_a_killed_worker_is_an_error_not_a_wait():
     next(batches)
     workers = multiprocessing.active_children()
     os.kill(workers[0].pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="a process that loads data has died.* -9"):
+    with pytest.raises(RuntimeError, match=r"a process that loads data has died.* -9"):
         list(itertools.islice(batches, 10**5))
     assert not any(worker.is_alive() for worker in workers)
 
@@ -346,10 +346,11 @@ from functools import partial
 import test_loader
 
 if __name__ == "__main__":
+    transform = partial(test_loader.slow, seconds=0.001)
     batches = test_loader.train(
-        test_loader.numbered(8), partial(test_loader.slow, seconds=0.001), num_steps=10**6, workers=2
+        test_loader.numbered(8), transform, num_steps=10**6, workers=2
     )
-    next(batches)
+    next(batches), next(batches)  # one from each worker
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     time.sleep(60)
 """

@@ -1,22 +1,62 @@
-"""Names of PaddleClas's ResNet layers."""
+"""Names of PaddleClas's layers in ResNets; its model files have three styles."""
 
 import re
 from typing import Any
 
+# stem: of one convolution, of three; {0} counts from 0, {1} from 1, {running} over all stages
+LEGENDARY = {
+    "stem": ("stem.{0}", "stem.{0}"),
+    "block": "blocks.{running}",
+    "branch": "conv{0}",
+    "fc": "fc",
+}
+ZOO = {
+    "stem": ("conv", "conv1_{1}"),
+    "block": "bb_{stage}_{block}",
+    "branch": "conv{0}",
+    "se": "scale",
+    "excite": "excitation",
+    "conv": "_conv",
+    "bn": "_batch_norm",
+    "fc": "out",
+}
+WSL = {
+    "stem": ("_conv_stem", "_conv_stem{1}"),
+    "block": "_conv{stage1}_{block}",
+    "branch": "_conv{0}",
+    "short": "_short._conv",
+    "conv": "_conv",
+    "bn": "_bn",
+    "fc": "_out",
+}
+
+
+def style(module: Any) -> dict[str, Any]:
+    """Returns the names of the file that has this network."""
+    if module.groups == 32 and module.group_width >= 8:
+        return WSL
+    vc = module.stem == "conv3" and not module.mean_short
+    return ZOO if vc or module.se or module.groups > 1 else LEGENDARY
+
 
 def paddle(layer: tuple[str, ...], module: Any) -> str:
-    """Returns the layer's name in PaddleClas; ResNet50_vc has its own, older names.
-
-    ResNet50_vc is told by its stem of three convolutions without the mean in its shortcut.
-    """
-    old = module.stem == "conv3" and not module.mean_short
-    part = {"conv": "_conv", "bn": "_batch_norm"} if old else {"conv": "conv", "bn": "bn"}
+    """Returns the layer's name in PaddleClas."""
+    names = style(module)
+    index = lambda name: int(re.sub(r"\D", "", name)) - 1
     if layer[0] == "head":
-        return "out" if old else "fc"
-    *where, role, last = layer
-    index = int(re.sub(r"\D", "", role))
+        return names["fc"]
     if layer[0] == "stem":
-        return f"conv1_{index}.{part[last]}" if old else f"stem.{index - 1}.{part[last]}"
-    stage, block = (int(re.sub(r"\D", "", name)) - 1 for name in layer[:2])
-    theirs = f"bb_{stage}_{block}" if old else f"blocks.{sum(module.depths[:stage]) + block}"
-    return f"{theirs}.{'short' if 'short' in where else f'conv{index - 1}'}.{part[last]}"
+        i = index(layer[1])
+        theirs, inside = names["stem"][module.stem == "conv3"].format(i, i + 1), layer[2:]
+    else:
+        stage, block = index(layer[0]), index(layer[1])
+        running = sum(module.depths[:stage]) + block
+        theirs = names["block"].format(stage=stage, stage1=stage + 1, block=block, running=running)
+        role, inside = layer[2], layer[3:]
+        if role == "short":
+            inside = inside[1:]  # theirs is the convolution that ours has
+        is_branch = re.fullmatch(r"conv\d", role)
+        theirs += "." + (
+            names["branch"].format(index(role)) if is_branch else names.get(role, role)
+        )
+    return ".".join((theirs, *(names.get(part, part) for part in inside)))

@@ -227,7 +227,7 @@ def _refuse(bad_images: dict[int, str], limit: int) -> None:
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Runs first in a worker process: it outlives neither its parent nor, alone, a Ctrl-C."""
+    """Runs first in a worker process: signals are for its parent, whose end is its own end."""
     del index, count
     # Ctrl-C and a batch system's SIGTERM reach all processes of the group or job. The parent still
     # wants batches until it has saved, and stops its workers itself.

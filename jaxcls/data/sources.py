@@ -580,7 +580,7 @@ def open_tfds(*, root: str, train: str, eval: str, name: str) -> tuple[Tfds, Tfd
     if not {"image", "label"} <= set(features) or not hasattr(features["label"], "names"):
         raise ValueError(
             f"TFDS set {name!r}: a classification set has the features image and label, "
-            f"this one has {', '.join(features)}"
+            f"this one has {', '.join(sorted(features))}"
         )
     splits = builder.info.splits
     eval = eval or next((split for split in ("validation", "test") if split in splits), "")

@@ -36,12 +36,15 @@ class Conv(nn.Module):
     padding: Padding | None = None
     groups: int = 1
     bias: bool = False
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c = self.c
         kernel = (self.kernel,) * 2 if isinstance(self.kernel, int) else tuple(self.kernel)
-        padding = [((k - 1) // 2,) * 2 for k in kernel] if self.padding is None else self.padding
+        padding = self.padding
+        if padding is None:
+            padding = [((k - 1) // 2 * self.dilation,) * 2 for k in kernel]
         if isinstance(padding, int):
             padding = [(padding, padding)] * 2
         shape = (*kernel, x.shape[-1] // self.groups, self.features)
@@ -51,6 +54,7 @@ class Conv(nn.Module):
             w.astype(c.dtype),
             (self.stride, self.stride),
             padding,
+            rhs_dilation=(self.dilation, self.dilation),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=self.groups,
         ).astype(c.feature_dtype)
@@ -117,14 +121,39 @@ class ConvBN(nn.Module):
     padding: Padding | None = None
     groups: int = 1
     act: Callable[[Array], Array] | None = None
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         x = Conv(
-            self.c, self.features, self.kernel, self.stride, self.padding, self.groups, name="conv"
+            self.c,
+            self.features,
+            self.kernel,
+            self.stride,
+            self.padding,
+            self.groups,
+            dilation=self.dilation,
+            name="conv",
         )(x)
         x = BatchNorm(self.c, name="bn")(x)
         return x if self.act is None else self.act(x)
+
+
+class BNConv(nn.Module):
+    """BatchNorm, ReLU and convolution: the order of He et al. 2016, arxiv.org/abs/1603.05027."""
+
+    c: Ctx
+    features: int
+    kernel: int = 1
+    stride: int = 1
+    groups: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = nn.relu(BatchNorm(self.c, name="bn")(x))
+        return Conv(
+            self.c, self.features, self.kernel, self.stride, groups=self.groups, name="conv"
+        )(x)
 
 
 class Linear(nn.Module):
@@ -146,6 +175,26 @@ class Linear(nn.Module):
         return y
 
 
+class Dropout(nn.Module):
+    """Dropout (Srivastava et al. 2014): in training a feature is zero with probability `rate`.
+
+    What is left is divided by 1 - rate, and evaluation changes nothing. With `downscale`, which is
+    what PaddleClas's older networks were trained with, training keeps what is left as it is and
+    evaluation multiplies by 1 - rate: weights from there need it.
+    """
+
+    c: Ctx
+    rate: float  # the network's own; `c.dropout` goes before it
+    downscale: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        rate = self.rate if self.c.dropout is None else self.c.dropout
+        if self.downscale:
+            x = x * (1 - rate)
+        return nn.Dropout(rate, deterministic=not self.c.train)(x)
+
+
 class Classifier(nn.Module):
     """Dropout, an optional bottleneck and the classifier: features [B, D] -> logits [B, K].
 
@@ -157,16 +206,31 @@ class Classifier(nn.Module):
     num_classes: int
     dropout: float = 0.0  # the network's own; `c.dropout` goes before it
     bias: bool = True
+    downscale: bool = False  # see Dropout
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c = self.c
         x = x.astype(c.head_dtype)
-        rate = self.dropout if c.dropout is None else c.dropout
-        x = nn.Dropout(rate, deterministic=not c.train, name="dropout")(x)
+        x = Dropout(c, self.dropout, self.downscale, name="dropout")(x)
         if c.bottleneck is not None:
             x = Linear(c, c.bottleneck, name="bottleneck")(x)
         return Linear(c, self.num_classes, bias=self.bias, name="fc")(x)
+
+
+class SqueezeExcite(nn.Module):
+    """Channels scaled by a gate that sees their means (Hu et al. 2017, https://arxiv.org/abs/1709.01507)."""
+
+    c: Ctx
+    squeezed: int
+    act: Callable[[Array], Array] = nn.relu
+    gate: Callable[[Array], Array] = nn.sigmoid
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y = x.mean((1, 2), keepdims=True)
+        y = self.act(Conv(self.c, self.squeezed, bias=True, name="conv1")(y))
+        return x * self.gate(Conv(self.c, x.shape[-1], bias=True, name="conv2")(y))
 
 
 class DropPath(nn.Module):
@@ -195,6 +259,40 @@ def drop_path_rates(c: Ctx, depths: Sequence[int], own: float = 0.0) -> list[lis
     return [[next(rates) for _ in range(depth)] for depth in depths]
 
 
+class InvertedResidual(nn.Module):
+    """Expansion by a 1x1 convolution, depthwise convolution, linear 1x1 convolution.
+
+    Sandler et al. 2018, MobileNetV2 (https://arxiv.org/abs/1801.04381). The input is added wherever
+    the shapes allow it.
+    """
+
+    c: Ctx
+    expanded: int | None  # features between the convolutions; None: the input's, no expansion
+    features: int
+    kernel: int = 3
+    stride: int = 1
+    padding: Padding | None = None
+    act: Callable[[Array], Array] = nn.relu6
+    se: Callable[..., nn.Module] | None = None  # SqueezeExcite with all but `c` and `name` given
+    drop_path: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        c, y = self.c, x
+        if self.expanded is not None:
+            y = ConvBN(c, self.expanded, act=self.act, name="conv1")(y)
+        width = y.shape[-1]
+        y = ConvBN(
+            c, width, self.kernel, self.stride, self.padding, width, act=self.act, name="conv2"
+        )(y)
+        if self.se is not None:
+            y = self.se(c, name="se")(y)
+        y = ConvBN(c, self.features, name="conv3")(y)
+        if self.stride == 1 and x.shape == y.shape:
+            y = x + DropPath(c, self.drop_path, name="drop_path")(y)
+        return y
+
+
 def stage(cls: type[nn.Module], c: Ctx) -> type[nn.Module]:
     """Returns the class of a stage, recomputed in the backward pass where `c.remat` says so."""
     return nn.remat(cls) if c.remat else cls
@@ -213,3 +311,82 @@ def max_pool(x: Array, window: int, stride: int, padding: int = 0) -> Array:
 def avg_pool_halve(x: Array) -> Array:
     """Returns 2 x 2 means at stride 2; at odd sizes the last ones are means of what is there."""
     return nn.avg_pool(x, (2, 2), (2, 2), "SAME", count_include_pad=False)
+
+
+def adaptive_mean(x: Array, size: int) -> Array:
+    """Returns means over a grid of size x size: [B, H, W, D] -> [B, size, size, D].
+
+    Cell i of n pixels spans floor(i n / size) to ceil((i + 1) n / size), so cells overlap where
+    `size` does not divide n.
+    """
+    for axis in (1, 2):
+        n = x.shape[axis]
+        if n != size:
+            cells = [(i * n // size, -((i + 1) * n // -size)) for i in range(size)]
+            means = [jax.lax.slice_in_dim(x, *cell, axis=axis).mean(axis) for cell in cells]
+            x = jnp.stack(means, axis)
+    return x
+
+
+class ResNetStem(nn.Module):
+    """ "conv7": one 7x7 convolution; "conv3": three 3x3; both end at a quarter of the size.
+
+    "small" is one 3x3 convolution that keeps the size, for images of up to about 64 pixels.
+    """
+
+    c: Ctx
+    kind: str
+    width: int
+    conv: type[nn.Module] = ConvBN
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        convs = {
+            "conv7": ((self.width, 7, 2),),
+            "conv3": ((self.width // 2, 3, 2), (self.width // 2, 3, 1), (self.width, 3, 1)),
+            "small": ((self.width, 3, 1),),
+        }
+        if self.kind not in convs:
+            raise ValueError(f"stem={self.kind!r}: choose one of {', '.join(convs)}")
+        for i, (features, kernel, stride) in enumerate(convs[self.kind], 1):
+            x = self.conv(self.c, features, kernel, stride, act=nn.relu, name=f"conv{i}")(x)
+        return x if self.kind == "small" else max_pool(x, 3, 2, 1)
+
+
+class Shortcut(nn.Module):
+    """1x1 convolution of a block's input; `mean` halves by a 2x2 mean rather than by a stride."""
+
+    c: Ctx
+    features: int
+    stride: int
+    mean: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        stride = self.stride
+        if self.mean and stride == 2:
+            x, stride = avg_pool_halve(x), 1
+        return ConvBN(self.c, self.features, stride=stride, name="conv1")(x)
+
+
+class ResidualStage(nn.Module):
+    """Blocks of one width; the first has the stride and the projecting shortcut."""
+
+    c: Ctx
+    block: Callable[..., nn.Module]  # (c, width, stride, project, drop_path, name) -> the block
+    width: int
+    stride: int
+    drop_paths: tuple[float, ...]  # one for each block
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for i, drop_path in enumerate(self.drop_paths):
+            x = self.block(
+                self.c,
+                self.width,
+                stride=1 if i else self.stride,
+                project=i == 0,
+                drop_path=drop_path,
+                name=f"block{i + 1}",
+            )(x)
+        return x

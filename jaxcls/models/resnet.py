@@ -1,23 +1,40 @@
-"""ResNet and its B, C and D variants.
+"""ResNet and what grew from it: the B, C and D variants, ResNeXt, squeeze-excite, ACNet.
 
 He et al. 2015, Deep residual learning (https://arxiv.org/abs/1512.03385), with the stride in the
 3x3 convolution; He et al. 2018, Bag of tricks (https://arxiv.org/abs/1812.01187): `_vc` replaces
 the 7x7 stem by three 3x3 convolutions, `_vd` also halves the shortcut by a mean before its 1x1
-convolution. As in PaddleClas, the first block of every stage has a convolution in its shortcut,
-also where the shapes would not need one (stage1 of ResNet18 and ResNet34).
+convolution. Xie et al. 2016, ResNeXt (https://arxiv.org/abs/1611.05431): `_32x4d` has 32 groups of
+4 channels in the first stage; `_wsl` are the wide ones of Mahajan et al. 2018
+(https://arxiv.org/abs/1805.00932). Hu et al. 2017, squeeze-and-excitation
+(https://arxiv.org/abs/1709.01507). Ding et al. 2019, ACNet (https://arxiv.org/abs/1908.03930).
+
+As in PaddleClas, and unlike the papers: the first block of every stage has a convolution in its
+shortcut, also where the shapes would not need one (stage1 of ResNet18 and ResNet34); SENet154_vd is
+a plain SE-ResNeXt152 64x4d of the D variant, without that network's narrower 1x1 convolutions, 3x3
+shortcuts and dropout; ACNet's 7x7 stem is asymmetric too.
 """
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcls.models.layers import (
     Classifier,
+    Conv,
     ConvBN,
     DropPath,
-    avg_pool_halve,
+    Linear,
+    ResidualStage,
+    ResNetStem,
+    Shortcut,
     drop_path_rates,
     global_mean,
-    max_pool,
     stage,
 )
 from jaxcls.models.spec import Ctx, Spec
@@ -25,111 +42,133 @@ from jaxcls.models.spec import Ctx, Spec
 Array = jax.Array
 
 
-class Shortcut(nn.Module):
-    """1x1 convolution of a block's input; `mean` halves by a 2x2 mean rather than by a stride."""
+class SqueezeExcite(nn.Module):
+    """Each channel times a gate in (0, 1) that depends on the means of all channels."""
 
     c: Ctx
-    features: int
-    stride: int
-    mean: bool
+    reduction: int = 16
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        stride = self.stride
-        if self.mean and stride == 2:
-            x, stride = avg_pool_halve(x), 1
-        return ConvBN(self.c, self.features, stride=stride, name="conv1")(x)
+        channels = x.shape[-1]
+        gate = Linear(self.c, max(channels // self.reduction, 1), name="squeeze")(
+            global_mean(x, self.c)
+        )
+        gate = nn.sigmoid(Linear(self.c, channels, name="excite")(nn.relu(gate)))
+        return x * gate[:, None, None].astype(x.dtype)
 
 
-class Basic(nn.Module):
+class AsymmetricConvBN(ConvBN):
+    """ACNet in training: the sum of a k x k, a k x 1 and a 1 x k `ConvBN`."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        k = self.kernel
+        x = sum(
+            ConvBN(self.c, self.features, kernel, self.stride, groups=self.groups, name=name)(x)
+            for name, kernel in {"square": k, "vertical": (k, 1), "horizontal": (1, k)}.items()
+        )
+        return x if self.act is None else self.act(x)
+
+
+class FusedConv(ConvBN):
+    """ACNet deployed: one convolution with a bias."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = Conv(
+            self.c,
+            self.features,
+            self.kernel,
+            self.stride,
+            groups=self.groups,
+            bias=True,
+            name="conv",
+        )(x)
+        return x if self.act is None else self.act(x)
+
+
+CONVS = {"plain": ConvBN, "asymmetric": AsymmetricConvBN, "fused": FusedConv}
+
+
+def fuse(
+    variables: Mapping[str, Any], bn_epsilon: float = Ctx.bn_epsilon
+) -> dict[str, dict[str, Any]]:
+    """Returns the variables of a network with `conv="fused"` that computes the same in evaluation.
+
+    A BatchNorm with running statistics is a scale and a shift, and the kernels of the three
+    branches, each padded to k x k, add up.
+
+    Args:
+      variables: {"params": ..., "batch_stats": ...} of the network with `conv="asymmetric"`.
+      bn_epsilon: that of the network.
+    """
+    params, stats = (flatten_dict(dict(variables[k])) for k in ("params", "batch_stats"))
+    square = ("square", "conv", "kernel")
+    for layer in [path[:-3] for path in params if path[-3:] == square]:
+        k = params[layer + square].shape[0]
+        kernel = bias = 0
+        for branch in ("square", "vertical", "horizontal"):
+            bn = (*layer, branch, "bn")
+            scale = params.pop((*bn, "scale")) * jax.lax.rsqrt(stats.pop((*bn, "var")) + bn_epsilon)
+            part = params.pop((*layer, branch, "conv", "kernel")) * scale
+            around = [((k - n) // 2,) * 2 for n in part.shape[:2]]
+            kernel += jnp.pad(part, (*around, (0, 0), (0, 0)))
+            bias += params.pop((*bn, "bias")) - stats.pop((*bn, "mean")) * scale
+        params[(*layer, "conv", "kernel")] = kernel
+        params[(*layer, "conv", "bias")] = bias
+    return {"params": unflatten_dict(params), "batch_stats": unflatten_dict(stats)}
+
+
+class Block(nn.Module):
+    """A residual block; `branch` is up to the kind."""
+
+    c: Ctx
+    width: int
+    stride: int
+    project: bool
+    drop_path: float
+    conv: type[nn.Module]  # of the kernels larger than 1
+    mean_short: bool
+    groups: int
+    group_width: int
+    se: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y = self.branch(x)
+        if self.se:
+            y = SqueezeExcite(self.c, name="se")(y)
+        if self.project:
+            x = Shortcut(self.c, y.shape[-1], self.stride, self.mean_short, name="short")(x)
+        return nn.relu(x + DropPath(self.c, self.drop_path, name="drop_path")(y))
+
+    @property
+    def inner(self) -> int:
+        """Channels of the grouped convolution."""
+        return self.width * self.groups * self.group_width // 64
+
+
+class Basic(Block):
     """Two 3x3 convolutions."""
 
-    c: Ctx
-    width: int
-    stride: int
-    project: bool
-    mean_short: bool
-    drop_path: float
-    expansion = 1
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        y = ConvBN(self.c, self.width, 3, self.stride, act=nn.relu, name="conv1")(x)
-        y = ConvBN(self.c, self.width, 3, name="conv2")(y)
-        if self.project:
-            x = Shortcut(self.c, self.width, self.stride, self.mean_short, name="short")(x)
-        return nn.relu(x + DropPath(self.c, self.drop_path, name="drop_path")(y))
+    def branch(self, x: Array) -> Array:
+        groups = self.groups
+        x = self.conv(self.c, self.inner, 3, self.stride, groups=groups, act=nn.relu, name="conv1")(
+            x
+        )
+        return self.conv(self.c, self.width, 3, groups=groups, name="conv2")(x)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Block):
     """1x1, 3x3 and 1x1 convolutions; the last has four times the width."""
 
-    c: Ctx
-    width: int
-    stride: int
-    project: bool
-    mean_short: bool
-    drop_path: float
-    expansion = 4
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        out = self.width * self.expansion
-        y = ConvBN(self.c, self.width, act=nn.relu, name="conv1")(x)
-        y = ConvBN(self.c, self.width, 3, self.stride, act=nn.relu, name="conv2")(y)
-        y = ConvBN(self.c, out, name="conv3")(y)
-        if self.project:
-            x = Shortcut(self.c, out, self.stride, self.mean_short, name="short")(x)
-        return nn.relu(x + DropPath(self.c, self.drop_path, name="drop_path")(y))
-
-
-class Stem(nn.Module):
-    """ "conv7": one 7x7 convolution; "conv3": three 3x3; both end at a quarter of the size.
-
-    "small" is one 3x3 convolution that keeps the size, for images of up to about 64 pixels.
-    """
-
-    c: Ctx
-    kind: str
-    width: int
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        convs = {
-            "conv7": ((self.width, 7, 2),),
-            "conv3": ((self.width // 2, 3, 2), (self.width // 2, 3, 1), (self.width, 3, 1)),
-            "small": ((self.width, 3, 1),),
-        }
-        if self.kind not in convs:
-            raise ValueError(f"stem={self.kind!r}: choose one of {', '.join(convs)}")
-        for i, (features, kernel, stride) in enumerate(convs[self.kind], 1):
-            x = ConvBN(self.c, features, kernel, stride, act=nn.relu, name=f"conv{i}")(x)
-        return x if self.kind == "small" else max_pool(x, 3, 2, 1)
-
-
-class Stage(nn.Module):
-    """Blocks of one width; the first has the stride and the projecting shortcut."""
-
-    c: Ctx
-    block: type[nn.Module]
-    width: int
-    stride: int
-    mean_short: bool
-    drop_paths: tuple[float, ...]  # one for each block
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        for i, drop_path in enumerate(self.drop_paths):
-            x = self.block(
-                self.c,
-                self.width,
-                stride=1 if i else self.stride,
-                project=i == 0,
-                mean_short=self.mean_short,
-                drop_path=drop_path,
-                name=f"block{i + 1}",
-            )(x)
-        return x
+    def branch(self, x: Array) -> Array:
+        x = ConvBN(self.c, self.inner, act=nn.relu, name="conv1")(x)
+        x = self.conv(
+            self.c, self.inner, 3, self.stride, groups=self.groups, act=nn.relu, name="conv2"
+        )(x)
+        return ConvBN(self.c, self.width * 4, name="conv3")(x)
 
 
 class ResNet(nn.Module):
@@ -137,24 +176,41 @@ class ResNet(nn.Module):
 
     c: Ctx
     num_classes: int
-    block: type[nn.Module]
+    block: type[Block]
     depths: tuple[int, ...]
     width: int = 64
     stem: str = "conv7"
+    stem_width: int | None = None  # None: `width`
     mean_short: bool = False
+    groups: int = 1
+    group_width: int = 64  # channels of a group where the stage's width is 64
+    se: bool = False
+    conv: str = "plain"  # ACNet: "asymmetric" to train, "fused" for what `fuse` makes of it
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
-        x = Stem(c, self.stem, self.width, name="stem")(images.astype(c.feature_dtype))
+        if self.conv not in CONVS:
+            raise ValueError(f"conv={self.conv!r}: choose one of {', '.join(CONVS)}")
+        conv = CONVS[self.conv]
+        x = ResNetStem(c, self.stem, self.stem_width or self.width, conv, name="stem")(
+            images.astype(c.feature_dtype)
+        )
+        block = functools.partial(
+            self.block,
+            conv=conv,
+            mean_short=self.mean_short,
+            groups=self.groups,
+            group_width=self.group_width,
+            se=self.se,
+        )
         out = {}
         for i, rates in enumerate(drop_path_rates(c, self.depths)):
-            x = out[f"stage{i + 1}"] = stage(Stage, c)(
+            x = out[f"stage{i + 1}"] = stage(ResidualStage, c)(
                 c,
-                self.block,
+                block,
                 self.width * 2**i,
                 stride=2 if i else 1,
-                mean_short=self.mean_short,
                 drop_paths=tuple(rates),
                 name=f"stage{i + 1}",
             )(x)
@@ -169,15 +225,47 @@ DEPTHS = {
     50: (Bottleneck, (3, 4, 6, 3)),
     101: (Bottleneck, (3, 4, 23, 3)),
     152: (Bottleneck, (3, 8, 36, 3)),
+    154: (Bottleneck, (3, 8, 36, 3)),
     200: (Bottleneck, (3, 12, 48, 3)),
 }
-VARIANTS = {
-    "": ({}, (18, 34, 50, 101, 152)),
-    "_vc": ({"stem": "conv3"}, (50,)),
-    "_vd": ({"stem": "conv3", "mean_short": True}, (18, 34, 50, 101, 152, 200)),
+VD = {"stem": "conv3", "mean_short": True}
+SE = {"se": True}
+WIDE_STEM = {"stem_width": 128}
+X32, X64, X8D, X16D, X32D, X48D = (
+    {"groups": groups, "group_width": width}
+    for groups, width in ((32, 4), (64, 4), (32, 8), (32, 16), (32, 32), (32, 48))
+)
+SERIES = {  # names -> depths, switches
+    "ResNet{}": ((18, 34, 50, 101, 152), {}),
+    "ResNet{}_vc": ((50,), {"stem": "conv3"}),
+    "ResNet{}_vd": ((18, 34, 50, 101, 152, 200), VD),
+    "ResNeXt{}_32x4d": ((50, 101, 152), X32),
+    "ResNeXt{}_64x4d": ((50, 101, 152), X64),
+    "ResNeXt{}_vd_32x4d": ((50, 101, 152), VD | X32),
+    "ResNeXt{}_vd_64x4d": ((50, 101, 152), VD | X64),
+    "ResNeXt{}_32x8d_wsl": ((101,), X8D),
+    "ResNeXt{}_32x16d_wsl": ((101,), X16D),
+    "ResNeXt{}_32x32d_wsl": ((101,), X32D),
+    "ResNeXt{}_32x48d_wsl": ((101,), X48D),
+    "SE_ResNet{}_vd": ((18, 34, 50), VD | SE),
+    "SE_ResNeXt{}_32x4d": ((50, 101), X32 | SE),
+    "SE_ResNeXt{}_vd_32x4d": ((50,), VD | X32 | SE | WIDE_STEM),
+    "SENet{}_vd": ((154,), VD | X64 | SE | WIDE_STEM),
+    "ResNet{}_ACNet_deploy": ((50,), {"conv": "fused"}),
 }
 SPECS = {
-    f"ResNet{n}{variant}": Spec(ResNet, {"block": DEPTHS[n][0], "depths": DEPTHS[n][1], **switches})
-    for variant, (switches, depths) in VARIANTS.items()
+    series.format(n): Spec(ResNet, {"block": DEPTHS[n][0], "depths": DEPTHS[n][1], **switches})
+    for series, (depths, switches) in SERIES.items()
     for n in depths
+}
+ALIASES = {  # other weights of a network -> that network, input size
+    "ResNet50_vd_v2": ("ResNet50_vd", 224),
+    "ResNet50_vd_ssld": ("ResNet50_vd", 224),
+    "ResNet50_vd_ssld_v2": ("ResNet50_vd", 224),
+    "Fix_ResNet50_vd_ssld_v2": ("ResNet50_vd", 320),
+    "ResNet101_vd_ssld": ("ResNet101_vd", 224),
+    "Fix_ResNeXt101_32x48d_wsl": ("ResNeXt101_32x48d_wsl", 320),
+}
+SPECS |= {
+    alias: dataclasses.replace(SPECS[name], size=size) for alias, (name, size) in ALIASES.items()
 }
