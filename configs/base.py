@@ -105,7 +105,7 @@ def get_config(arg=None):
     # -- Numbers: jaxcls.precision.make(**precision) --------------------------------------------
     c.precision = ConfigDict()
     # "auto" (bfloat16 on accelerators, float32 on a CPU), "float32" = "O0", "bfloat16",
-    # "float16" = "O2", "O1", "O3", "O1_bfloat16", "O3_bfloat16", "float64". See jaxcls/precision.py.
+    # "float16" = "O2", "O1", "O3", "O1_bfloat16", "O3_bfloat16", "float64": jaxcls/precision.py.
     c.precision.name = "auto"
     c.precision.loss_scale = "auto"  # "none", "static", "dynamic"; auto: dynamic with float16
     c.precision.scale = 65536.0  # static: the scale; dynamic: the first one
@@ -129,7 +129,7 @@ def get_config(arg=None):
     c.init = ConfigDict()
     c.init.checkpoint = ""  # a run's working directory, a checkpoint or an export: fine-tuning
     c.init.ema = True  # take its moving average where it has one
-    c.init.reset = ()  # patterns of parameters to initialise afresh (a head of another size: always)
+    c.init.reset = ()  # patterns of tensors that start afresh (a head of another size always does)
 
     # -- Output: jaxcls.checkpoint.Checkpoints(**checkpoint), jaxcls.metrics ---------------------
     c.checkpoint = ConfigDict()

@@ -1,6 +1,7 @@
-"""Handwritten digits on a CPU: python -m jaxcls.main --config=configs/digits.py --workdir=/tmp/digits
+"""Digits on a CPU: python -m jaxcls.main --config=configs/digits.py --workdir=/tmp/digits
 
-The 1,797 digits that scikit-learn carries; the first half trains, the second half tests.
+The 1,797 handwritten digits that scikit-learn carries, 8x8 pixels enlarged to 16x16; the first
+half trains, the second half tests. A ResNet-D of 0.3 M parameters with shifts, mixup and smoothing.
 """
 
 from configs import base

@@ -6,8 +6,9 @@ train/CLASS/*.jpg and val/CLASS/*.jpg, or just CLASS/*.jpg: then add --config.da
 to hold out a tenth. The head is new where the classes differ; everything else starts from RUN and
 is trained, at factors of the learning rate that grow from stem to head.
 
-The quick start of PaddleClas's documentation (Flowers102, ResNet50_vd, 20 epochs, batch 32, learning
-rate 0.00375, L2 1e-6) went from 94.0 % to 95.0 % by better weights (SSLD) and these factors.
+The quick start of PaddleClas's documentation (Flowers102, ResNet50_vd, 20 epochs, batch 32,
+learning rate 0.00375, L2 1e-6) went from 94.0 % to 95.0 % by better weights (SSLD) and these
+factors.
 """
 
 from configs import base

@@ -34,32 +34,36 @@ def define_flags() -> None:
     flags.DEFINE_integer("process_id", None, "number of this process, with --coordinator")
 
 
-def parse(argv: Sequence[str]) -> None:
-    """Parses the command line and reads the config file.
+def parse(
+    argv: Sequence[str],
+    values: flags.FlagValues = FLAGS,
+    required: Sequence[str] = ("config", "workdir"),
+) -> None:
+    """Parses the command line into `values` and reads the config file.
 
     Raises:
       ValueError: one line about what is wrong with it.
     """
     try:
-        rest = FLAGS(argv)[1:]
-        for name in ("config", "workdir"):
-            if not FLAGS[name].value:
+        rest = values(argv)[1:]
+        for name in required:
+            if not values[name].value:
                 raise ValueError(f"--{name} is missing; see python -m jaxcls.main --help")
-        flatten(FLAGS.config)  # a missing config file shows at the first access
+        flatten(values.config)  # a missing config file shows at the first access
     except OSError as e:
-        name = FLAGS["config"].config_filename
+        name = values["config"].config_filename
         raise ValueError(f"--config={name}: there is no such config file") from e
     except (flags.Error, AttributeError, KeyError, TypeError) as e:
-        raise ValueError(_explain(argv, e)) from None
+        raise ValueError(_explain(argv, values, e)) from None
     if rest:
         raise ValueError(f"unexpected argument {rest[0]!r}: every option begins with --")
 
 
-def _explain(argv: Sequence[str], error: Exception) -> str:
+def _explain(argv: Sequence[str], values: flags.FlagValues, error: Exception) -> str:
     """Returns what is wrong with a command line that could not be parsed."""
     try:  # the flag has no value where an override failed
         path = next(arg.partition("=")[2] for arg in argv if arg.startswith("--config="))
-        keys = list(flatten(FLAGS["config"].parser.parse(path)))
+        keys = list(flatten(values["config"].parser.parse(path)))
     except Exception:  # there is no readable config
         keys = []
     for arg in argv:
@@ -67,7 +71,7 @@ def _explain(argv: Sequence[str], error: Exception) -> str:
         if arg.startswith("--config.") and keys and key not in keys:
             return f"there is no config.{key}{closest(key, keys)}"
     if isinstance(error, flags.UnrecognizedFlagError):
-        return f"unknown flag --{error.flagname}{closest(error.flagname, FLAGS)}"
+        return f"unknown flag --{error.flagname}{closest(error.flagname, values)}"
     # absl quotes the traceback of an error in the config file; its last line says what is wrong
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0].partition(": Error whilst parsing")[0]

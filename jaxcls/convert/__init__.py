@@ -7,9 +7,14 @@ import numpy as np
 
 from jaxcls import models
 from jaxcls.config import choose
-from jaxcls.convert import engine, resnet
+from jaxcls.convert import engine, mobilenet_v1, mobilenet_v2, mobilenet_v3, resnet
 
-RULES = {"resnet": resnet}
+RULES = {
+    "resnet": resnet,
+    "mobilenet_v1": mobilenet_v1,
+    "mobilenet_v2": mobilenet_v2,
+    "mobilenet_v3": mobilenet_v3,
+}
 
 
 def from_paddle(name: str, arrays: Mapping[str, np.ndarray], **build_overrides) -> dict[str, Any]:

@@ -6,10 +6,15 @@ import fnmatch
 import flax.linen as nn
 
 from jaxcls.config import choose
-from jaxcls.models import resnet
+from jaxcls.models import mobilenet_v1, mobilenet_v2, mobilenet_v3, resnet
 from jaxcls.models.spec import CTX_FIELDS, Ctx, Spec
 
-FAMILIES = (resnet,)
+FAMILIES = (
+    resnet,
+    mobilenet_v1,
+    mobilenet_v2,
+    mobilenet_v3,
+)
 MODELS: dict[str, Spec] = {}
 for family in FAMILIES:
     if twice := MODELS.keys() & family.SPECS.keys():

@@ -219,7 +219,11 @@ class Classifier(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Channels scaled by a gate that sees their means (Hu et al. 2017, https://arxiv.org/abs/1709.01507)."""
+    """Each channel times a gate in [0, 1] that sees all channels' means.
+
+    Hu et al. 2017, Squeeze-and-excitation networks (https://arxiv.org/abs/1709.01507), with 1x1
+    convolutions, which is where PaddleClas's MobileNetV3 and EfficientNet keep their weights.
+    """
 
     c: Ctx
     squeezed: int

@@ -1,0 +1,16 @@
+"""Names of PaddleClas's MobileNetV1 layers."""
+
+import re
+from typing import Any
+
+
+def paddle(layer: tuple[str, ...], module: Any) -> str:
+    """Returns the layer's name in PaddleClas, which counts the blocks of all stages."""
+    if layer[0] == "head":
+        return "fc"
+    if layer[0] == "stem":
+        return f"conv.{layer[-1]}"
+    stage, block = (int(re.sub(r"\D", "", name)) - 1 for name in layer[:2])
+    index = sum(map(len, module.stages[:stage])) + block
+    role = {"conv1": "depthwise_conv", "conv2": "pointwise_conv"}[layer[2]]
+    return f"blocks.{index}.{role}.{layer[3]}"

@@ -1,0 +1,86 @@
+"""DarkNet53, the backbone of YOLOv3.
+
+Redmon and Farhadi 2018 (https://arxiv.org/abs/1804.02767). As in PaddleClas, activations are ReLU
+rather than leaky ReLU. The 3x3 convolution that halves the size is the start of its stage.
+"""
+
+import flax.linen as nn
+import jax
+
+from jaxcls.models.layers import (
+    Classifier,
+    ConvBN,
+    DropPath,
+    drop_path_rates,
+    global_mean,
+    stage,
+)
+from jaxcls.models.spec import Ctx, Spec
+
+Array = jax.Array
+
+
+class Block(nn.Module):
+    """1x1 and 3x3 convolutions, added to their input without an activation."""
+
+    c: Ctx
+    width: int
+    down: bool  # after a convolution that halves the size
+    drop_path: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        if self.down:
+            x = ConvBN(self.c, self.width, 3, 2, act=nn.relu, name="down")(x)
+        y = ConvBN(self.c, self.width // 2, act=nn.relu, name="conv1")(x)
+        y = ConvBN(self.c, self.width, 3, act=nn.relu, name="conv2")(y)
+        return x + DropPath(self.c, self.drop_path, name="drop_path")(y)
+
+
+class Stem(nn.Module):
+    """One 3x3 convolution that keeps the size."""
+
+    c: Ctx
+    width: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return ConvBN(self.c, self.width, 3, act=nn.relu, name="conv1")(x)
+
+
+class Stage(nn.Module):
+    """Blocks of one width at one size."""
+
+    c: Ctx
+    width: int
+    drop_paths: tuple[float, ...]  # one for each block
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for i, drop_path in enumerate(self.drop_paths):
+            x = Block(self.c, self.width, i == 0, drop_path, name=f"block{i + 1}")(x)
+        return x
+
+
+class DarkNet(nn.Module):
+    """Stem, stages of doubling width, head."""
+
+    c: Ctx
+    num_classes: int
+    depths: tuple[int, ...] = (1, 2, 8, 8, 4)
+    width: int = 32
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
+        c = self.c.replace(train=train)
+        x = Stem(c, self.width, name="stem")(images.astype(c.feature_dtype))
+        out = {}
+        for i, rates in enumerate(drop_path_rates(c, self.depths), 1):
+            name = f"stage{i}"
+            x = out[name] = stage(Stage, c)(c, self.width * 2**i, tuple(rates), name=name)(x)
+        out["pre_logits"] = global_mean(x, c)
+        out["logits"] = Classifier(c, self.num_classes, name="head")(out["pre_logits"])
+        return out
+
+
+SPECS = {"DarkNet53": Spec(DarkNet, size=256)}

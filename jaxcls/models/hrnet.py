@@ -1,0 +1,140 @@
+"""HRNet for classification: branches of four sizes side by side, exchanging features all along.
+
+Wang et al. 2019, Deep high-resolution representation learning for visual recognition
+(https://arxiv.org/abs/1908.07919); `_W18` has 18 channels in the branch of the largest size.
+`stage2` to `stage4` of the outputs are the features of that branch, a quarter of the image's size.
+
+Where the image's sides are no multiples of 32, what is enlarged to a larger branch is cut to its
+size.
+"""
+
+import flax.linen as nn
+import jax
+
+from jaxcls.models.layers import (
+    Classifier,
+    ConvBN,
+    DropPath,
+    drop_path_rates,
+    global_mean,
+    stage,
+)
+from jaxcls.models.spec import Ctx, Spec
+
+Array = jax.Array
+
+
+class Basic(nn.Module):
+    """Two 3x3 convolutions and the identity."""
+
+    c: Ctx
+    width: int
+    drop_path: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y = ConvBN(self.c, self.width, 3, act=nn.relu, name="conv1")(x)
+        y = ConvBN(self.c, self.width, 3, name="conv2")(y)
+        return nn.relu(x + DropPath(self.c, self.drop_path, name="drop_path")(y))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions; the last has four times the width."""
+
+    c: Ctx
+    width: int
+    project: bool
+    drop_path: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y = ConvBN(self.c, self.width, act=nn.relu, name="conv1")(x)
+        y = ConvBN(self.c, self.width, 3, act=nn.relu, name="conv2")(y)
+        y = ConvBN(self.c, self.width * 4, name="conv3")(y)
+        if self.project:
+            x = ConvBN(self.c, self.width * 4, name="short")(x)
+        return nn.relu(x + DropPath(self.c, self.drop_path, name="drop_path")(y))
+
+
+class Stem(nn.Module):
+    """Two 3x3 convolutions that each halve the size."""
+
+    c: Ctx
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = ConvBN(self.c, 64, 3, 2, act=nn.relu, name="conv1")(x)
+        return ConvBN(self.c, 64, 3, 2, act=nn.relu, name="conv2")(x)
+
+
+class FirstStage(nn.Module):
+    """Bottlenecks, before the branches part."""
+
+    c: Ctx
+    drop_paths: tuple[float, ...]  # one for each block
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for i, drop_path in enumerate(self.drop_paths):
+            x = Bottleneck(self.c, 64, i == 0, drop_path, name=f"block{i + 1}")(x)
+        return x
+
+
+class Down(nn.Module):
+    """3x3 convolutions that each halve the size; the last may change the width."""
+
+    c: Ctx
+    features: int
+    times: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for i in range(1, self.times):
+            x = ConvBN(self.c, x.shape[-1], 3, 2, act=nn.relu, name=f"conv{i}")(x)
+        return ConvBN(self.c, self.features, 3, 2, name=f"conv{self.times}")(x)
+
+
+class Up(nn.Module):
+    """1x1 convolution, enlarged to `size` by repeating pixels."""
+
+    c: Ctx
+    features: int
+    times: int  # of doubling
+    size: tuple[int, int]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = ConvBN(self.c, self.features, name="conv1")(x)
+        x = x.repeat(2**self.times, axis=1).repeat(2**self.times, axis=2)
+        return x[:, : self.size[0], : self.size[1]]
+
+
+class Exchange(nn.Module):
+    """Basic blocks in each branch; then each branch receives the sum of all."""
+
+    c: Ctx
+    widths: tuple[int, ...]  # of each branch, the largest size first
+    drop_paths: tuple[float, ...]  # one for each basic block
+    part: bool  # first, part the last branch into two
+
+    @nn.compact
+    def __call__(self, xs: list[Array]) -> list[Array]:
+        c = self.c
+        if self.part:
+            xs = self.parted(xs)
+        ys = []
+        for i, (x, width) in enumerate(zip(xs, self.widths, strict=True), 1):
+            for j, drop_path in enumerate(self.drop_paths, 1):
+                x = Basic(c, width, drop_path, name=f"branch{i}_{j}")(x)
+            ys.append(x)
+        out = []
+        for i, (y, width) in enumerate(zip(ys, self.widths, strict=True)):
+            total = y
+            for j, other in enumerate(ys):
+                name = f"from{j + 1}_to{i + 1}"
+                if j < i:
+                    total += Down(c, width, i - j, name=name)(other)
+                elif j > i:
+                    total += Up(c, width, j - i, y.shape[1:3], name=name)(other)
+            out.append(nn.relu(total))
+        return out

@@ -1,0 +1,78 @@
+"""MobileNet: depthwise separable convolutions.
+
+Howard et al. 2017, MobileNets (https://arxiv.org/abs/1704.04861). `_x0_25` to `_x0_75` are width
+multipliers; `_ssld` is the same network with weights distilled from a larger one.
+"""
+
+import flax.linen as nn
+import jax
+
+from jaxcls.models.layers import Classifier, ConvBN, global_mean, stage
+from jaxcls.models.spec import Ctx, Spec
+
+Array = jax.Array
+
+
+class Separable(nn.Module):
+    """3x3 depthwise and 1x1 convolution."""
+
+    c: Ctx
+    features: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        width = x.shape[-1]
+        x = ConvBN(self.c, width, 3, self.stride, groups=width, act=nn.relu, name="conv1")(x)
+        return ConvBN(self.c, self.features, act=nn.relu, name="conv2")(x)
+
+
+class Stage(nn.Module):
+    """Blocks of one resolution; the first has the stride."""
+
+    c: Ctx
+    features: tuple[int, ...]  # of each block
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for i, features in enumerate(self.features):
+            x = Separable(self.c, features, 1 if i else self.stride, name=f"block{i + 1}")(x)
+        return x
+
+
+class MobileNetV1(nn.Module):
+    """Stem at stride 2, five stages, head."""
+
+    c: Ctx
+    num_classes: int
+    stages: tuple[tuple[int, ...], ...]  # features of each block, at scale 1
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
+        c = self.c.replace(train=train)
+        width = lambda features: int(features * self.scale)
+        x = images.astype(c.feature_dtype)
+        x = ConvBN(c, width(32), 3, 2, act=nn.relu, name="stem")(x)
+        out = {}
+        for i, features in enumerate(self.stages, 1):
+            x = out[f"stage{i}"] = stage(Stage, c)(
+                c, tuple(map(width, features)), stride=1 if i == 1 else 2, name=f"stage{i}"
+            )(x)
+        out["pre_logits"] = global_mean(x, c)
+        out["logits"] = Classifier(c, self.num_classes, name="head")(out["pre_logits"])
+        return out
+
+
+STAGES = ((64,), (128, 128), (256, 256), (512,) * 6, (1024, 1024))
+SPECS = {
+    f"MobileNetV1{suffix}": Spec(MobileNetV1, {"stages": STAGES, "scale": scale})
+    for suffix, scale in {
+        "_x0_25": 0.25,
+        "_x0_5": 0.5,
+        "_x0_75": 0.75,
+        "": 1.0,
+        "_ssld": 1.0,
+    }.items()
+}

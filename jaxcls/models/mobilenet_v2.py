@@ -1,0 +1,103 @@
+"""MobileNetV2: inverted residuals.
+
+Sandler et al. 2018, MobileNetV2 (https://arxiv.org/abs/1801.04381). `_x0_25` to `_x2_0` are width
+multipliers, truncated to whole features; `_ssld` is the same network with weights distilled from a
+larger one. As in PaddleClas, the first block too has its 1x1 expansion, from 32 to 32 features, and
+there is no dropout before the classifier.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+
+from jaxcls.models.layers import (
+    Classifier,
+    ConvBN,
+    InvertedResidual,
+    drop_path_rates,
+    global_mean,
+    stage,
+)
+from jaxcls.models.spec import Ctx, Spec
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """`repeats` blocks of one width; the first has the stride."""
+
+    expand: int  # features inside a block, as a multiple of its input's
+    features: int
+    repeats: int
+    stride: int
+
+
+class Stage(nn.Module):
+    """Blocks of one resolution."""
+
+    c: Ctx
+    rows: tuple[Row, ...]
+    scale: float
+    drop_paths: tuple[float, ...]  # one for each block
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        blocks = [(row, i) for row in self.rows for i in range(row.repeats)]
+        for n, ((row, i), drop_path) in enumerate(zip(blocks, self.drop_paths, strict=True), 1):
+            x = InvertedResidual(
+                self.c,
+                x.shape[-1] * row.expand,
+                int(row.features * self.scale),
+                stride=1 if i else row.stride,
+                drop_path=drop_path,
+                name=f"block{n}",
+            )(x)
+        return x
+
+
+class MobileNetV2(nn.Module):
+    """Stem at stride 2, five stages, 1x1 convolution, head."""
+
+    c: Ctx
+    num_classes: int
+    stages: tuple[tuple[Row, ...], ...]
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
+        c = self.c.replace(train=train)
+        x = images.astype(c.feature_dtype)
+        x = ConvBN(c, int(32 * self.scale), 3, 2, act=nn.relu6, name="stem")(x)
+        out = {}
+        depths = [sum(row.repeats for row in rows) for rows in self.stages]
+        for i, (rows, rates) in enumerate(zip(self.stages, drop_path_rates(c, depths)), 1):
+            x = out[f"stage{i}"] = stage(Stage, c)(
+                c, rows, self.scale, drop_paths=tuple(rates), name=f"stage{i}"
+            )(x)
+        x = ConvBN(c, int(1280 * max(1.0, self.scale)), act=nn.relu6, name="neck")(x)
+        out["pre_logits"] = global_mean(x, c)
+        out["logits"] = Classifier(c, self.num_classes, name="head")(out["pre_logits"])
+        return out
+
+
+STAGES = (
+    (Row(1, 16, repeats=1, stride=1),),
+    (Row(6, 24, repeats=2, stride=2),),
+    (Row(6, 32, repeats=3, stride=2),),
+    (Row(6, 64, repeats=4, stride=2), Row(6, 96, repeats=3, stride=1)),
+    (Row(6, 160, repeats=3, stride=2), Row(6, 320, repeats=1, stride=1)),
+)
+SPECS = {
+    f"MobileNetV2{suffix}": Spec(MobileNetV2, {"stages": STAGES, "scale": scale})
+    for suffix, scale in {
+        "_x0_25": 0.25,
+        "_x0_5": 0.5,
+        "_x0_75": 0.75,
+        "": 1.0,
+        "_x1_5": 1.5,
+        "_x2_0": 2.0,
+        "_ssld": 1.0,
+    }.items()
+}

@@ -1,0 +1,183 @@
+"""MobileNetV3: searched inverted residuals with squeeze-and-excitation.
+
+Howard et al. 2019, Searching for MobileNetV3 (https://arxiv.org/abs/1905.02244). `_x0_35` to
+`_x1_25` are width multipliers; `_ssld` is the same network with weights distilled from a larger
+one, `_ssld_int8` the network that those were quantised from. As in PaddleClas: the gates are
+clip(0.2 x + 0.5, 0, 1), not the paper's clip(x / 6 + 0.5, 0, 1); they squeeze to a quarter of the
+block's width, rounded down; every block has its expansion, also where it keeps the width; `small`
+ends at 1280 features like `large`; the dropout scales in evaluation (`Dropout.downscale`).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxcls.models.layers import (
+    Classifier,
+    Conv,
+    ConvBN,
+    InvertedResidual,
+    SqueezeExcite,
+    drop_path_rates,
+    global_mean,
+    stage,
+)
+from jaxcls.models.spec import Ctx, Spec
+
+Array = jax.Array
+
+
+def round_to_8(features: float) -> int:
+    """Returns the nearest multiple of 8, or the next one where that loses more than a tenth."""
+    nearest = max(8, int(features + 4) // 8 * 8)
+    return nearest if nearest >= 0.9 * features else nearest + 8
+
+
+def gate(x: Array) -> Array:
+    """Returns clip(0.2 x + 0.5, 0, 1)."""
+    return jnp.clip(0.2 * x + 0.5, 0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A block; features are those at scale 1."""
+
+    kernel: int
+    expanded: int
+    features: int
+    act: Callable[[Array], Array]
+    se: bool = False
+    stride: int = 1
+
+
+class Stage(nn.Module):
+    """Blocks of one resolution."""
+
+    c: Ctx
+    rows: tuple[Row, ...]
+    scale: float
+    drop_paths: tuple[float, ...]  # one for each block
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for i, (row, drop_path) in enumerate(zip(self.rows, self.drop_paths, strict=True), 1):
+            expanded = round_to_8(row.expanded * self.scale)
+            x = InvertedResidual(
+                self.c,
+                expanded,
+                round_to_8(row.features * self.scale),
+                row.kernel,
+                row.stride,
+                act=row.act,
+                se=functools.partial(SqueezeExcite, squeezed=expanded // 4, gate=gate)
+                if row.se
+                else None,
+                drop_path=drop_path,
+                name=f"block{i}",
+            )(x)
+        return x
+
+
+class Neck(nn.Module):
+    """1x1 convolution, mean over the image and, without BatchNorm, another one."""
+
+    c: Ctx
+    width: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = ConvBN(self.c, self.width, act=nn.hard_swish, name="conv1")(x)
+        x = global_mean(x, self.c)[:, None, None]
+        return nn.hard_swish(Conv(self.c, 1280, name="conv2")(x))[:, 0, 0]
+
+
+class MobileNetV3(nn.Module):
+    """Stem at stride 2, stages, 1x1 convolutions, head."""
+
+    c: Ctx
+    num_classes: int
+    stages: tuple[tuple[Row, ...], ...]
+    neck: int  # features before the mean, at scale 1
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
+        c = self.c.replace(train=train)
+        x = images.astype(c.feature_dtype)
+        x = ConvBN(c, round_to_8(16 * self.scale), 3, 2, act=nn.hard_swish, name="stem")(x)
+        out = {}
+        all_rates = drop_path_rates(c, [len(rows) for rows in self.stages])
+        for i, (rows, rates) in enumerate(zip(self.stages, all_rates), 1):
+            x = out[f"stage{i}"] = stage(Stage, c)(
+                c, rows, self.scale, drop_paths=tuple(rates), name=f"stage{i}"
+            )(x)
+        out["pre_logits"] = Neck(c, round_to_8(self.neck * self.scale), name="neck")(x)
+        head = Classifier(c, self.num_classes, dropout=0.2, downscale=True, name="head")
+        out["logits"] = head(out["pre_logits"])
+        return out
+
+
+RE, HS = nn.relu, nn.hard_swish
+LARGE = (
+    (Row(3, 16, 16, RE),),
+    (
+        Row(3, 64, 24, RE, stride=2),
+        Row(3, 72, 24, RE),
+    ),
+    (
+        Row(5, 72, 40, RE, se=True, stride=2),
+        Row(5, 120, 40, RE, se=True),
+        Row(5, 120, 40, RE, se=True),
+    ),
+    (
+        Row(3, 240, 80, HS, stride=2),
+        Row(3, 200, 80, HS),
+        Row(3, 184, 80, HS),
+        Row(3, 184, 80, HS),
+        Row(3, 480, 112, HS, se=True),
+        Row(3, 672, 112, HS, se=True),
+    ),
+    (
+        Row(5, 672, 160, HS, se=True, stride=2),
+        Row(5, 960, 160, HS, se=True),
+        Row(5, 960, 160, HS, se=True),
+    ),
+)
+SMALL = (
+    (Row(3, 16, 16, RE, se=True, stride=2),),
+    (
+        Row(3, 72, 24, RE, stride=2),
+        Row(3, 88, 24, RE),
+    ),
+    (
+        Row(5, 96, 40, HS, se=True, stride=2),
+        Row(5, 240, 40, HS, se=True),
+        Row(5, 240, 40, HS, se=True),
+        Row(5, 120, 48, HS, se=True),
+        Row(5, 144, 48, HS, se=True),
+    ),
+    (
+        Row(5, 288, 96, HS, se=True, stride=2),
+        Row(5, 576, 96, HS, se=True),
+        Row(5, 576, 96, HS, se=True),
+    ),
+)
+SIZES = {"large": {"stages": LARGE, "neck": 960}, "small": {"stages": SMALL, "neck": 576}}
+SCALES = {"x0_35": 0.35, "x0_5": 0.5, "x0_75": 0.75, "x1_0": 1.0, "x1_25": 1.25}
+SPECS = {
+    f"MobileNetV3_{size}_{suffix}": Spec(MobileNetV3, {**SIZES[size], "scale": scale})
+    for size in SIZES
+    for suffix, scale in SCALES.items()
+}
+SPECS |= {
+    alias: SPECS[alias.partition("_ssld")[0]]
+    for alias in (
+        "MobileNetV3_large_x1_0_ssld",
+        "MobileNetV3_large_x1_0_ssld_int8",
+        "MobileNetV3_small_x1_0_ssld",
+    )
+}

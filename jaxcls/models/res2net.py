@@ -1,0 +1,114 @@
+"""Res2Net: a residual block whose 3x3 convolution is a chain over slices of the channels.
+
+Gao et al. 2019 (https://arxiv.org/abs/1904.01169); `_26w_4s` has 4 slices, of 26 channels in the
+first stage. `_vd` has the stem and shortcut of ResNet's D variant (https://arxiv.org/abs/1812.01187).
+
+As in PaddleClas, and unlike the authors' code, the first block of stage1 is an ordinary one: the
+chain is cut, and the last slice averaged, only where a block halves the size.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxcls.models.layers import (
+    Classifier,
+    ConvBN,
+    DropPath,
+    ResidualStage,
+    ResNetStem,
+    Shortcut,
+    drop_path_rates,
+    global_mean,
+    stage,
+)
+from jaxcls.models.spec import Ctx, Spec
+
+Array = jax.Array
+
+
+class Block(nn.Module):
+    """1x1, a chain of 3x3 over all slices but the last, 1x1."""
+
+    c: Ctx
+    width: int
+    stride: int
+    project: bool
+    drop_path: float
+    mean_short: bool
+    slices: int
+    slice_width: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        c = self.c
+        features = self.width * self.slice_width // 64
+        y = ConvBN(c, features * self.slices, act=nn.relu, name="conv1")(x)
+        *chain, last = jnp.split(y, self.slices, axis=-1)
+        done = []
+        for i, part in enumerate(chain):
+            if done and self.stride == 1:
+                part += done[-1]
+            conv = ConvBN(c, features, 3, self.stride, act=nn.relu, name=f"slice{i + 1}")
+            done.append(conv(part))
+        if self.stride > 1:
+            last = nn.avg_pool(
+                last, (3, 3), (self.stride,) * 2, [(1, 1)] * 2, count_include_pad=False
+            )
+        y = ConvBN(c, self.width * 4, name="conv3")(jnp.concatenate([*done, last], axis=-1))
+        if self.project:
+            x = Shortcut(c, self.width * 4, self.stride, self.mean_short, name="short")(x)
+        return nn.relu(x + DropPath(c, self.drop_path, name="drop_path")(y))
+
+
+class Res2Net(nn.Module):
+    """Stem, stages of doubling width, head."""
+
+    c: Ctx
+    num_classes: int
+    depths: tuple[int, ...]
+    slices: int
+    slice_width: int  # channels of a slice where the stage's width is 64
+    width: int = 64
+    stem: str = "conv7"
+    mean_short: bool = False
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
+        c = self.c.replace(train=train)
+        x = ResNetStem(c, self.stem, self.width, name="stem")(images.astype(c.feature_dtype))
+        block = functools.partial(
+            Block,
+            mean_short=self.mean_short,
+            slices=self.slices,
+            slice_width=self.slice_width,
+        )
+        out = {}
+        for i, rates in enumerate(drop_path_rates(c, self.depths)):
+            x = out[f"stage{i + 1}"] = stage(ResidualStage, c)(
+                c,
+                block,
+                self.width * 2**i,
+                stride=2 if i else 1,
+                drop_paths=tuple(rates),
+                name=f"stage{i + 1}",
+            )(x)
+        out["pre_logits"] = global_mean(x, c)
+        out["logits"] = Classifier(c, self.num_classes, name="head")(out["pre_logits"])
+        return out
+
+
+DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 200: (3, 12, 48, 3)}
+VARIANTS = {
+    "": ({}, ((50, 26, 4), (50, 14, 8))),
+    "_vd": ({"stem": "conv3", "mean_short": True}, ((50, 26, 4), (101, 26, 4), (200, 26, 4))),
+}
+SPECS = {
+    f"Res2Net{n}{variant}_{width}w_{slices}s": Spec(
+        Res2Net, {"depths": DEPTHS[n], "slices": slices, "slice_width": width, **switches}
+    )
+    for variant, (switches, rows) in VARIANTS.items()
+    for n, width, slices in rows
+}

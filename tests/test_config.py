@@ -1,0 +1,99 @@
+"""Durations, differences and refusals of configs."""
+
+import subprocess
+import sys
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import base, resnet50_vd
+from jaxcls import config as c
+
+
+def steps(text, batch=10, per_epoch=7):
+    return c.steps_of(text, key="duration", batch_size=batch, steps_per_epoch=per_epoch)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("3 epochs", 21),
+        ("1 epoch", 7),
+        ("0.5 epochs", 4),  # 3.5, to the nearest even
+        ("250 steps", 250),
+        ("1e3 examples", 100),
+        ("0 steps", 0),
+        ("", 0),
+    ],
+)
+def test_durations(text, expected):
+    assert steps(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["3", "epochs", "3 eopchs", "-1 steps", "nan epochs", "inf steps", "3 epochs each"]
+)
+def test_what_is_no_duration(text):
+    with pytest.raises(ValueError, match=r"config.duration = .* is not a duration: write a number"):
+        steps(text)
+
+
+def test_due():
+    assert [s for s in range(11) if c.due(s, 3, 10)] == [3, 6, 9, 10]
+    assert [s for s in range(11) if c.due(s, 0, 10)] == [10]
+
+
+def test_choose_names_the_closest():
+    assert c.choose("optimizer", "adam", ["adam", "sgd"]) == "adam"
+    with pytest.raises(ValueError, match="unknown optimizer 'Adamw': did you mean adamw or adam?"):
+        c.choose("optimizer", "Adamw", ["adam", "adamw", "sgd"])
+    with pytest.raises(ValueError, match="unknown optimizer 'xyz': choose one of adam, sgd"):
+        c.choose("optimizer", "xyz", ["sgd", "adam"])
+
+
+def test_differences_from_base():
+    changed = c.differences(resnet50_vd.get_config(), base.get_config())
+    assert changed["optim.l2"] == (0.0, 7e-5)
+    assert changed["model.bn_group"] == (None, 64)
+    assert "optim.momentum" not in changed
+    assert c.differences({"a": {"b": 1}}, {"a": {}}) == {"a.b": (None, 1)}
+
+
+def test_unused_keys_are_refused():
+    defaults = {"momentum": 0.9, "rho": 0.9}
+    c.refuse_unused("optim", "adam", defaults, defaults, ())
+    with pytest.raises(ValueError, match="config.optim.rho: not used by 'momentum', which takes"):
+        c.refuse_unused("optim", "momentum", defaults | {"rho": 0.5}, defaults, ["momentum"])
+
+
+def test_stage_mults():
+    assert c.stage_mults(0.1, 0.1, 0.2) == (("^stem/", 0.1), ("^stage1/", 0.1), ("^stage2/", 0.2))
+
+
+def test_plan():
+    config = base.get_config()
+    config.batch_size, config.duration = 30, "4 epochs"
+    config.eval.every, config.checkpoint.every, config.log.every = "2 epochs", "", "60 examples"
+    plan = c.plan(config, num_train=100)
+    assert (plan.steps_per_epoch, plan.total_steps) == (3, 12)
+    assert (plan.eval_every, plan.save_every, plan.log_every) == (6, 0, 2)
+    assert plan.epoch(4) == pytest.approx(4 / 3)
+    with pytest.raises(ValueError, match="config.batch_size = 30 is more than the 29 training"):
+        c.plan(config, num_train=29)
+    config.duration = "0.1 epochs"
+    with pytest.raises(ValueError, match="config.duration = '0.1 epochs' is less than a step"):
+        c.plan(config, num_train=100)
+
+
+def test_configs_are_locked():
+    config = base.get_config()
+    with pytest.raises(AttributeError, match="momentun"):
+        config.optim.momentun = 0.8
+    assert isinstance(config.optim, ConfigDict)
+
+
+def test_configs_import_no_jax():
+    code = (
+        "import sys, configs.base, configs.finetune, jaxcls.config; sys.exit('jax' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
