@@ -22,8 +22,9 @@ def get_config(arg=None):
     c.model = ConfigDict()
     c.model.name = "ResNet50"  # one of `python -m jaxcls.models`
     c.model.num_classes = 0  # 0: as many as the training data has
-    c.model.bn_momentum = 0.9  # share of the running statistics that a step keeps
-    c.model.bn_epsilon = config_dict.placeholder(float)  # None: the network's own
+    # share of the running statistics that a step keeps; None: the network's own, mostly 0.9
+    c.model.bn_momentum = config_dict.placeholder(float)
+    c.model.bn_epsilon = config_dict.placeholder(float)  # None: the network's own, mostly 1e-5
     c.model.bn_group = config_dict.placeholder(int)  # images that share statistics; None: all
     c.model.options = ()  # further arguments of the family: (("dropout", 0.2), ...)
 
