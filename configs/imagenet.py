@@ -97,6 +97,7 @@ RECIPES = (
             "lr.warmup": "5 epochs",
             "loss.label_smoothing": 0.1,
             "optim.l2": 2e-5,
+            "optim.no_decay": ("/bn/(scale|bias)$",),
         },
     ),
     (
@@ -123,6 +124,7 @@ RECIPES = (
             "image.interpolation": "bicubic",
         },
     ),
+    ("EfficientNetB0", {"model.options": (("drop_path", 0.1),)}),
 )
 
 # Pixels in training and evaluation, where they are not 224.
