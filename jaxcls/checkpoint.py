@@ -349,6 +349,11 @@ def load(
     raise ValueError(f"{os.fspath(path)}: no intact checkpoint ({damage})")
 
 
+def exists(path: str | os.PathLike) -> bool:
+    """Returns whether `load` would find a checkpoint there."""
+    return bool(_candidates(_absolute(path)))
+
+
 def initialize(
     variables: Variables,
     *,
@@ -357,6 +362,7 @@ def initialize(
     checkpoint: str | os.PathLike,
     ema: bool = True,
     reset: Sequence[str] = (),
+    strict: bool = False,
     report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Returns variables with the values of a checkpoint: the start of fine-tuning.
@@ -373,6 +379,7 @@ def initialize(
       ema: take the moving average where there is one.
       reset: patterns of tensors that keep their fresh values; one that only the checkpoint has is
         dropped.
+      strict: refuse a checkpoint of other classes: for evaluation, where nothing may be fresh.
       report: is given a line about every tensor that was not taken, and why, on process 0.
 
     Raises:
@@ -403,11 +410,12 @@ def initialize(
             fresh[path] = "the classes have other names"
         elif a.shape != b.shape:
             wrong[path] = f"{_spec(a)} in the checkpoint, {_spec(b)} in the model"
+    if strict and (wrong := wrong | fresh):
+        raise ValueError(f"checkpoint {os.fspath(checkpoint)} does not fit: {_reasons(wrong)}")
     if wrong:
         raise ValueError(
             f"config.init.checkpoint = {str(checkpoint)!r} does not fit the model; patterns in "
-            "config.init.reset let tensors be initialised afresh: "
-            + "; ".join(f"{path}: {reason}" for path, reason in wrong.items())
+            f"config.init.reset let tensors be initialised afresh: {_reasons(wrong)}"
         )
 
     def place(path, target):
@@ -594,6 +602,10 @@ def _differences(saved: Any, abstract: Any) -> list[str]:
 def _some(lines: Sequence[str], limit: int = 10) -> str:
     more = f"; and {len(lines) - limit} more" if len(lines) > limit else ""
     return "; ".join(lines[:limit]) + more
+
+
+def _reasons(reasons: Mapping[str, str]) -> str:
+    return "; ".join(f"{path}: {reason}" for path, reason in reasons.items())
 
 
 def _line(error: Exception | None) -> str:

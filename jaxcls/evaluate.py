@@ -1,15 +1,16 @@
 """Exact evaluation: every image counts once, whatever the batch size and the number of devices."""
 
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from jaxcls import sharding
-from jaxcls.data import loader, ops, sources
-from jaxcls.program import Program, build, reading, start
+from jaxcls import checkpoint, sharding
+from jaxcls.data import loader, sources
+from jaxcls.program import Program, build, reading
 
 
 def evaluate(
@@ -28,7 +29,7 @@ def evaluate(
     """
     batches = loader.eval_batches(
         data.eval,
-        ops.make(**config.image, train=False),
+        program.eval_transform,
         batch_size=program.plan.eval_batch_size,
         rows=sharding.local_rows(program.batch_sharding, program.plan.eval_batch_size),
         **reading(config, data),
@@ -53,19 +54,30 @@ def evaluate(
 
 
 def run(config: ConfigDict, workdir: str) -> int:
-    """Evaluates `config.init.checkpoint`, or the newest checkpoint of the working directory.
+    """Evaluates the newest checkpoint of `workdir`, or without one there `config.init.checkpoint`.
 
-    Prints one JSON object; returns the exit code.
+    `workdir` may be all that `checkpoint.load` takes. Prints a JSON object; returns the exit code.
     """
     data = sources.open(**config.data, image_size=config.image.size)
     if data.eval is None:
         raise ValueError(f"config.data: this {config.data.source} source has no evaluation images")
     config = config.copy_and_resolve_references()
-    config.init.checkpoint = config.init.checkpoint or workdir
-    config.init.ema = config.eval.ema
     config.ema.decay = 0.0  # the weights to evaluate are in the state itself
     program = build(config, num_train=len(data.train), num_classes=len(data.class_names))
-    result = evaluate(program, config, data, start(config, program, data.class_names))
+    state = program.init()
+    path = workdir
+    if config.init.checkpoint and not checkpoint.exists(workdir):
+        path = config.init.checkpoint
+    variables = checkpoint.initialize(
+        {"params": state.params, "batch_stats": state.batch_stats},
+        num_classes=config.model.num_classes or len(data.class_names),
+        class_names=data.class_names,
+        checkpoint=path,
+        ema=config.eval.ema,
+        strict=True,
+        report=lambda line: print(line, file=sys.stderr),
+    )
+    result = evaluate(program, config, data, state.replace(**variables))
     if jax.process_index() == 0:
-        print(json.dumps({"checkpoint": config.init.checkpoint, **result}))
+        print(json.dumps({"checkpoint": path, **result}))
     return 0

@@ -50,6 +50,8 @@ def parse(
             if not values[name].value:
                 raise ValueError(f"--{name} is missing; see python -m jaxcls.main --help")
         flatten(values.config)  # a missing config file shows at the first access
+    except SystemExit:
+        sys.exit(0)  # --help, which absl leaves with 1
     except OSError as e:
         name = values["config"].config_filename
         raise ValueError(f"--config={name}: there is no such config file") from e
@@ -106,7 +108,7 @@ def main(argv: Sequence[str] = sys.argv) -> int:
         return complain(e)
     except OSError as e:
         if e.errno in USER_ERRNOS:
-            return complain(e)
+            return complain(OSError(f"{e.filename or FLAGS.workdir}: {e.strerror}"))
         raise
     except KeyboardInterrupt:
         return 130

@@ -16,6 +16,8 @@ from typing import Any
 import jax
 from etils import epath
 from ml_collections import ConfigDict
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from jaxcls.config import Plan, differences, due
@@ -148,17 +150,20 @@ class Window:
         self.started += time.perf_counter() - began
 
     def add(self, metrics: dict[str, float], images: int) -> None:
-        """Adds a step; values that are not finite (of a skipped step) are left out."""
+        """Adds a step; values that are not finite (of a skipped step) have no part in the means."""
         self.images += images
         for name, value in metrics.items():
-            if name not in LAST and math.isfinite(value):
+            if name not in LAST:
                 total, count = self.sums.get(name, (0.0, 0))
-                self.sums[name] = [total + value, count + 1]
+                finite = math.isfinite(value)
+                self.sums[name] = [total + value, count + 1] if finite else [total, count]
 
     def flush(self) -> dict[str, float]:
         """Returns the means, images/s and the share of time spent waiting for data; starts anew."""
         seconds = max(time.perf_counter() - self.started, 1e-9)
-        line = {name: total / count for name, (total, count) in self.sums.items()}
+        line = {
+            name: total / count if count else math.nan for name, (total, count) in self.sums.items()
+        }
         line |= {"images_per_sec": self.images / seconds, "data_wait": self.waited / seconds}
         self.sums = {}
         self.restart_clock()
@@ -181,11 +186,14 @@ class Writer:
         self.file = path.open("a")
         self.board = None
         if tensorboard:
-            from tensorboardX import SummaryWriter
+            # Not SummaryWriter: its thread would die of a full disk, and the run then wait for it.
+            from tensorboardX.event_file_writer import EventsWriter
 
-            # events after the restored step are those of a run that was cut off
-            purge = {"purge_step": from_step + 1} if from_step else {}
-            self.board = SummaryWriter(str(self.local / "tensorboard"), **purge)
+            folder = self.local / "tensorboard"
+            folder.mkdir(exist_ok=True)
+            self.board = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+            # hides the events after the restored step, of a run that was cut off
+            self._event(from_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, epoch: float, split: str, metrics: dict[str, Any]) -> None:
         """Appends a line {"step", "epoch", "split", ...}."""
@@ -193,9 +201,12 @@ class Writer:
         self.file.write(json.dumps(_plain(line)) + "\n")
         self.file.flush()
         if self.board:
-            for name, value in metrics.items():
-                if value is not None and math.isfinite(value):
-                    self.board.add_scalar(f"{split}/{name}", value, step)
+            finite = {k: v for k, v in metrics.items() if v is not None and math.isfinite(v)}
+            values = [Summary.Value(tag=f"{split}/{k}", simple_value=v) for k, v in finite.items()]
+            self._event(step, summary=Summary(value=values))
+
+    def _event(self, step: int, **what: Any) -> None:
+        self.board.write_event(Event(wall_time=time.time(), step=step, **what))
 
     def sync(self) -> None:
         """Makes everything written durable, before a checkpoint that counts on it."""
@@ -211,11 +222,12 @@ class Writer:
                     target.write_bytes(path.read_bytes())
 
     def close(self) -> None:
-        """Syncs and closes the files."""
-        self.sync()
-        self.file.close()
-        if self.board:
-            self.board.close()
+        """Closes the files; what could not be written (a full disk) has been an error before."""
+        with contextlib.suppress(OSError):
+            self.sync()
+        for file in filter(None, (self.file, self.board)):
+            with contextlib.suppress(OSError):
+                file.close()
         if self.remote:
             shutil.rmtree(self.local)
 
@@ -315,18 +327,25 @@ def better(best: dict | None, new: dict, name: str) -> dict:
     return new if best is None or sign * new[name] >= sign * best[name] else best
 
 
-def finish(workdir: epath.Path, plan: Plan, step: int, skipped: int, meta: dict[str, Any]) -> None:
+def finish(
+    workdir: epath.Path,
+    plan: Plan,
+    step: int,
+    skipped: int,
+    meta: dict[str, Any],
+    complete: bool,
+) -> None:
     """Writes summary.json; prints the table at the end of a run, and what to do next."""
     summary = {
         "model": meta["model"],
-        "complete": step >= plan.total_steps,
+        "complete": complete,
         "steps": step,
         "epochs": plan.epoch(step),
         "skipped": skipped,
         **{key: meta[key] for key in ("best", "last", "seconds", "bad_images")},
     }
     write_atomically(workdir / "summary.json", json.dumps(summary, indent=1) + "\n")
-    if not summary["complete"]:
+    if not complete:
         print(f"stopped at step {step} of {plan.total_steps}, and saved; the same command resumes")
         return
     print(f"\n{meta['model']}: {step} steps, {plan.epoch(step):g} epochs, {meta['seconds']} s")

@@ -9,8 +9,8 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from jaxcls import checkpoint, models, objectives, optim, precision, sharding, steps, trees
-from jaxcls.config import Plan, plan
-from jaxcls.data import device, mixing
+from jaxcls.config import Plan, choose, plan
+from jaxcls.data import device, mixing, ops
 from jaxcls.data.sources import Data
 
 
@@ -22,6 +22,8 @@ class Program(NamedTuple):
     batch_sharding: NamedSharding
     abstract_state: steps.TrainState  # shapes, dtypes and shardings
     max_skipped: int  # steps in a row; more of them stop the run
+    train_transform: ops.Transform  # of each image, on the host
+    eval_transform: ops.Transform
     init: Callable[[], steps.TrainState]
     train_step: Callable[..., tuple[steps.TrainState, dict[str, jax.Array]]]
     eval_step: Callable[..., dict[str, jax.Array]]
@@ -41,10 +43,13 @@ def build(config: ConfigDict, *, num_train: int, num_classes: int) -> Program:
 
     settings = dict(config.model)
     name, options = settings.pop("name"), dict(settings.pop("options"))
-    if 0 < settings["num_classes"] < num_classes:
+    if settings["num_classes"] and settings["num_classes"] < num_classes:
         raise ValueError(
             f"config.model.num_classes = {settings['num_classes']}, the data has {num_classes}"
         )
+    if not 0 <= config.ema.decay < 1:
+        raise ValueError(f"config.ema.decay = {config.ema.decay}: write a number in [0, 1)")
+    choose("config.checkpoint.best", config.checkpoint.best, steps.EVAL_METRICS)
     settings["num_classes"] = settings["num_classes"] or num_classes
     frozen = tuple(config.optim.frozen)
     model = models.build(
@@ -122,6 +127,8 @@ def build(config: ConfigDict, *, num_train: int, num_classes: int) -> Program:
             shardings,
         ),
         max_skipped=numbers.max_skipped,
+        train_transform=ops.make(**config.image, train=True),
+        eval_transform=ops.make(**config.image, train=False),
         init=jax.jit(init, out_shardings=shardings),
         train_step=jax.jit(
             traced(train_step),

@@ -15,6 +15,7 @@ from jaxcls.precision import LossScale, all_finite
 Array = jax.Array
 Batch = dict[str, Array]
 Prepare = Callable[[Array, Batch], Batch]
+EVAL_METRICS = ("loss", "top1", "top5")
 
 
 @flax.struct.dataclass

@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 
 from jaxcls import checkpoint, metrics, sharding, steps
 from jaxcls.config import due
-from jaxcls.data import loader, ops, sources
+from jaxcls.data import loader, sources
 from jaxcls.evaluate import evaluate
-from jaxcls.program import build, reading, start
+from jaxcls.program import Program, build, reading, start
 
 
 def setup(config: ConfigDict) -> tuple[steps.TrainState, Callable, Callable]:
@@ -32,7 +32,8 @@ class Stop:
     """Remembers that SIGTERM or Ctrl-C came, so that the loop can save and leave.
 
     With several processes JAX itself takes SIGTERM and all processes agree on the step at which
-    they stop (`Checkpoints.reached_preemption`); a handler of ours would disable that.
+    they stop (`Checkpoints.reached_preemption`); a handler of ours would disable that. Ctrl-C is
+    handed to it as a SIGTERM.
     """
 
     def __init__(self):
@@ -40,6 +41,8 @@ class Stop:
         if jax.process_count() == 1:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._received)
+        else:
+            signal.signal(signal.SIGINT, lambda *_: signal.raise_signal(signal.SIGTERM))
 
     def _received(self, number, frame):
         self.signal = number
@@ -56,17 +59,16 @@ def run(config: ConfigDict, workdir: str) -> int:
       ValueError: a user's mistake.
       FloatingPointError: training has diverged; the last checkpoint is good.
     """
-    workdir = epath.Path(workdir)
-    with checkpoint.lock(workdir):
-        return _run(config, workdir)
-
-
-def _run(config: ConfigDict, workdir: epath.Path) -> int:
-    began, main_process = time.time(), jax.process_index() == 0
+    # What is wrong with config and data is found before anything is written.
     data = sources.open(**config.data, image_size=config.image.size)
     program = build(config, num_train=len(data.train), num_classes=len(data.class_names))
-    plan, total = program.plan, program.plan.total_steps
+    with checkpoint.lock(workdir):
+        return _run(config, epath.Path(workdir), data, program)
 
+
+def _run(config: ConfigDict, workdir: epath.Path, data: sources.Data, program: Program) -> int:
+    began, main_process = time.time(), jax.process_index() == 0
+    plan, total = program.plan, program.plan.total_steps
     saved = checkpoint.Checkpoints(
         workdir / "checkpoints", keep=config.checkpoint.keep, best=config.checkpoint.best
     )
@@ -83,13 +85,28 @@ def _run(config: ConfigDict, workdir: epath.Path) -> int:
             "seconds": 0.0,
             "bad_images": 0,
         }
+
+    def complete(step):  # with the evaluation of its last step
+        last = meta["last"]["step"] if meta["last"] else 0
+        return step > total or (step == total and (data.eval is None or last == total))
+
     first = int(state.step)
-    if first >= total:
+    if complete(first):
         saved.close()
         if main_process:
             print(f"{workdir}: the run is complete")
-            metrics.finish(workdir, plan, first, int(state.loss_scale.skipped), meta)
+            metrics.finish(workdir, plan, first, int(state.loss_scale.skipped), meta, True)
         return 0
+    batches = loader.train_batches(
+        data.train,
+        program.train_transform,
+        batch_size=plan.batch_size,
+        seed=config.seed,
+        start_step=first,
+        num_steps=total,
+        rows=sharding.local_rows(program.batch_sharding, plan.batch_size),
+        **reading(config, data),
+    )
     if main_process:
         metrics.write_config(config, workdir)
         overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
@@ -103,16 +120,6 @@ def _run(config: ConfigDict, workdir: epath.Path) -> int:
         tensorboard=config.log.tensorboard,
         from_step=first,
         meta=meta,
-    )
-    batches = loader.train_batches(
-        data.train,
-        ops.make(**config.image, train=True),
-        batch_size=plan.batch_size,
-        seed=config.seed,
-        start_step=first,
-        num_steps=total,
-        rows=sharding.local_rows(program.batch_sharding, plan.batch_size),
-        **reading(config, data),
     )
     before = {key: meta[key] for key in ("seconds", "bad_images")}
     stop = Stop()
@@ -148,10 +155,12 @@ def _run(config: ConfigDict, workdir: epath.Path) -> int:
             state, values = program.train_step(state, batch)
             log.add(step + 1, values)
         saved.wait()
+        log.sync()
     finally:
         log.close()
         batches.close()
         saved.close()
     if main_process:
-        metrics.finish(workdir, plan, step, int(state.loss_scale.skipped), meta)
-    return 0 if step == total else 128 + (stop.signal or signal.SIGTERM)
+        skipped = int(state.loss_scale.skipped)
+        metrics.finish(workdir, plan, step, skipped, meta, complete(step))
+    return 0 if complete(step) else 128 + (stop.signal or signal.SIGTERM)

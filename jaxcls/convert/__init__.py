@@ -7,13 +7,45 @@ import numpy as np
 
 from jaxcls import models
 from jaxcls.config import choose
-from jaxcls.convert import engine, mobilenet_v1, mobilenet_v2, mobilenet_v3, resnet
+from jaxcls.convert import (
+    alexnet,
+    darknet,
+    densenet,
+    dpn,
+    efficientnet,
+    engine,
+    googlenet,
+    hrnet,
+    inception_v4,
+    mobilenet_v1,
+    mobilenet_v2,
+    mobilenet_v3,
+    res2net,
+    resnet,
+    shufflenet_v2,
+    squeezenet,
+    vgg,
+    xception,
+)
 
 RULES = {
     "resnet": resnet,
+    "res2net": res2net,
+    "hrnet": hrnet,
+    "darknet": darknet,
     "mobilenet_v1": mobilenet_v1,
     "mobilenet_v2": mobilenet_v2,
     "mobilenet_v3": mobilenet_v3,
+    "googlenet": googlenet,
+    "inception_v4": inception_v4,
+    "xception": xception,
+    "dpn": dpn,
+    "densenet": densenet,
+    "shufflenet_v2": shufflenet_v2,
+    "efficientnet": efficientnet,
+    "squeezenet": squeezenet,
+    "alexnet": alexnet,
+    "vgg": vgg,
 }
 
 

@@ -1,4 +1,8 @@
-"""Names of PaddleClas's layers in ResNets; its model files have three styles."""
+"""Names of PaddleClas's layers in ResNets; its model files have three styles.
+
+ResNet50_ACNet_deploy was published for PaddlePaddle 1.x alone, as a folder with a file for each
+tensor; it is read under the names that ResNet50's tensors have.
+"""
 
 import re
 from typing import Any

@@ -6,14 +6,45 @@ import fnmatch
 import flax.linen as nn
 
 from jaxcls.config import choose
-from jaxcls.models import mobilenet_v1, mobilenet_v2, mobilenet_v3, resnet
+from jaxcls.models import (
+    alexnet,
+    darknet,
+    densenet,
+    dpn,
+    efficientnet,
+    googlenet,
+    hrnet,
+    inception_v4,
+    mobilenet_v1,
+    mobilenet_v2,
+    mobilenet_v3,
+    res2net,
+    resnet,
+    shufflenet_v2,
+    squeezenet,
+    vgg,
+    xception,
+)
 from jaxcls.models.spec import CTX_FIELDS, Ctx, Spec
 
 FAMILIES = (
     resnet,
+    res2net,
+    hrnet,
+    darknet,
     mobilenet_v1,
     mobilenet_v2,
     mobilenet_v3,
+    googlenet,
+    inception_v4,
+    xception,
+    dpn,
+    densenet,
+    shufflenet_v2,
+    efficientnet,
+    squeezenet,
+    alexnet,
+    vgg,
 )
 MODELS: dict[str, Spec] = {}
 for family in FAMILIES:

@@ -6,10 +6,11 @@ import sys
 
 from jaxcls import models
 from jaxcls.models.count import count
+from jaxcls.models.published import ACCURACY
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints name, family, input size, parameters and multiply-adds; returns the exit code."""
+    """Prints the table, with accuracies published by PaddleClas; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m jaxcls.models", description=__doc__)
     parser.add_argument("pattern", nargs="?", default="*", help="shell pattern, such as 'Res*_vd'")
     parser.add_argument("--json", action="store_true", help="one JSON list, exact numbers")
@@ -24,22 +25,29 @@ def main(argv: list[str] | None = None) -> int:
     rows = []
     for name in chosen:
         size = models.MODELS[name].size
+        top1, top5 = ACCURACY.get(name, (None, None))
         rows.append(
             {
                 "name": name,
                 "family": models.family_of(name),
                 "size": size,
                 **count(models.build(name), size),
+                "top1": top1,
+                "top5": top5,
             }
         )
     if args.json:
         print(json.dumps(rows, indent=1))
         return 0
-    print(f"{'name':<28} {'family':<14} {'size':>4} {'params (M)':>11} {'multiply-adds (G)':>18}")
+    number = lambda x: "" if x is None else f"{x:.2f}"
+    print(
+        f"{'name':<33} {'family':<13} {'size':>4} {'params (M)':>10} {'multiply-adds (G)':>17} "
+        f"{'top-1 %':>8} {'top-5 %':>8}"
+    )
     for r in rows:
         print(
-            f"{r['name']:<28} {r['family']:<14} {r['size']:>4} {r['params'] / 1e6:>11.3f} "
-            f"{r['macs'] / 1e9:>18.3f}"
+            f"{r['name']:<33} {r['family']:<13} {r['size']:>4} {r['params'] / 1e6:>10.2f} "
+            f"{r['macs'] / 1e9:>17.3f} {number(r['top1']):>8} {number(r['top5']):>8}"
         )
     return 0
 

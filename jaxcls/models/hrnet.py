@@ -4,8 +4,9 @@ Wang et al. 2019, Deep high-resolution representation learning for visual recogn
 (https://arxiv.org/abs/1908.07919); `_W18` has 18 channels in the branch of the largest size.
 `stage2` to `stage4` of the outputs are the features of that branch, a quarter of the image's size.
 
-Where the image's sides are no multiples of 32, what is enlarged to a larger branch is cut to its
-size.
+As in PaddleClas, and unlike the authors' code, the neck's convolutions have no bias beside their
+BatchNorm. Where the image's sides are no multiples of 32, which both refuse, what is enlarged to a
+larger branch is cut to its size.
 """
 
 import flax.linen as nn
@@ -110,18 +111,22 @@ class Up(nn.Module):
 
 
 class Exchange(nn.Module):
-    """Basic blocks in each branch; then each branch receives the sum of all."""
+    """Basic blocks in each branch; then each branch becomes the sum of all, brought to its size."""
 
     c: Ctx
     widths: tuple[int, ...]  # of each branch, the largest size first
-    drop_paths: tuple[float, ...]  # one for each basic block
-    part: bool  # first, part the last branch into two
+    drop_paths: tuple[float, ...]  # one for each basic block of a branch
+    grow: bool  # before all, make a further branch from the last
 
     @nn.compact
     def __call__(self, xs: list[Array]) -> list[Array]:
         c = self.c
-        if self.part:
-            xs = self.parted(xs)
+        if self.grow:
+            n, last = len(self.widths), xs[-1]
+            if n == 2:  # what stage1 gives is no branch yet
+                xs = [ConvBN(c, self.widths[0], 3, act=nn.relu, name="transition1")(last)]
+            new = ConvBN(c, self.widths[-1], 3, 2, act=nn.relu, name=f"transition{n}")(last)
+            xs = [*xs, new]
         ys = []
         for i, (x, width) in enumerate(zip(xs, self.widths, strict=True), 1):
             for j, drop_path in enumerate(self.drop_paths, 1):
@@ -138,3 +143,69 @@ class Exchange(nn.Module):
                     total += Up(c, width, j - i, y.shape[1:3], name=name)(other)
             out.append(nn.relu(total))
         return out
+
+
+class Stage(nn.Module):
+    """Exchanges among one branch more than the stage before has."""
+
+    c: Ctx
+    widths: tuple[int, ...]
+    drop_paths: tuple[tuple[float, ...], ...]  # of each exchange
+
+    @nn.compact
+    def __call__(self, xs: list[Array]) -> list[Array]:
+        for i, drop_paths in enumerate(self.drop_paths):
+            xs = Exchange(self.c, self.widths, drop_paths, i == 0, name=f"block{i + 1}")(xs)
+        return xs
+
+
+class Neck(nn.Module):
+    """Widens each branch, then sums them from the largest size down to the smallest."""
+
+    c: Ctx
+
+    @nn.compact
+    def __call__(self, xs: list[Array]) -> Array:
+        c = self.c
+        widths = (32, 64, 128, 256)
+        first, *others = (
+            Bottleneck(c, width, project=True, drop_path=0.0, name=f"branch{i}")(x)
+            for i, (width, x) in enumerate(zip(widths, xs, strict=True), 1)
+        )
+        y = first
+        for i, x in enumerate(others, 1):
+            y = x + ConvBN(c, x.shape[-1], 3, 2, act=nn.relu, name=f"down{i}")(y)
+        return ConvBN(c, 2048, act=nn.relu, name="conv1")(y)
+
+
+class HRNet(nn.Module):
+    """Stem, bottlenecks, three stages of two, three and four branches, neck, head."""
+
+    c: Ctx
+    num_classes: int
+    width: int  # of the branch of the largest size; the next ones double it
+    exchanges: tuple[int, ...] = (1, 4, 3)  # in stage2, stage3, ...
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
+        c = self.c.replace(train=train)
+        x = Stem(c, name="stem")(images.astype(c.feature_dtype))
+        first, *rates = drop_path_rates(c, (4, *(4 * n for n in self.exchanges)))
+        out = {"stage1": stage(FirstStage, c)(c, tuple(first), name="stage1")(x)}
+        xs = [out["stage1"]]
+        for i, stage_rates in enumerate(rates, 2):
+            xs = stage(Stage, c)(
+                c,
+                tuple(self.width * 2**branch for branch in range(i)),
+                tuple(zip(*[iter(stage_rates)] * 4, strict=True)),
+                name=f"stage{i}",
+            )(xs)
+            out[f"stage{i}"] = xs[0]
+        out["pre_logits"] = global_mean(Neck(c, name="neck")(xs), c)
+        out["logits"] = Classifier(c, self.num_classes, name="head")(out["pre_logits"])
+        return out
+
+
+SPECS = {
+    f"HRNet_W{width}_C": Spec(HRNet, {"width": width}) for width in (18, 30, 32, 40, 44, 48, 64)
+}

@@ -37,6 +37,7 @@ class Conv(nn.Module):
     groups: int = 1
     bias: bool = False
     dilation: int = 1
+    kernel_init: Callable = he_normal
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -48,7 +49,7 @@ class Conv(nn.Module):
         if isinstance(padding, int):
             padding = [(padding, padding)] * 2
         shape = (*kernel, x.shape[-1] // self.groups, self.features)
-        w = self.param("kernel", he_normal, shape, c.param_dtype)
+        w = self.param("kernel", self.kernel_init, shape, c.param_dtype)
         y = jax.lax.conv_general_dilated(
             x.astype(c.dtype),
             w.astype(c.dtype),
@@ -154,6 +155,16 @@ class BNConv(nn.Module):
         return Conv(
             self.c, self.features, self.kernel, self.stride, groups=self.groups, name="conv"
         )(x)
+
+
+class BNReLU(nn.Module):
+    """BatchNorm and ReLU after the last stage of `BNConv`s."""
+
+    c: Ctx
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return nn.relu(BatchNorm(self.c, name="bn")(x))
 
 
 class Linear(nn.Module):
@@ -295,6 +306,12 @@ class InvertedResidual(nn.Module):
         if self.stride == 1 and x.shape == y.shape:
             y = x + DropPath(c, self.drop_path, name="drop_path")(y)
         return y
+
+
+def round_to_8(features: float) -> int:
+    """Returns the nearest multiple of 8, or the next one where that loses more than a tenth."""
+    nearest = max(8, int(features + 4) // 8 * 8)
+    return nearest if nearest >= 0.9 * features else nearest + 8
 
 
 def stage(cls: type[nn.Module], c: Ctx) -> type[nn.Module]:

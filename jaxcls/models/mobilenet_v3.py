@@ -24,17 +24,12 @@ from jaxcls.models.layers import (
     SqueezeExcite,
     drop_path_rates,
     global_mean,
+    round_to_8,
     stage,
 )
 from jaxcls.models.spec import Ctx, Spec
 
 Array = jax.Array
-
-
-def round_to_8(features: float) -> int:
-    """Returns the nearest multiple of 8, or the next one where that loses more than a tenth."""
-    nearest = max(8, int(features + 4) // 8 * 8)
-    return nearest if nearest >= 0.9 * features else nearest + 8
 
 
 def gate(x: Array) -> Array:

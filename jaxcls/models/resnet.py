@@ -43,7 +43,7 @@ Array = jax.Array
 
 
 class SqueezeExcite(nn.Module):
-    """Each channel times a gate in (0, 1) that depends on the means of all channels."""
+    """`layers.SqueezeExcite` with linear layers, which are drawn otherwise than convolutions."""
 
     c: Ctx
     reduction: int = 16
@@ -102,10 +102,16 @@ def fuse(
     Args:
       variables: {"params": ..., "batch_stats": ...} of the network with `conv="asymmetric"`.
       bn_epsilon: that of the network.
+
+    Raises:
+      ValueError: nothing is asymmetric in the variables.
     """
     params, stats = (flatten_dict(dict(variables[k])) for k in ("params", "batch_stats"))
     square = ("square", "conv", "kernel")
-    for layer in [path[:-3] for path in params if path[-3:] == square]:
+    layers = [path[:-3] for path in params if path[-3:] == square]
+    if not layers:
+        raise ValueError('nothing to fuse: these are not variables of a network conv="asymmetric"')
+    for layer in layers:
         k = params[layer + square].shape[0]
         kernel = bias = 0
         for branch in ("square", "vertical", "horizontal"):

@@ -1,0 +1,39 @@
+"""Names of PaddleClas's GoogLeNet layers."""
+
+import re
+from typing import Any
+
+STEM = {"conv1": "_conv", "conv2": "_conv_1", "conv3": "_conv_2"}
+ROLES = {
+    "conv1": "_conv1",
+    "reduce3": "_conv3r",
+    "conv3": "_conv3",
+    "reduce5": "_conv5r",
+    "conv5": "_conv5",
+    "project": "_convprj",
+}
+
+
+def paddle(layer: tuple[str, ...], module: Any) -> str:
+    """Returns the layer's name in PaddleClas, where stage1 is Inception 3 and block1 its a."""
+    del module
+    top, *inner = layer
+    if top == "stem":
+        return f"{STEM[inner[0]]}._conv"
+    if top == "head":
+        return "_fc_out"
+    number = int(re.sub(r"\D", "", top))
+    if top.startswith("aux"):
+        return {"conv1": "_conv_o{}._conv", "fc1": "_fc_o{}", "head": "_out{}"}[inner[0]].format(
+            number
+        )
+    block = "abcde"[int(re.sub(r"\D", "", inner[0])) - 1]
+    return f"_ince{number + 2}{block}.{ROLES[inner[1]]}._conv"
+
+
+def paddle_keep(layer: tuple[str, ...], module: Any) -> float:
+    """Returns 1 - rate of the dropout in front of the layer."""
+    del module
+    if layer[-1] != "fc":
+        return 1.0
+    return 1 - 0.4 if layer[0] == "head" else 1 - 0.7

@@ -1,0 +1,34 @@
+"""Names of PaddleClas's InceptionV4 layers."""
+
+import re
+from typing import Any
+
+PART = {"conv": "_conv", "bn": "_batch_norm"}
+STEM = {1: "_conv_{conv}", 2: "_conv2", 3: "_conv{branch}_{conv}", 4: "_conv3"}
+# stage, branch -> the name of its convolutions; those of other branches are _convBRANCH_CONV
+C_NAMES = {3: ("0", "1", "2"), 4: ("0", "00", "000", "1", "2")}
+
+
+def paddle(layer: tuple[str, ...], module: Any) -> str:
+    """Returns the layer's name in PaddleClas."""
+    del module
+    if layer[0] == "head":
+        return "out"
+    block, branch, conv = (int(re.sub(r"\D", "", name)) for name in layer[1:4])
+    part = PART[layer[-1]]
+    if layer[0] == "stem":
+        return f"_inception_stem.{STEM[block].format(branch=branch, conv=conv)}.{part}"
+    stage = int(re.sub(r"\D", "", layer[0]))
+    reduction = stage > 1 and block == 1
+    theirs = f"_reduction{'AB'[stage - 2]}" if reduction else ""
+    theirs = theirs or f"_inception{'ABC'[stage - 1]}_{block - (stage > 1)}"
+    if branch == 1 or (branch == 2 and not (reduction and stage == 3)):
+        return f"{theirs}._conv{branch}.{part}"
+    index = C_NAMES[branch][conv - 1] if stage == 3 and not reduction else conv
+    return f"{theirs}._conv{branch}_{index}.{part}"
+
+
+def paddle_keep(layer: tuple[str, ...], module: Any) -> float:
+    """Returns 1 - rate of the dropout in front of the layer."""
+    del module
+    return 1 - 0.2 if layer[0] == "head" else 1.0

@@ -1,0 +1,92 @@
+"""AlexNet.
+
+Krizhevsky 2014, One weird trick (https://arxiv.org/abs/1404.5997), whose single-column network
+PaddleClas took over; the first of its kind is Krizhevsky et al. 2012. At other sizes than 224 the
+last features are averaged to 6x6. As in PaddleClas, the dropouts scale in evaluation
+(`Dropout.downscale`). Ours are the initial weights: He's for convolutions, biases 0, where
+PaddleClas draws all of them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+"""
+
+import flax.linen as nn
+import jax
+
+from jaxcls.models.layers import (
+    Classifier,
+    Conv,
+    Dropout,
+    Linear,
+    adaptive_mean,
+    max_pool,
+    stage,
+)
+from jaxcls.models.spec import Ctx, Spec
+
+Array = jax.Array
+
+
+class Block(nn.Module):
+    """Convolution with bias and ReLU."""
+
+    c: Ctx
+    features: int
+    kernel: int
+    stride: int = 1
+    padding: int | None = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        conv = Conv(
+            self.c, self.features, self.kernel, self.stride, self.padding, bias=True, name="conv1"
+        )
+        return nn.relu(conv(x))
+
+
+class Stage(nn.Module):
+    """A maximum at stride 2, then convolutions."""
+
+    c: Ctx
+    blocks: tuple[tuple[int, int], ...]  # features, kernel
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = max_pool(x, 3, 2)
+        for i, (features, kernel) in enumerate(self.blocks, 1):
+            x = Block(self.c, features, kernel, name=f"block{i}")(x)
+        return x
+
+
+class Neck(nn.Module):
+    """Two fully connected layers, with dropout before each."""
+
+    c: Ctx
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = adaptive_mean(max_pool(x, 3, 2), 6)
+        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)  # the order that weights come in
+        for i in (1, 2):
+            x = Dropout(self.c, 0.5, downscale=True, name=f"dropout{i}")(x)
+            x = nn.relu(Linear(self.c, 4096, name=f"fc{i}")(x))
+        return x
+
+
+class AlexNet(nn.Module):
+    """Stem at stride 4, two stages, fully connected layers."""
+
+    c: Ctx
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
+        c = self.c.replace(train=train)
+        x = Block(c, 64, 11, 4, 2, name="stem")(images.astype(c.feature_dtype))
+        out = {}
+        for i, blocks in enumerate((((192, 5),), ((384, 3), (256, 3), (256, 3))), 1):
+            x = out[f"stage{i}"] = stage(Stage, c)(c, blocks, name=f"stage{i}")(x)
+        out["pre_logits"] = Neck(c, name="neck")(x)
+        head = Classifier(c.replace(dropout=0.0), self.num_classes, name="head")  # the neck has it
+        out["logits"] = head(out["pre_logits"])
+        return out
+
+
+SPECS = {"AlexNet": Spec(AlexNet)}

@@ -1,0 +1,106 @@
+"""DenseNet: every layer of a stage sees the features of all layers before it.
+
+Huang et al. 2016, Densely connected convolutional networks (https://arxiv.org/abs/1608.06993), with
+bottlenecks and compression by half. The first block of stages 2 to 4 is the transition.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxcls.models.layers import (
+    BNConv,
+    BNReLU,
+    Classifier,
+    ConvBN,
+    global_mean,
+    max_pool,
+    stage,
+)
+from jaxcls.models.spec import Ctx, Spec
+
+Array = jax.Array
+
+
+class Dense(nn.Module):
+    """1x1 and 3x3 convolutions that append `growth` features to their input."""
+
+    c: Ctx
+    growth: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y = BNConv(self.c, 4 * self.growth, name="conv1")(x)
+        y = BNConv(self.c, self.growth, 3, name="conv2")(y)
+        return jnp.concatenate([x, y], -1)
+
+
+class Transition(nn.Module):
+    """1x1 convolution and 2x2 mean: half the features at half the size."""
+
+    c: Ctx
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = BNConv(self.c, x.shape[-1] // 2, name="conv1")(x)
+        return nn.avg_pool(x, (2, 2), (2, 2))
+
+
+class Stem(nn.Module):
+    """7x7 convolution and pooling, to a quarter of the size."""
+
+    c: Ctx
+    width: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = ConvBN(self.c, self.width, 7, 2, act=nn.relu, name="conv1")(x)
+        return max_pool(x, 3, 2, 1)
+
+
+class Stage(nn.Module):
+    """Dense blocks, after a transition where the stage is not the first."""
+
+    c: Ctx
+    depth: int
+    growth: int
+    transition: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        if self.transition:
+            x = Transition(self.c, name="block1")(x)
+        for i in range(self.depth):
+            x = Dense(self.c, self.growth, name=f"block{i + 1 + self.transition}")(x)
+        return x
+
+
+class DenseNet(nn.Module):
+    """Stem, stages of dense blocks, head; `drop_path` finds no residual branch."""
+
+    c: Ctx
+    num_classes: int
+    depths: tuple[int, ...]
+    growth: int = 32
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
+        c = self.c.replace(train=train)
+        x = Stem(c, 2 * self.growth, name="stem")(images.astype(c.feature_dtype))
+        out = {}
+        for i, depth in enumerate(self.depths, 1):
+            x = out[f"stage{i}"] = stage(Stage, c)(
+                c, depth, self.growth, transition=i > 1, name=f"stage{i}"
+            )(x)
+        out["pre_logits"] = global_mean(BNReLU(c, name="neck")(x), c)
+        out["logits"] = Classifier(c, self.num_classes, name="head")(out["pre_logits"])
+        return out
+
+
+SPECS = {
+    "DenseNet121": Spec(DenseNet, {"depths": (6, 12, 24, 16)}),
+    "DenseNet161": Spec(DenseNet, {"depths": (6, 12, 36, 24), "growth": 48}),
+    "DenseNet169": Spec(DenseNet, {"depths": (6, 12, 32, 32)}),
+    "DenseNet201": Spec(DenseNet, {"depths": (6, 12, 48, 32)}),
+    "DenseNet264": Spec(DenseNet, {"depths": (6, 12, 64, 48)}),
+}

@@ -1,0 +1,107 @@
+"""SqueezeNet.
+
+Iandola et al. 2016, SqueezeNet (https://arxiv.org/abs/1602.07360); 1.1 is the authors' cheaper
+revision. The classifier is a 1x1 convolution with a ReLU before the mean over the image, so logits
+are not negative. As in PaddleClas, the maxima at stride 2 leave out what is past the last whole
+window, where Caffe and torchvision round up, and the dropout scales in evaluation
+(`Dropout.downscale`).
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxcls.models.layers import Conv, Dropout, global_mean, max_pool, stage
+from jaxcls.models.spec import Ctx, Spec
+
+Array = jax.Array
+
+
+class Fire(nn.Module):
+    """1x1 convolution to few features, then 1x1 and 3x3 convolutions side by side."""
+
+    c: Ctx
+    squeezed: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        expanded = 4 * self.squeezed
+        x = nn.relu(Conv(self.c, self.squeezed, bias=True, name="conv1")(x))
+        y = Conv(self.c, expanded, bias=True, name="conv2")(x)
+        z = Conv(self.c, expanded, 3, bias=True, name="conv3")(x)
+        return nn.relu(jnp.concatenate((y, z), -1))
+
+
+class Stage(nn.Module):
+    """A maximum at stride 2, then blocks of one resolution."""
+
+    c: Ctx
+    squeezed: tuple[int, ...]  # of each block
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = max_pool(x, 3, 2)
+        for i, squeezed in enumerate(self.squeezed, 1):
+            x = Fire(self.c, squeezed, name=f"block{i}")(x)
+        return x
+
+
+class Stem(nn.Module):
+    """One convolution at stride 2."""
+
+    c: Ctx
+    features: int
+    kernel: int
+    padding: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        conv = Conv(self.c, self.features, self.kernel, 2, self.padding, bias=True, name="conv1")
+        return nn.relu(conv(x))
+
+
+class Head(nn.Module):
+    """Dropout and 1x1 convolutions in `c.head_dtype`: features [B, H, W, D] -> [B, H, W, K]."""
+
+    c: Ctx
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        c = self.c.replace(dtype=self.c.head_dtype, feature_dtype=self.c.head_dtype)
+        x = Dropout(c, 0.5, downscale=True, name="dropout")(x.astype(c.head_dtype))
+        if c.bottleneck is not None:
+            x = Conv(c, c.bottleneck, bias=True, name="bottleneck")(x)
+        return nn.relu(Conv(c, self.num_classes, bias=True, name="fc")(x))
+
+
+class SqueezeNet(nn.Module):
+    """Stem, three stages, head."""
+
+    c: Ctx
+    num_classes: int
+    stem: tuple[int, int, int]  # features, kernel, padding
+    stages: tuple[tuple[int, ...], ...]
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
+        c = self.c.replace(train=train)
+        x = Stem(c, *self.stem, name="stem")(images.astype(c.feature_dtype))
+        out = {}
+        for i, squeezed in enumerate(self.stages, 1):
+            x = out[f"stage{i}"] = stage(Stage, c)(c, squeezed, name=f"stage{i}")(x)
+        out["pre_logits"] = global_mean(x, c)
+        out["logits"] = global_mean(Head(c, self.num_classes, name="head")(x), c)
+        return out
+
+
+SPECS = {
+    "SqueezeNet1_0": Spec(
+        SqueezeNet,
+        {"stem": (96, 7, 0), "stages": ((16, 16, 32), (32, 48, 48, 64), (64,))},
+    ),
+    "SqueezeNet1_1": Spec(
+        SqueezeNet,
+        {"stem": (64, 3, 1), "stages": ((16, 16), (32, 32), (48, 48, 64, 64))},
+    ),
+}

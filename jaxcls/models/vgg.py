@@ -1,0 +1,94 @@
+"""VGG: 3x3 convolutions only.
+
+Simonyan and Zisserman 2014, Very deep convolutional networks (https://arxiv.org/abs/1409.1556):
+networks A, B, D and E. At other sizes than 224 the last features are averaged to 7x7. As in
+PaddleClas, convolutions have no bias and the dropouts scale in evaluation (`Dropout.downscale`).
+"""
+
+import flax.linen as nn
+import jax
+
+from jaxcls.models.layers import (
+    Classifier,
+    Conv,
+    Dropout,
+    Linear,
+    adaptive_mean,
+    max_pool,
+    stage,
+)
+from jaxcls.models.spec import Ctx, Spec
+
+Array = jax.Array
+
+
+class Block(nn.Module):
+    """3x3 convolution and ReLU."""
+
+    c: Ctx
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return nn.relu(Conv(self.c, self.features, 3, name="conv1")(x))
+
+
+class Stage(nn.Module):
+    """A maximum at stride 2, except at first, then convolutions of one width."""
+
+    c: Ctx
+    features: int
+    depth: int
+    halve: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        if self.halve:
+            x = max_pool(x, 2, 2)
+        for i in range(1, self.depth + 1):
+            x = Block(self.c, self.features, name=f"block{i}")(x)
+        return x
+
+
+class Neck(nn.Module):
+    """Two fully connected layers, with dropout between them."""
+
+    c: Ctx
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = adaptive_mean(max_pool(x, 2, 2), 7)
+        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)  # the order that weights come in
+        x = nn.relu(Linear(self.c, 4096, name="fc1")(x))
+        x = Dropout(self.c, 0.5, downscale=True, name="dropout")(x)
+        return nn.relu(Linear(self.c, 4096, name="fc2")(x))
+
+
+class VGG(nn.Module):
+    """Five stages, fully connected layers."""
+
+    c: Ctx
+    num_classes: int
+    depths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
+        c = self.c.replace(train=train)
+        x = images.astype(c.feature_dtype)
+        out = {}
+        for i, depth in enumerate(self.depths, 1):
+            x = out[f"stage{i}"] = stage(Stage, c)(
+                c, min(512, 32 * 2**i), depth, halve=i > 1, name=f"stage{i}"
+            )(x)
+        out["pre_logits"] = Neck(c, name="neck")(x)
+        head = Classifier(c, self.num_classes, dropout=0.5, downscale=True, name="head")
+        out["logits"] = head(out["pre_logits"])
+        return out
+
+
+SPECS = {
+    "VGG11": Spec(VGG, {"depths": (1, 1, 2, 2, 2)}),
+    "VGG13": Spec(VGG, {"depths": (2, 2, 2, 2, 2)}),
+    "VGG16": Spec(VGG, {"depths": (2, 2, 3, 3, 3)}),
+    "VGG19": Spec(VGG, {"depths": (2, 2, 4, 4, 4)}),
+}

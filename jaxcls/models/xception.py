@@ -1,0 +1,182 @@
+"""Xception: convolutions split into a channel-wise 3x3 and a 1x1.
+
+Chollet 2016, Xception (https://arxiv.org/abs/1610.02357), at the depths 41, 65 and 71 of Chen et
+al. 2018, Encoder-decoder with atrous separable convolution (https://arxiv.org/abs/1802.02611).
+
+`_deeplab` are the latter's: three separable convolutions in every block, the last with the stride,
+and rate 2 in the last block, with a ReLU after each of its convolutions. The others are closer to
+Chollet's: two in the blocks that halve the size, which a pool does. As in PaddleClas these have the
+1x1 convolution first, a BatchNorm after either and none in the shortcut, and the dropout of
+`_deeplab` comes before the mean over the image.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+
+from jaxcls.models.layers import (
+    Classifier,
+    Conv,
+    ConvBN,
+    DropPath,
+    drop_path_rates,
+    global_mean,
+    max_pool,
+    stage,
+)
+from jaxcls.models.spec import Ctx, Spec
+
+Array = jax.Array
+
+
+class Separable(nn.Module):
+    """Channel-wise 3x3 and 1x1 convolution, each with BatchNorm; `_deeplab` in this order."""
+
+    c: Ctx
+    features: int
+    deeplab: bool
+    stride: int = 1
+    dilation: int = 1
+    act: Callable[[Array], Array] | None = None  # after each convolution
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        channels = x.shape[-1] if self.deeplab else self.features
+        depthwise = ConvBN(
+            self.c,
+            channels,
+            3,
+            self.stride,
+            groups=channels,
+            act=self.act,
+            dilation=self.dilation,
+            name="depthwise",
+        )
+        pointwise = ConvBN(self.c, self.features, act=self.act, name="pointwise")
+        return pointwise(depthwise(x)) if self.deeplab else depthwise(pointwise(x))
+
+
+class Block(nn.Module):
+    """Separable convolutions, each after a ReLU, beside a shortcut."""
+
+    c: Ctx
+    widths: tuple[int, ...]  # of the separable convolutions
+    stride: int | None  # None: the shortcut is the input itself
+    deeplab: bool
+    drop_path: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        c, y = self.c, x
+        for i, width in enumerate(self.widths, 1):
+            last = i == len(self.widths)
+            stride = self.stride if self.deeplab and last and self.stride else 1
+            y = Separable(c, width, self.deeplab, stride, name=f"conv{i}")(nn.relu(y))
+        if self.stride is not None:
+            if self.deeplab:
+                x = ConvBN(c, self.widths[-1], stride=self.stride, name="short")(x)
+            else:
+                x = Conv(c, self.widths[-1], stride=self.stride, name="short")(x)
+                y = max_pool(y, 3, self.stride, 1)
+        return x + DropPath(c, self.drop_path, name="drop_path")(y)
+
+
+class Tail(nn.Module):
+    """The last separable convolutions, without a shortcut."""
+
+    c: Ctx
+    deeplab: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        if self.deeplab:
+            for i, width in enumerate((1536, 1536, 2048), 1):
+                x = Separable(self.c, width, True, dilation=2, act=nn.relu, name=f"conv{i}")(x)
+        else:
+            for i, width in enumerate((1536, 2048), 1):
+                x = nn.relu(Separable(self.c, width, False, name=f"conv{i}")(x))
+        return x
+
+
+class Stem(nn.Module):
+    """Two 3x3 convolutions, to half of the size."""
+
+    c: Ctx
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = ConvBN(self.c, 32, 3, 2, act=nn.relu, name="conv1")(x)
+        return ConvBN(self.c, 64, 3, act=nn.relu, name="conv2")(x)
+
+
+class Stage(nn.Module):
+    """Blocks, and in the last stage the tail."""
+
+    c: Ctx
+    blocks: tuple[tuple[tuple[int, ...], int | None], ...]  # widths and stride
+    drop_paths: tuple[float, ...]  # one for each block
+    deeplab: bool
+    tail: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for i, ((widths, stride), drop_path) in enumerate(
+            zip(self.blocks, self.drop_paths, strict=True), 1
+        ):
+            x = Block(self.c, widths, stride, self.deeplab, drop_path, name=f"block{i}")(x)
+        if self.tail:
+            x = Tail(self.c, self.deeplab, name=f"block{len(self.blocks) + 1}")(x)
+        return x
+
+
+class Xception(nn.Module):
+    """Stem; entry flow in stages 1 to 3, middle flow in stage 3, exit flow in stage 4; head."""
+
+    c: Ctx
+    num_classes: int
+    entry: tuple[tuple[int, ...], ...]  # widths of the blocks of each stage
+    middle: int  # blocks
+    deeplab: bool = False
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
+        c = self.c.replace(train=train)
+        convs = 3 if self.deeplab else 2
+        stages = [
+            [((width,) * convs, 1 if i else 2) for i, width in enumerate(widths)]
+            for widths in self.entry
+        ]
+        stages[-1] += [((728,) * 3, None)] * self.middle
+        stages.append([((728, 1024, 1024)[:convs], 2)])
+
+        x = Stem(c, name="stem")(images.astype(c.feature_dtype))
+        out = {}
+        rates = drop_path_rates(c, [len(blocks) for blocks in stages])
+        for i, (blocks, drop_paths) in enumerate(zip(stages, rates, strict=True), 1):
+            x = out[f"stage{i}"] = stage(Stage, c)(
+                c,
+                tuple(blocks),
+                tuple(drop_paths),
+                self.deeplab,
+                tail=i == len(stages),
+                name=f"stage{i}",
+            )(x)
+        if self.deeplab:
+            rate = 0.5 if c.dropout is None else c.dropout
+            x = nn.Dropout(rate, deterministic=not train, name="dropout")(x)
+            c = c.replace(dropout=0.0)
+        out["pre_logits"] = global_mean(x, c)
+        out["logits"] = Classifier(c, self.num_classes, name="head")(out["pre_logits"])
+        return out
+
+
+ENTRY = ((128,), (256,), (728,))
+DEEPLAB = {"deeplab": True, "bn_epsilon": 1e-3, "bn_momentum": 0.99}
+SPECS = {
+    "Xception41": Spec(Xception, {"entry": ENTRY, "middle": 8}, 299),
+    "Xception65": Spec(Xception, {"entry": ENTRY, "middle": 16}, 299),
+    "Xception71": Spec(Xception, {"entry": ((128, 256), (256, 728), (728,)), "middle": 16}, 299),
+    "Xception41_deeplab": Spec(Xception, {"entry": ENTRY, "middle": 8, **DEEPLAB}, 299),
+    "Xception65_deeplab": Spec(Xception, {"entry": ENTRY, "middle": 16, **DEEPLAB}, 299),
+}

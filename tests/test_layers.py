@@ -1,0 +1,43 @@
+"""Layers that several families share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcls.models.layers import Dropout, adaptive_mean, round_to_8
+from jaxcls.models.spec import Ctx
+
+
+@pytest.mark.parametrize("downscale", [False, True])
+@pytest.mark.parametrize(("own", "asked", "rate"), [(0.25, None, 0.25), (0.25, 0.6, 0.6)])
+def test_dropout(own, asked, rate, downscale):
+    x = jnp.full((100, 1000), 3.0)
+    apply = lambda train: Dropout(Ctx(train=train, dropout=asked), own, downscale).apply(
+        {}, x, rngs={"dropout": jax.random.key(0)}
+    )
+    trained, evaluated = np.asarray(apply(True)), np.asarray(apply(False))
+    kept = 3.0 if downscale else 3.0 / (1 - rate)
+    zero = trained == 0
+    np.testing.assert_allclose(trained[~zero], kept, rtol=1e-6)
+    assert zero.mean() == pytest.approx(rate, abs=0.01)  # 7 standard deviations
+    np.testing.assert_allclose(evaluated, 3.0 * (1 - rate) if downscale else 3.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("height", "width"), [(6, 6), (12, 18), (13, 7), (2, 1), (5, 11)])
+def test_adaptive_mean(height, width):
+    size = 6
+    x = np.random.default_rng(0).standard_normal((2, height, width, 3)).astype(np.float32)
+    expected = np.empty((2, size, size, 3))
+    for i in range(size):
+        for j in range(size):
+            rows = slice(int(np.floor(i * height / size)), int(np.ceil((i + 1) * height / size)))
+            columns = slice(int(np.floor(j * width / size)), int(np.ceil((j + 1) * width / size)))
+            expected[:, i, j] = x[:, rows, columns].astype(np.float64).mean((1, 2))
+    np.testing.assert_allclose(adaptive_mean(jnp.asarray(x), size), expected, atol=1e-6)
+
+
+def test_round_to_8():
+    # 11 -> 8 would lose more than a tenth
+    features = {1: 8, 8: 8, 8.5: 8, 11: 16, 11.9: 16, 12: 16, 19: 24, 20: 24, 83: 80, 84: 88}
+    assert {f: round_to_8(f) for f in features} == features

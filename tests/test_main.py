@@ -1,0 +1,386 @@
+"""The command: files, exit codes, evaluation, fine-tuning; every config; the layout of the code."""
+
+import ast
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import runs
+
+from configs import imagenet
+from jaxcls import models, optim, program, train
+from jaxcls.config import plan, stage_mults
+from jaxcls.data import ops
+
+ROOT = Path(__file__).parents[1]
+END = 30  # steps of configs/tiny.py
+
+
+@pytest.fixture(scope="module")
+def finished(commands, tmp_path_factory):
+    """The working directory of a complete run in float16, without mixup."""
+    workdir = tmp_path_factory.mktemp("finished")
+    done = commands.fork(f"--config={runs.TINY}", f"--workdir={workdir}", "--config.mix.mixup=0.0")
+    assert done.returncode == 0, done.err
+    return workdir, done
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder with three classes of JPEG files: dark, bright and striped."""
+    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for name, (low, high) in {"bright": (150, 255), "dark": (0, 100), "stripes": (0, 255)}.items():
+        (root / name).mkdir()
+        for i in range(16):
+            image = rng.integers(low, high, (20, 24, 3), np.uint8)
+            image[::4] = high if name == "stripes" else image[::4]
+            cv2.imwrite(str(root / name / f"{i}.jpg"), image)
+    return root
+
+
+# -- The command -----------------------------------------------------------------------------------
+
+
+def test_help_needs_no_jax(commands):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "jaxcls.main", "--help"],
+        env=commands.environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Exit codes: 0 complete; 2 a mistake" in done.stdout
+    for flag in ("--config", "--workdir", "--mode", "--coordinator", "--process_id"):
+        assert f"{flag}:" in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "jaxcls.config" in imported
+    assert not {"jax", "flax", "tensorflow"} & imported
+
+
+def test_files_of_a_run(finished):
+    workdir, done = finished
+    assert {p.name for p in workdir.iterdir()} == {
+        "checkpoints", "metrics.jsonl", "summary.json", "config.json", "tensorboard", ".lock"
+    }  # fmt: skip
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    training = [line for line in lines if line["split"] == "train"]
+    evaluations = [line for line in lines if line["split"] == "eval"]
+    assert [line["step"] for line in training] == [5, 10, 15, 20, 25, 30]
+    assert [line["step"] for line in evaluations] == [6, 12, 18, 24, 30]
+    for line in training:
+        assert line.keys() == {
+            "step", "epoch", "split", "loss", "top1", "top5", "lr", "grad_norm",
+            "images_per_sec", "data_wait", "skipped", "loss_scale",
+        }  # fmt: skip
+        assert line["epoch"] == pytest.approx(line["step"] / 7, abs=1e-6)
+        assert 0 <= line["top1"] <= line["top5"] <= 1
+        assert 0 <= line["data_wait"] <= 1
+        assert line["images_per_sec"] > 0
+    assert training[-1]["skipped"] >= training[0]["skipped"] > 0
+    for line in evaluations:
+        assert line.keys() == {"step", "epoch", "split", "loss", "top1", "top5", "images"}
+        assert line["images"] == 899
+
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["complete"]
+    assert (summary["steps"], summary["skipped"]) == (30, training[-1]["skipped"])
+    assert summary["seconds"] > 0
+    result = {k: evaluations[-1][k] for k in ("step", "loss", "top1", "top5", "images")}
+    assert summary["last"] == result
+    assert summary["best"]["top1"] == max(line["top1"] for line in evaluations)
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["mix"]["mixup"] == 0.0
+    assert config["optim"]["momentum"] == 0.9
+    assert all(p.name.isdigit() for p in (workdir / "checkpoints").iterdir())
+    assert any("tfevents" in p.name for p in (workdir / "tensorboard").iterdir())
+
+    assert "stage1/block1/conv1/conv/kernel" in done.out  # the table of parameters
+    assert f"best  top-1 {100 * summary['best']['top1']:6.2f} %" in done.out
+    assert f"--workdir={workdir} --mode=eval" in done.out
+
+
+def test_mode_eval_is_the_last_evaluation_and_raw_weights_are_others(commands, finished):
+    workdir, _ = finished
+    command = f"--config={runs.TINY}", f"--workdir={workdir}", "--mode=eval"
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+    done = commands.fork(*command, "--config.eval.batch_size=7")
+    assert done.returncode == 0, done.err
+    result = json.loads(done.out)
+    assert result.pop("checkpoint") == str(workdir)
+    last = runs.lines(workdir)[-1]
+    # float16: batches of another size round otherwise
+    assert result == pytest.approx({k: last[k] for k in result}, rel=2e-3)
+    exact = json.loads(commands.fork(*command).out)
+    assert {k: exact[k] for k in result} == pytest.approx({k: last[k] for k in result}, rel=1e-6)
+
+    raw = json.loads(commands.fork(*command, "--config.eval.ema=False").out)
+    assert abs(raw["loss"] - last["loss"]) > 1e-3
+    one = commands.fork(
+        f"--config={runs.TINY}", f"--workdir={workdir / 'checkpoints' / '28'}", "--mode=eval"
+    )
+    assert json.loads(one.out)["loss"] != last["loss"]
+    assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
+
+
+def test_the_moving_average_is_what_is_evaluated():
+    config = runs.tiny("plain")
+    config.ema.decay = 0.5
+    state, train_step, eval_step = train.setup(config)
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (128, 8, 8, 1), np.uint8)
+    batch = {"image": image, "label": rng.integers(0, 10, 128).astype(np.int32)}
+    for _ in range(3):
+        state, _ = train_step(state, batch)
+    averaged = eval_step(state, batch)
+    assert int(averaged["count"]) == 128
+    same = eval_step(state.replace(**state.ema), batch)
+    assert float(averaged["loss"]) == float(same["loss"])
+    other = jax.tree.map(lambda x: x + 1, state.ema)
+    assert float(eval_step(state.replace(ema=other), batch)["loss"]) != float(averaged["loss"])
+
+
+# -- Fine-tuning -----------------------------------------------------------------------------------
+
+
+def test_fine_tuning_on_other_classes_with_frozen_parameters(commands, finished, photos, tmp_path):
+    workdir, _ = finished
+    command = (
+        f"--config={runs.TINY}:plain",
+        f"--workdir={tmp_path}",
+        f"--config.init.checkpoint={workdir}",
+        "--config.data.source=folder",
+        f"--config.data.root={photos}",
+        "--config.data.eval_fraction=0.25",
+        "--config.batch_size=12",
+        "--config.eval.batch_size=12",
+        "--config.lr.warmup=",
+        "--config.optim.l2=0.01",
+        "--config.optim.frozen=('^stem/', '^stage1/block1/conv1/')",
+        "--config.optim.lr_mults=(('^stage1/', 0.0),)",
+    )
+    done = commands.fork(*command)
+    assert done.returncode == 0, done.err
+    source, _ = runs.saved(workdir, END)
+    tensors = sum(path.startswith(("params/", "batch_stats/")) for path in source)
+    assert f"initialised {tensors - 2} of {tensors} tensors from {workdir}" in done.out
+    for name in ("bias", "kernel"):
+        line = f"not taken: params/head/fc/{name} (10 classes in the checkpoint, 3 here)"
+        assert line in done.out
+
+    state, meta = runs.saved(tmp_path, END)
+    assert meta["class_names"] == ["bright", "dark", "stripes"]
+    assert state["params/head/fc/kernel"].shape == (8, 3)
+    frozen = ("stem/", "stage1/block1/conv1/")
+    held = "stage1/"  # by a factor of 0, which does not hold its statistics
+    for path, array in state.items():
+        kind, _, name = path.partition("/")
+        if kind not in ("params", "batch_stats") or name.startswith("head/"):
+            continue
+        same = array.tobytes() == source[f"ema/{path}"].tobytes()
+        expected = name.startswith(frozen) or (kind == "params" and name.startswith(held))
+        assert same == expected, path
+
+    again = commands.fork(*command, "--mode=eval")
+    assert again.returncode == 0, again.err
+    result, last = json.loads(again.out), runs.lines(tmp_path)[-1]
+    assert result.pop("checkpoint") == str(tmp_path)
+    assert result == pytest.approx({k: last[k] for k in result}, rel=1e-6)
+
+
+def test_fine_tuning_starts_from_the_average_and_averages_anew(finished):
+    workdir, _ = finished
+    config = runs.tiny()
+    config.init.checkpoint = str(workdir)
+    state, _, _ = train.setup(config)
+    source, _ = runs.saved(workdir, END)
+    stem = state.params["stem"]["conv1"]["conv"]["kernel"]
+    np.testing.assert_array_equal(stem, source["ema/params/stem/conv1/conv/kernel"])
+    np.testing.assert_array_equal(stem, state.ema["params"]["stem"]["conv1"]["conv"]["kernel"])
+    assert int(state.step) == 0
+    config.init.ema = False
+    state, _, _ = train.setup(config)
+    stem = state.params["stem"]["conv1"]["conv"]["kernel"]
+    np.testing.assert_array_equal(stem, source["params/stem/conv1/conv/kernel"])
+
+
+def test_stage_mults_scale_the_updates():
+    batch = {
+        "image": np.random.default_rng(0).normal(size=(128, 8, 8, 1)).astype(np.float32),
+        "label": np.arange(128, dtype=np.int32) % 10,
+    }
+
+    def update(lr_mults):
+        config = runs.tiny("plain")
+        config.lr.warmup = ""
+        config.mix.mixup = 0.0
+        config.optim.lr_mults = lr_mults
+        state, train_step, _ = train.setup(config)
+        before = jax.device_get(state.params)
+        state, _ = train_step(state, batch)
+        return jax.tree.map(lambda a, b: a - b, jax.device_get(state.params), before)
+
+    base, scaled = update(()), update(stage_mults(0.25, 0.5))
+    for name, factor in (("stem", 0.25), ("stage1", 0.5), ("head", 1.0)):
+        for a, b in zip(jax.tree.leaves(scaled[name]), jax.tree.leaves(base[name])):
+            np.testing.assert_allclose(a, factor * b, atol=1e-3 * np.abs(b).max())
+
+
+# -- Configs ---------------------------------------------------------------------------------------
+
+ARGUMENTS = {"imagenet": ("EfficientNetB0", "MobileNetV3_small_x0_35", "SE_ResNeXt50_32x4d")}
+CONFIGS = [
+    (p.stem, argument)
+    for p in sorted((ROOT / "configs").glob("*.py"))
+    if p.stem != "__init__"
+    for argument in ARGUMENTS.get(p.stem, (None,))
+]
+
+
+@pytest.mark.parametrize(("name", "argument"), CONFIGS)
+def test_shapes_of_the_whole_step(name, argument):
+    config = importlib.import_module(f"configs.{name}").get_config(argument)
+    config.mesh.data = 1  # not every batch divides over 8
+    if config.precision.name == "auto":
+        config.precision.name = "bfloat16"  # as on accelerators
+    built = program.build(config, num_train=1_281_167, num_classes=1000)
+    state, channels = built.abstract_state, len(config.image.mean)
+
+    def batch(n, size, **more):
+        arrays = {"image": jnp.uint8, "label": jnp.int32, **more}
+        shapes = {"image": (n, size, size, channels)}
+        return {k: jax.ShapeDtypeStruct(shapes.get(k, (n,)), v) for k, v in arrays.items()}
+
+    size = config.image.size
+    after, metrics = jax.eval_shape(built.train_step, state, batch(config.batch_size, size))
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(state)):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+    assert {"loss", "grad_norm", "lr", "finite", "skipped", "loss_scale"} <= metrics.keys()
+    assert all(m.shape == () for m in metrics.values())
+
+    n, size = built.plan.eval_batch_size, config.image.eval_size or size
+    sums = jax.eval_shape(built.eval_step, state, batch(n, size, mask=jnp.bool_))
+    assert {k: v.shape for k, v in sums.items()} == dict.fromkeys(
+        ("loss", "top1", "top5", "count"), ()
+    )
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_published_recipes(name):
+    config = imagenet.get_config(name)
+    lengths = plan(config, 1_281_167)
+    rate = optim.schedule(
+        **config.lr,
+        total_steps=lengths.total_steps,
+        batch_size=lengths.batch_size,
+        steps_per_epoch=lengths.steps_per_epoch,
+    )
+    rates = np.asarray(rate(np.linspace(0, lengths.total_steps - 1, 5, dtype=np.int32)))
+    assert min(rates) >= 0
+    assert rates[-1] < max(rates) < 1.0001 * config.lr.peak
+    transforms = [ops.make(**config.image, train=train) for train in (True, False)]
+    assert all(map(callable, transforms))
+    assert lengths.batch_size % config.model.bn_group == 0
+
+
+# -- The layout of the code ------------------------------------------------------------------------
+
+MODULES = {
+    ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
+    for p in sorted((ROOT / "jaxcls").rglob("*.py"))
+}
+ENTRY_POINTS = {"jaxcls.main", "jaxcls.benchmark", "jaxcls.models.__main__"}
+
+# What a module may import of jaxcls; not listed: anything but `train` and the entry points.
+MAY_IMPORT = {
+    "trees": set(),
+    "losses": set(),
+    "config": set(),
+    "sharding": set(),
+    "data.decode": set(),
+    "data.device": set(),
+    "data.mixing": set(),
+    "data.ops": {"config"},
+    "data.sources": {"config", "data.decode"},
+    "data.loader": {"data.decode", "data.ops", "data.sources"},
+    "models.spec": set(),
+    "models.layers": {"models.spec"},
+    "objectives": {"losses"},
+    "precision": {"config"},
+    "optim": {"config", "trees"},
+    "steps": {"losses", "optim", "objectives", "precision", "trees"},
+    "checkpoint": {"trees"},
+    "metrics": {"config"},
+}
+PURE = {"trees", "losses", "models.spec", "models.layers"}  # arrays in, arrays out
+LIBRARIES = {"jax", "numpy", "flax"}
+
+
+def imports(path):
+    """Returns the modules that a file imports, as full names."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in names}
+    return found
+
+
+def allowed(module):
+    """Returns what a module may import of jaxcls; None: see MAY_IMPORT."""
+    package, _, family = module.rpartition(".")
+    if package == "models" and module not in MAY_IMPORT and family not in ("__main__", "count"):
+        return {"models.spec", "models.layers"}
+    if package == "convert" and family not in ("engine", "__main__"):
+        return {"convert.engine"}
+    return MAY_IMPORT.get(module)
+
+
+def test_who_imports_whom():
+    wrong = []
+    for name, path in MODULES.items():
+        module = name.removeprefix("jaxcls.")
+        found = imports(path)
+        ours = {n.removeprefix("jaxcls.") for n in found if n.startswith("jaxcls.")}
+        entry = {"train", "main", "benchmark"} & ours
+        if entry and name not in ENTRY_POINTS:
+            wrong.append(f"{module} imports {entry}, which is for entry points")
+        if any(n.startswith("convert") for n in ours) and not module.startswith("convert"):
+            wrong.append(f"{module} imports convert")
+        may = allowed(module)
+        if may is not None and not ours <= may:
+            wrong.append(f"{module} imports {ours - may}")
+        outside = {n.partition(".")[0] for n in found} - {"jaxcls"} - sys.stdlib_module_names
+        if module in PURE and not outside <= LIBRARIES:
+            wrong.append(f"{module} imports {outside - LIBRARIES}")
+        if {"tensorflow", "configs"} & outside:
+            wrong.append(f"{module} imports {outside}")
+        if module == "config" and outside != {"ml_collections"}:
+            wrong.append(f"config imports {outside}: config files may import it, without jax")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_layout():
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("not a git repository")
+    files = listed.stdout.splitlines()
+    assert {f.partition("/")[0] for f in files if not f.startswith(".")} == {
+        "jaxcls", "configs", "launch", "data_prep", "tests",
+        "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE",
+    }  # fmt: skip
+    assert ".ci/run" in files
+    assert not [f for f in files if f.endswith("utils.py")]
+    core = ("configs/resnet50_vd.py", "jaxcls/main.py", "jaxcls/train.py", "jaxcls/steps.py")
+    assert sum((ROOT / f).read_text().count("\n") for f in core) < 600
