@@ -17,6 +17,7 @@ import math
 import os
 import re
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -34,8 +35,18 @@ HEADS = r"(head|aux\d+)/"  # where the classifiers are
 Variables = Mapping[str, Any]  # {"params": tree, "batch_stats": tree}
 
 # A failed save reaches the user as one line of ours. Orbax logs its own tracebacks besides, and
-# warnings about what is meant here (no metrics at a step that was not evaluated).
+# warnings about what is meant here (no metrics at a step that was not evaluated). Writes that are
+# still under way when it gives up end in asyncio's complaints.
 logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+
+def _without_orphans(unraisable: Any, report: Callable[[Any], None] = sys.unraisablehook) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+        report(unraisable)
+
+
+sys.unraisablehook = _without_orphans
 
 
 class SaveError(ValueError):
@@ -75,6 +86,7 @@ class Checkpoints:
         self._best = best
         self._report = _only_process_0(report)
         self._saving: int | None = None  # step of the newest save that was begun
+        self._save_failed = False
         lowest = best == "loss"
 
         def metric(metrics):
@@ -213,9 +225,19 @@ class Checkpoints:
             raise self._failed(e) from e
 
     def close(self) -> None:
-        """Waits for the last save and ends the threads."""
+        """Waits for the last save and ends the threads.
+
+        Raises:
+          SaveError: the last save could not be written, and this was not raised before.
+        """
         self.wait()
-        self._manager.close()
+        try:
+            self._manager.close()
+        except Exception:
+            if not self._save_failed:  # orbax raises it again
+                raise
+        if self._save_failed:
+            self._remove_unfinished()  # of writes that were still under way
 
     def _restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         path = self._directory / str(step)
@@ -248,9 +270,8 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> SaveError:
         """Removes what the failed save wrote and returns the error for the user."""
-        if jax.process_index() == 0:
-            for path in _unfinished(self._directory, str(self._saving)):
-                path.rmtree(missing_ok=True)
+        self._save_failed = True
+        self._remove_unfinished()
         self._manager.reload()
         step = self.latest_step()
         previous = (
@@ -260,6 +281,11 @@ class Checkpoints:
             f"the checkpoint of step {self._saving} could not be written to {self._directory}: "
             f"{_reason(error)}; {previous}"
         )
+
+    def _remove_unfinished(self) -> None:
+        if jax.process_index() == 0:
+            for path in _unfinished(self._directory, str(self._saving)):
+                path.rmtree(missing_ok=True)
 
     def _set_aside(self, step: int, damage: DamageError) -> None:
         if jax.process_index() == 0:

@@ -7,7 +7,9 @@ because its numbers were not finite; 143 and 130 saved and stopped on SIGTERM an
 
 import errno
 import os
+import re
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,19 +54,20 @@ def parse(
         flatten(values.config)  # a missing config file shows at the first access
     except SystemExit:
         sys.exit(0)  # --help, which absl leaves with 1
-    except OSError as e:
-        name = values["config"].config_filename
-        raise ValueError(f"--config={name}: there is no such config file") from e
-    except (flags.Error, AttributeError, KeyError, TypeError) as e:
-        raise ValueError(_explain(argv, values, e)) from None
+    except ValueError:
+        raise
+    except Exception as e:
+        raise ValueError(_explain(argv, values, e)) from e
     if rest:
         raise ValueError(f"unexpected argument {rest[0]!r}: every option begins with --")
 
 
 def _explain(argv: Sequence[str], values: flags.FlagValues, error: Exception) -> str:
     """Returns what is wrong with a command line that could not be parsed."""
+    path = next((arg.partition("=")[2] for arg in argv if arg.startswith("--config=")), "")
+    if isinstance(error, FileNotFoundError):
+        return f"--config={path}: there is no such config file"
     try:  # the flag has no value where an override failed
-        path = next(arg.partition("=")[2] for arg in argv if arg.startswith("--config="))
         keys = list(flatten(values["config"].parser.parse(path)))
     except Exception:  # there is no readable config
         keys = []
@@ -74,10 +77,26 @@ def _explain(argv: Sequence[str], values: flags.FlagValues, error: Exception) ->
             return f"there is no config.{key}{closest(key, keys)}"
     if isinstance(error, flags.UnrecognizedFlagError):
         return f"unknown flag --{error.flagname}{closest(error.flagname, values)}"
+    if not isinstance(error, flags.Error):
+        return _explain_file(path.partition(":")[0], error)
     # absl quotes the traceback of an error in the config file; its last line says what is wrong
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0].partition(": Error whilst parsing")[0]
     return lines[0] if len(lines) == 1 else f"{first}: {lines[-1]}"
+
+
+def _explain_file(name: str, error: Exception) -> str:
+    """Returns where a config file is wrong, and what is."""
+    frames = traceback.extract_tb(error.__traceback__)
+    numbers = [f.lineno for f in frames if Path(f.filename).name == Path(name).name]
+    numbers += [error.lineno] if isinstance(error, SyntaxError) else []
+    what = str(error.args[0] if error.args else "")
+    # ml_collections quotes its message, and adds all names there are and the closest
+    if close := re.search('Did you mean "(.*?)" instead of "(.*?)"', what):
+        what = f"there is no {close[2]}: did you mean {close[1]}?"
+    what = re.split(r" Other fields present|\\n|\n", what)[0].lstrip("'")
+    where = f"{name}:{numbers[-1]}" if numbers else name
+    return f"--config={where}: {type(error).__name__}: {what}"
 
 
 def start_jax() -> None:

@@ -188,6 +188,11 @@ def logged(workdir: Path) -> int:
     return max((line["step"] for line in lines(workdir)), default=0)
 
 
+def summary(workdir: Path) -> dict[str, Any]:
+    """Returns summary.json."""
+    return json.loads((Path(workdir) / "summary.json").read_text())
+
+
 def checkpoints(workdir: Path) -> list[int]:
     """Returns the steps of the complete checkpoints, ascending."""
     folder = Path(workdir) / "checkpoints"
@@ -225,6 +230,6 @@ def assert_same_run(ours: Path, theirs: Path, step: int) -> None:
     without_time = [{k: v for k, v in m.items() if k != "seconds"} for m in (meta, other_meta)]
     assert without_time[0] == without_time[1]
     assert lines(ours) == lines(theirs)
-    summaries = [json.loads((w / "summary.json").read_text()) for w in (ours, theirs)]
+    summaries = [summary(w) for w in (ours, theirs)]
     assert {s.pop("seconds") > 0 for s in summaries} == {True}
     assert summaries[0] == summaries[1]

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxcls.models.googlenet import pool_to_3x3
 from jaxcls.models.layers import Dropout, adaptive_mean, round_to_8
 from jaxcls.models.spec import Ctx
 
@@ -41,3 +42,22 @@ def test_round_to_8():
     # 11 -> 8 would lose more than a tenth
     features = {1: 8, 8: 8, 8.5: 8, 11: 16, 11.9: 16, 12: 16, 19: 24, 20: 24, 83: 80, 84: 88}
     assert {f: round_to_8(f) for f in features} == features
+
+
+@pytest.mark.parametrize("size", [11, 12, 13])
+def test_pool_to_3x3_has_the_windows_of_the_paper(size):
+    x = np.random.default_rng(0).standard_normal((2, size, size, 4))
+    expected = [
+        [x[:, i : i + 5, j : j + 5].mean((1, 2)) for j in range(0, 9, 3)] for i in range(0, 9, 3)
+    ]
+    expected = np.moveaxis(np.array(expected), 2, 0)
+    np.testing.assert_allclose(pool_to_3x3(jnp.asarray(x, jnp.float32)), expected, atol=1e-6)
+
+
+def test_pool_to_3x3_fits_all_sizes():
+    for n in range(3, 60):
+        x = jnp.broadcast_to(jnp.arange(n, dtype=jnp.float32)[:, None], (n, 7))
+        y = pool_to_3x3(x[None, :, :, None])
+        assert y.shape == (1, 3, 3, 1)
+        rows = y[0, :, 0, 0]
+        assert 0 <= rows[0] < rows[1] < rows[2] <= n - 1

@@ -67,6 +67,5 @@ def from_paddle(name: str, arrays: Mapping[str, np.ndarray], **build_overrides) 
         rules.paddle,
         engine.PADDLE_LEAVES,
         engine.from_paddle_layout,
-        keep=getattr(rules, "paddle_keep", None),  # of the families with dropout
         **build_overrides,
     )

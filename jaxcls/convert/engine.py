@@ -20,7 +20,6 @@ PADDLE_LEAVES = {
     "var": "_variance",
 }
 Rule = Callable[[tuple[str, ...], Any], str]
-Keep = Callable[[tuple[str, ...], Any], float]
 
 
 def from_paddle_layout(array: np.ndarray) -> np.ndarray:
@@ -34,7 +33,6 @@ def convert(
     rule: Rule,
     leaves: Mapping[str, str],
     layout: Callable[[np.ndarray], np.ndarray],
-    keep: Keep | None = None,
     **build_overrides,
 ) -> dict[str, Any]:
     """Returns {"params": ..., "batch_stats": ...} for `models.build(name, **build_overrides)`.
@@ -45,9 +43,6 @@ def convert(
       rule: (path of our layer, our module) -> name of their layer.
       leaves: our leaf's name -> theirs.
       layout: their array -> our axis order.
-      keep: (path of our layer, our module) -> 1 - rate of the dropout in front of it, where theirs
-        multiplies by that in evaluation and by nothing in training. Ours multiplies by 1 / keep in
-        training, so that with kernels times `keep` both are the same in both.
 
     Raises:
       ValueError: lists every tensor that is missing, unmatched or of another shape.
@@ -67,8 +62,7 @@ def convert(
         array = layout(np.asarray(arrays[key]))
         if array.shape != leaf.shape:
             problems.append(f"{key}: shape {array.shape}, {path} has {leaf.shape}")
-        array = np.ascontiguousarray(array, dtype=leaf.dtype)
-        return array * keep(tuple(layer), module) if keep and last == "kernel" else array
+        return np.ascontiguousarray(array, dtype=leaf.dtype)
 
     variables = trees.map_with_path(take, target)
     problems += [f"{key}: no place for it" for key in sorted(arrays.keys() - used)]

@@ -29,11 +29,3 @@ def paddle(layer: tuple[str, ...], module: Any) -> str:
         )
     block = "abcde"[int(re.sub(r"\D", "", inner[0])) - 1]
     return f"_ince{number + 2}{block}.{ROLES[inner[1]]}._conv"
-
-
-def paddle_keep(layer: tuple[str, ...], module: Any) -> float:
-    """Returns 1 - rate of the dropout in front of the layer."""
-    del module
-    if layer[-1] != "fc":
-        return 1.0
-    return 1 - 0.4 if layer[0] == "head" else 1 - 0.7

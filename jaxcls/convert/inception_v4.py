@@ -5,7 +5,7 @@ from typing import Any
 
 PART = {"conv": "_conv", "bn": "_batch_norm"}
 STEM = {1: "_conv_{conv}", 2: "_conv2", 3: "_conv{branch}_{conv}", 4: "_conv3"}
-# stage, branch -> the name of its convolutions; those of other branches are _convBRANCH_CONV
+# how the convolutions of branches 3 and 4 of stage 3 are counted; elsewhere it is 1, 2, ...
 C_NAMES = {3: ("0", "1", "2"), 4: ("0", "00", "000", "1", "2")}
 
 
@@ -26,9 +26,3 @@ def paddle(layer: tuple[str, ...], module: Any) -> str:
         return f"{theirs}._conv{branch}.{part}"
     index = C_NAMES[branch][conv - 1] if stage == 3 and not reduction else conv
     return f"{theirs}._conv{branch}_{index}.{part}"
-
-
-def paddle_keep(layer: tuple[str, ...], module: Any) -> float:
-    """Returns 1 - rate of the dropout in front of the layer."""
-    del module
-    return 1 - 0.2 if layer[0] == "head" else 1.0

@@ -52,8 +52,3 @@ def _deeplab(layer: tuple[str, ...], module: Any) -> str:
         return f"{theirs}._short._{layer[3]}"
     number = {"depthwise": 1, "pointwise": 2}[layer[3]]
     return f"{theirs}._{layer[2]}._{layer[4]}{number}"
-
-
-def paddle_keep(layer: tuple[str, ...], module: Any) -> float:
-    """Returns 1 - rate of the dropout in front of the layer."""
-    return 1 - 0.5 if module.deeplab and layer[0] == "head" else 1.0

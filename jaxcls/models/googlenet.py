@@ -3,8 +3,9 @@
 Szegedy et al. 2014, Going deeper with convolutions (https://arxiv.org/abs/1409.4842). As in
 PaddleClas: no biases, no local response normalisation, pools without padding, and fewer ReLUs, only
 one after each concatenation and one in the first auxiliary head. (The second had one too when the
-published weights were trained, in 2020; today's PaddleClas has none.) The heads are always there; a
-program that leaves "aux1" and "aux2" unused does not compute them.
+published weights were trained, in 2020; today's PaddleClas has none.) The dropouts scale in
+evaluation (`Dropout.downscale`). The heads are always there; a program that leaves "aux1" and
+"aux2" unused does not compute them.
 """
 
 import functools
@@ -104,7 +105,8 @@ class AuxHead(nn.Module):
         x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)  # the order of the published weights
         x = Linear(self.c, 1024, name="fc1")(x)
         x = nn.relu(x) if self.relu else x
-        return Classifier(self.c, self.num_classes, dropout=0.7, name="head")(x)
+        head = Classifier(self.c, self.num_classes, dropout=0.7, downscale=True, name="head")
+        return head(x)
 
 
 class GoogLeNet(nn.Module):
@@ -122,7 +124,8 @@ class GoogLeNet(nn.Module):
             features[i] = stage(Stage, c)(c, blocks, name=f"stage{i}")(x)
             x = out[f"stage{i}"] = features[i][-1]
         out["pre_logits"] = global_mean(x, c)
-        out["logits"] = Classifier(c, self.num_classes, dropout=0.4, name="head")(out["pre_logits"])
+        head = Classifier(c, self.num_classes, dropout=0.4, downscale=True, name="head")
+        out["logits"] = head(out["pre_logits"])
         out["aux1"] = AuxHead(c, self.num_classes, relu=True, name="aux1")(features[2][0])
         out["aux2"] = AuxHead(c, self.num_classes, relu=False, name="aux2")(features[2][3])
         return out

@@ -2,7 +2,8 @@
 
 Szegedy et al. 2016, Inception-v4, Inception-ResNet and the impact of residual connections on
 learning (https://arxiv.org/abs/1602.07261). The first block of stages 2 and 3 is the reduction. As
-in PaddleClas, means at the border are over the pixels that are there.
+in PaddleClas, means at the border are over the pixels that are there, and the dropout scales in
+evaluation (`Dropout.downscale`).
 """
 
 import flax.linen as nn
@@ -134,7 +135,8 @@ class InceptionV4(nn.Module):
         for i, blocks in enumerate(STAGES, 1):
             x = out[f"stage{i}"] = stage(Stage, c)(c, blocks, name=f"stage{i}")(x)
         out["pre_logits"] = global_mean(x, c)
-        out["logits"] = Classifier(c, self.num_classes, dropout=0.2, name="head")(out["pre_logits"])
+        head = Classifier(c, self.num_classes, dropout=0.2, downscale=True, name="head")
+        out["logits"] = head(out["pre_logits"])
         return out
 
 

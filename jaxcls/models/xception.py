@@ -7,7 +7,7 @@ al. 2018, Encoder-decoder with atrous separable convolution (https://arxiv.org/a
 and rate 2 in the last block, with a ReLU after each of its convolutions. The others are closer to
 Chollet's: two in the blocks that halve the size, which a pool does. As in PaddleClas these have the
 1x1 convolution first, a BatchNorm after either and none in the shortcut, and the dropout of
-`_deeplab` comes before the mean over the image.
+`_deeplab` comes before the mean over the image and scales in evaluation (`Dropout.downscale`).
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from jaxcls.models.layers import (
     Classifier,
     Conv,
     ConvBN,
+    Dropout,
     DropPath,
     drop_path_rates,
     global_mean,
@@ -163,9 +164,8 @@ class Xception(nn.Module):
                 name=f"stage{i}",
             )(x)
         if self.deeplab:
-            rate = 0.5 if c.dropout is None else c.dropout
-            x = nn.Dropout(rate, deterministic=not train, name="dropout")(x)
-            c = c.replace(dropout=0.0)
+            x = Dropout(c, 0.5, downscale=True, name="dropout")(x)
+            c = c.replace(dropout=0.0)  # there is no second one in the head
         out["pre_logits"] = global_mean(x, c)
         out["logits"] = Classifier(c, self.num_classes, name="head")(out["pre_logits"])
         return out

@@ -1,0 +1,329 @@
+"""Mistakes: one line says what is wrong and what to write; exit code 2; nothing half-written."""
+
+import errno
+import os
+import re
+import shutil
+import signal
+import subprocess
+
+import cv2
+import numpy as np
+import pytest
+import runs
+
+PLAIN = f"{runs.TINY}:plain"
+
+
+def refused(done, *texts):
+    """Asserts that a command ended with exit code 2 and one line that has all the texts."""
+    assert done.returncode == 2, done.err
+    assert done.err.startswith("jaxcls: ")
+    assert done.err.count("\n") == 1, done.err
+    for text in texts:
+        assert text in done.err
+
+
+# -- The command line ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        (("--config={config}", "--workdr=x"), ("unknown flag --workdr: did you mean workdir?",)),
+        (("--config={config}",), ("--workdir is missing; see", "--help")),
+        (("--workdir={workdir}",), ("--config is missing",)),
+        (
+            ("--config={config}", "--workdir={workdir}", "--config.optim.momentun=0.8"),
+            ("there is no config.optim.momentun: did you mean optim.momentum",),
+        ),
+        (
+            ("--config={config}", "--workdir={workdir}", "--config.optim.momentum=high"),
+            ("--config.optim.momentum=high", "could not convert"),
+        ),
+        (
+            ("--config=no/such.py", "--workdir={workdir}", "--config.seed=1"),
+            ("--config=no/such.py: there is no such config file",),
+        ),
+        (("--config={config}", "--workdir={workdir}", "--mode=tran"), ("--mode=tran: value should be",)),
+        (("--config={config}", "--workdir={workdir}", "--mode", "eval", "x"), ("argument 'x'",)),
+        (("--config={broken}", "--workdir={workdir}"), ("broken.py:2: NameError: name 'oops'",)),
+        (("--config={misspelt}", "--workdir={workdir}"), ("misspelt.py:6: ", "no momentun: did you mean momentum?")),
+    ],
+)  # fmt: skip
+def test_command_line(commands, tmp_path, arguments, texts):
+    (tmp_path / "broken.py").write_text("def get_config():\n    return oops\n")
+    (tmp_path / "misspelt.py").write_text(
+        "from configs import base\n\n\ndef get_config():\n    c = base.get_config()\n"
+        "    c.optim.momentun = 0.8\n    return c\n"
+    )
+    names = {
+        "config": PLAIN,
+        "workdir": tmp_path / "run",
+        "broken": tmp_path / "broken.py",
+        "misspelt": tmp_path / "misspelt.py",
+    }
+    refused(commands.run(*(argument.format(**names) for argument in arguments)), *texts)
+    assert not (tmp_path / "run").exists()
+
+
+# -- The config ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "texts"),
+    [
+        ("model.name=ResNet18_dv", ("unknown model 'ResNet18_dv': did you mean ResNet18_vd",)),
+        ("model.options=(('widht',8),)", ("ResNet18_vd takes no argument widht", "width")),
+        ("model.num_classes=5", ("config.model.num_classes = 5, the data has 10",)),
+        ("data.source=digit", ("unknown config.data.source 'digit': did you mean digits?",)),
+        ("data.source=", ("config.data.source is not set: write one of array_record, digits",)),
+        ("data.root=/photos", ("config.data.root: not used by 'digits'",)),
+        ("data.on_bad_image=ignore", ("unknown config.data.on_bad_image 'ignore'", "skip")),
+        ("lr.schedule=cosin", ("schedule 'cosin': did you mean cosine?",)),
+        ("lr.gamma=0.5", ("config.lr.gamma: not used by 'cosine'",)),
+        ("optim.name=momentun", ("unknown optimizer 'momentun': did you mean momentum?",)),
+        ("optim.rho=0.5", ("config.optim.rho: not used by 'momentum'",)),
+        ("optim.frozen=('^haed/',)", ("config.optim.frozen: '^haed/' matches no parameter",)),
+        ("optim.lr_mults=(('(',1.0),)", ("config.optim.lr_mults: '('", "regular expression")),
+        ("precision.name=float61", ("config.precision.name 'float61': did you mean float",)),
+        ("precision.name=float64", ("JAX_ENABLE_X64=1",)),
+        ("precision.scale=8.0", ("config.precision.scale: not used by", "none")),
+        ("ema.decay=1.0", ("config.ema.decay = 1.0: write a number in [0, 1)",)),
+        ("image.crop=centre", ("unknown config.image.crop 'centre': did you mean center",)),
+        ("image.shift=8", ("config.image.shift = 8 moves all 8 pixels out",)),
+        ("image.mean=(0.3,0.3)", ("config.image.mean", "as many means as standard deviations")),
+        ("mix.mixup=-1.0", ("config.mix.mixup = -1.0",)),
+        ("duration=30", ("config.duration = '30' is not a duration", '"90 epochs"')),
+        ("duration=0.01 epochs", ("config.duration = '0.01 epochs' is less than a step",)),
+        ("eval.every=6 stpes", ("config.eval.every = '6 stpes' is not a duration",)),
+        ("checkpoint.best=top_1", ("config.checkpoint.best 'top_1': did you mean top1",)),
+        ("batch_size=1000", ("config.batch_size = 1000 is more than the 898 training images",)),
+        ("batch_size=0", ("config.batch_size = 0",)),
+        ("batch_size=126 4", ("config.batch_size = 126 does not divide over 4 device(s)", "of 4")),
+        ("optim.accumulate_steps=3", ("config.optim.accumulate_steps = 3: use a multiple of 3",)),
+        ("optim.accumulate_steps=0", ("config.optim.accumulate_steps = 0",)),
+        ("model.bn_group=100", ("config.model.bn_group = 100 does not divide the 128 images",)),
+        ("eval.batch_size=99 2", ("config.eval.batch_size = 99 does not divide over 2 device(s)",)),
+        ("mesh.data=3 2", ("data=3 x fsdp=1 needs 3 devices, 2 are there",)),
+        ("mesh.fsdp=3 4", ("config.mesh.fsdp=3 does not divide the 4 devices",)),
+        ("mesh.data=0", ("config.mesh: data=0",)),
+    ],
+)  # fmt: skip
+def test_config(commands, tmp_path, options, texts):
+    option, _, devices = options.rpartition(" ")
+    if not devices.isdigit():
+        option, devices = options, "1"
+    workdir = tmp_path / "run"
+    command = f"--config={PLAIN}", f"--workdir={workdir}", f"--config.{option}"
+    refused(commands.fork(*command, devices=int(devices)), *texts)
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ("checkpoint.keep=0", "config.checkpoint.keep = 0: keep at least 1"),
+        ("loader.threads=-1", "config.loader.threads = -1 is negative"),
+        ("init.checkpoint=/no/such/run", "/no/such/run: no checkpoint there"),
+    ],
+)
+def test_config_of_the_run_itself(commands, tmp_path, option, text):
+    command = f"--config={PLAIN}", f"--workdir={tmp_path}", f"--config.{option}"
+    refused(commands.fork(*command), text)
+    assert {p.name for p in tmp_path.rglob("*")} <= {".lock", "checkpoints"}
+
+
+# -- The data --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder with 2 classes of 20 JPEG files, and a list of them."""
+    root, rng, listed = tmp_path / "photos", np.random.default_rng(0), []
+    for label, name in enumerate(("cat", "dog")):
+        (root / name).mkdir(parents=True)
+        for i in range(20):
+            cv2.imwrite(str(root / name / f"{i}.jpg"), rng.integers(0, 256, (12, 12, 3), np.uint8))
+            listed.append(f"{name}/{i}.jpg {label}\n")
+    (root / "train_list.txt").write_text("".join(listed))
+    return root
+
+
+def on(photos, source, *options):
+    """Returns the arguments of a run on these images, of 6 steps."""
+    return (
+        f"--config={PLAIN}",
+        f"--workdir={photos.parent / 'run'}",
+        f"--config.data.source={source}",
+        f"--config.data.root={photos}",
+        "--config.batch_size=8",
+        "--config.eval.batch_size=8",
+        "--config.duration=6 steps",
+        *(f"--config.{option}" for option in options),
+    )
+
+
+def test_folders(commands, photos):
+    (photos / "empty").mkdir()
+    refused(
+        commands.fork(*on(photos, "folder")), f"{photos / 'empty'}: the class 'empty' has no images"
+    )
+    missing = photos / "nowhere"
+    refused(commands.fork(*on(missing, "folder")), f"{missing}: no such folder (config.data.root)")
+    refused(
+        commands.fork(*on(photos, "folder", "data.train=trian")),
+        f"{photos / 'trian'}: no such folder (config.data.train)",
+    )
+    assert not (photos.parent / "run").exists()
+
+
+def test_lists(commands, photos):
+    path = photos / "train_list.txt"
+    lines = path.read_text().splitlines()
+    for bad, text in (
+        ("dog/3.jpg", "no label after the delimiter ' ' in 'dog/3.jpg'"),
+        ("dog/3.jpg dog", "the label 'dog' is not a whole number"),
+        ("dog/3.jpg 1.5", "the label '1.5' is not a whole number"),
+        ("dog/3.jpg 2", "the label 2 is out of range: there are 2 classes, 0 to 1"),
+        ("dog/3.jpg -1", "the label -1 is out of range"),
+    ):
+        path.write_text("\n".join([*lines[:23], bad, *lines[24:]]))
+        done = commands.fork(*on(photos, "list", "data.num_classes=2"))
+        refused(done, f"{path}:24: {text}")
+    path.unlink()
+    refused(commands.fork(*on(photos, "list")), f"{path}: no such list file (config.data.train")
+    assert not (photos.parent / "run").exists()
+
+
+def test_an_unreadable_image_stops_the_run_or_is_skipped_and_counted(commands, photos):
+    truncated, missing = photos / "dog" / "3.jpg", photos / "cat" / "5.jpg"
+    truncated.write_bytes(truncated.read_bytes()[:100])
+    missing.unlink()
+    workdir = photos.parent / "run"
+    done = commands.fork(*on(photos, "list"))
+    assert re.search(f"({truncated}|{missing}) \\({photos}/train_list.txt:(24|6)\\): ", done.err)
+    refused(done)
+    assert not runs.checkpoints(workdir)
+
+    skip = "data.on_bad_image=skip", "checkpoint.every=2 steps"
+    done = commands.fork(*on(photos, "list", *skip, "data.max_bad_images=1"))
+    *warnings, error, _ = done.err.split("\n")
+    assert error.startswith("jaxcls: 2 images cannot be read, config.data.max_bad_images = 1; ")
+    assert (done.returncode, len(warnings)) == (2, 2)
+    done = commands.fork(*on(photos, "list", *skip, "data.eval=train_list.txt"))
+    assert done.returncode == 0, done.err
+    assert {str(truncated) in done.err, str(missing) in done.err} == {True}
+    summary = runs.summary(workdir)
+    assert summary["bad_images"] == 2  # however many checkpoints counted them
+    assert summary["last"]["images"] == 38
+
+
+# -- Checkpoints -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(commands, tmp_path_factory):
+    """The working directory of a short run."""
+    workdir = tmp_path_factory.mktemp("finished")
+    command = f"--config={PLAIN}", f"--workdir={workdir}", "--config.duration=6 steps"
+    done = commands.fork(*command)
+    assert done.returncode == 0, done.err
+    return workdir
+
+
+def test_a_checkpoint_of_another_model(commands, finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+    wider = "--config.model.options=(('stem','small'),('depths',(1,)),('width',16))"
+    command = f"--config={PLAIN}", wider, "--config.duration=9 steps"
+    done = commands.fork(*command, f"--workdir={workdir}")
+    refused(
+        done, "is of another model or configuration", "choose another --workdir", "float32[8] in"
+    )
+    with_average = f"--config={PLAIN}", "--config.ema.decay=0.9", "--config.duration=9 steps"
+    refused(commands.fork(*with_average, f"--workdir={workdir}"), "ema/params/", "nothing in the")
+    after = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+    assert {k: v for k, v in after.items() if k.name != ".lock"} == {
+        k: v for k, v in before.items() if k.name != ".lock"
+    }
+
+    start = f"--config.init.checkpoint={finished}"
+    done = commands.fork(*command, start, f"--workdir={tmp_path / 'new'}")
+    refused(done, "does not fit the model", "params/stem/conv1/conv/kernel: float32[3,3,1,8] in")
+    done = commands.fork(*command, "--mode=eval", f"--workdir={workdir}")
+    refused(done, f"checkpoint {workdir} does not fit", "float32[3,3,1,16] in the model")
+
+
+def test_evaluating_what_cannot_be_evaluated(commands, finished, photos, tmp_path):
+    command = f"--config={PLAIN}", "--mode=eval"
+    done = commands.fork(*command, f"--workdir={tmp_path / 'nothing'}")
+    refused(done, f"{tmp_path / 'nothing'}: no checkpoint there", "an export")
+    done = commands.fork(*on(photos, "folder"), "--mode=eval")
+    refused(done, "this folder source has no evaluation images")
+    # a head of other classes would be a fresh one
+    other = on(photos, "folder", "data.eval_fraction=0.5")
+    done = commands.fork(*other, "--mode=eval", f"--workdir={finished}")
+    refused(done, "does not fit", "params/head/fc/bias: 10 classes in the checkpoint, 2 here")
+    assert not (tmp_path / "nothing").exists()
+
+
+# -- Writing ---------------------------------------------------------------------------------------
+
+
+def test_a_workdir_that_cannot_be_written(commands, tmp_path):
+    (tmp_path / "file").write_text("")
+    workdir = tmp_path / "file" / "run"
+    done = commands.fork(f"--config={PLAIN}", f"--workdir={workdir}")
+    refused(done, f"cannot write to the working directory {workdir}: Not a directory")
+
+
+def mounted(folder, options):
+    """Mounts a file system in memory; returns whether that was possible."""
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    return not os.geteuid() and not subprocess.run(mount, capture_output=True).returncode
+
+
+def test_a_read_only_file_system(commands, tmp_path):
+    if not mounted(tmp_path, "ro"):
+        pytest.skip("needs a read-only file system: root that may mount")
+    try:
+        done = commands.fork(f"--config={PLAIN}", f"--workdir={tmp_path / 'run'}")
+        refused(done, f"cannot write to the working directory {tmp_path / 'run'}: Read-only")
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def fill(path):
+    """Writes a file until the disk is full."""
+    with path.open("wb", buffering=0) as file:
+        try:
+            while file.write(b"x" * 4096):
+                pass
+        except OSError as e:
+            if e.errno != errno.ENOSPC:
+                raise
+
+
+def test_a_full_disk_while_saving(commands, tmp_path):
+    if not mounted(tmp_path, "size=4m"):
+        pytest.skip("needs a small file system: root that may mount")
+    command = f"--config={PLAIN}", f"--workdir={tmp_path / 'run'}", "--config.duration=60 steps"
+    try:
+        with commands.started(*command) as process:
+            runs.wait_until(lambda: runs.checkpoints(tmp_path / "run"), process)
+            process.send_signal(signal.SIGSTOP)
+            fill(tmp_path / "filler")
+            process.send_signal(signal.SIGCONT)
+            runs.finish(process)
+        refused(process, str(tmp_path / "run"))
+        assert re.search("the disk is full|No space left on device", process.err)
+        (*_, newest) = runs.checkpoints(tmp_path / "run")
+        assert newest < 60
+        (tmp_path / "filler").unlink()
+        done = commands.fork(*command)
+        assert done.returncode == 0, done.err
+        assert f"resuming at step {newest} of 60" in done.out
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)

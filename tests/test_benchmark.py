@@ -1,0 +1,340 @@
+"""What the benchmark command prints, on a network of 3,000 parameters; no test looks at a time."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import runs
+from absl import flags
+
+from configs import base
+from jaxcls import benchmark, models, precision
+from jaxcls.models import count
+
+TINY = f"--config={runs.TINY}:plain"
+
+
+@pytest.fixture
+def run(commands):
+    """Returns run(*arguments) -> stdout of a benchmark that succeeds, in a process of its own."""
+
+    def run(*arguments, devices=1):
+        done = subprocess.run(
+            [sys.executable, "-m", "jaxcls.benchmark", *arguments],
+            env=commands.environment(devices),
+            capture_output=True,
+            text=True,
+            timeout=runs.PATIENCE,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def options(**values):
+    """Returns the options of `train`, as if given on the command line."""
+    parsed = flags.FlagValues()
+    benchmark.define_train(parsed)
+    parsed(["benchmark", *(f"--{key}={value}" for key, value in values.items())])
+    return parsed
+
+
+def test_loop_compares_the_real_run_with_the_bare_step(run):
+    result = json.loads(run("loop", TINY, "--steps=8", "--repetitions=3", "--json"))
+    assert result["model"] == "ResNet18_vd"
+    assert (result["batch"], result["size"], result["data"]) == (128, 8, "fake")
+    assert (result["steps"], result["devices"]) == (8, 1)
+    bare, loop = np.array(result["bare_s"]), np.array(result["loop_s"])
+    assert bare.shape == loop.shape == (3,)
+    assert (bare > 0).all()
+    assert (loop > 0).all()
+    assert result["ratio"] == pytest.approx(sorted(loop / bare)[1])
+
+
+def test_loop_as_text(monkeypatch, capsys):
+    clock, looped = [0.0], iter((0.006, 0.009, 0.005))
+
+    def run(n):
+        clock[0] += 0.005 * n
+
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(benchmark, "repeat_step", lambda *_: run)
+    monkeypatch.setattr(benchmark, "loop_seconds", lambda _: next(looped))
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock[0])
+    arguments = [TINY, "--config.mesh.data=1", "--steps=8", "--repetitions=3", "--data=config"]
+    assert benchmark.main(["benchmark", "loop", *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "batch 128, 8x8, digits data, 1 x cpu: 3 x 8 steps of each, in turn" in lines[0]
+    assert [" ".join(line.split()) for line in lines[1:]] == [
+        "bare step 5.000 ms/step (5.000 to 5.000)",
+        "loop 6.000 ms/step (5.000 to 9.000)",
+        "ratio 1.200 (1.000 to 1.800)",
+    ]
+
+
+def test_train_measures_every_combination(run):
+    arguments = ("--batch=8", "--bn_group=none,4", "--repetitions=2", "--json")
+    out = run("train", TINY, *arguments, devices=2)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [(row["batch"], row["bn_group"]) for row in rows] == [(8, None), (8, 4)]
+    model = models.build("ResNet18_vd", stem="small", depths=(1,), width=8)
+    numbers = count.count(model, size=8, channels=1)
+    for row in rows:
+        assert (row["model"], row["precision"], row["size"]) == ("ResNet18_vd", "float32", 8)
+        assert (row["device"], row["devices"], row["jax"]) == ("cpu", 2, jax.__version__)
+        assert row["params"] == numbers["params"]
+        assert row["flops_per_image"] == 6 * numbers["macs"]
+        assert 0.5 < row["xla_flops_per_image"] / row["flops_per_image"] < 2
+        assert row["step_ms_p10"] <= row["step_ms"] <= row["step_ms_p90"]
+        assert row["images_per_sec"] == pytest.approx(1000 * row["batch"] / row["step_ms"])
+        assert row["compile_s"] > 0
+        # parameters and momentum at least, and no more than the images could fill
+        assert 2 * 4 * row["params"] < row["memory_bytes"] < 2**27
+        assert row["memory_from"] == "compiler"
+        assert row["peak_from"] == "measured"
+        share = row["images_per_sec"] * row["flops_per_image"] / row["peak_flops_per_sec"] / 2
+        assert row["peak_share"] == pytest.approx(share)
+
+
+def test_train_as_text_with_the_ratio(monkeypatch, capsys):
+    result = {"images_per_sec": 500.0, "step_ms": 16.0, "step_ms_p10": 15.0, "step_ms_p90": 19.0}
+    result |= {"compile_s": 7.0, "memory_bytes": 3 * 2**29, "memory_from": "compiler"}
+    result |= {"flops_per_image": 4e9, "xla_flops_per_image": 5e9, "flops_per_sec": 2e12}
+    timed = []
+
+    def time_timm(config, numbers, repetitions):
+        timed.append((config.batch_size, numbers.name, repetitions))
+        return {"images_per_sec": 400.0}
+
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "")
+    monkeypatch.setattr(benchmark, "peak_flops", lambda *_: (8e12, "measured"))
+    monkeypatch.setattr(benchmark, "import_timm", lambda: (None, None))
+    monkeypatch.setattr(benchmark, "check_timm", lambda *_: None)
+    monkeypatch.setattr(benchmark, "free_torch", lambda: None)
+    monkeypatch.setattr(benchmark, "time_timm", time_timm)
+    monkeypatch.setattr(benchmark, "time_train", lambda *_: dict(result))
+    arguments = [TINY, "--config.mesh.data=1", "--batch=8", "--bn_group=none,4", "--compare=timm"]
+    assert benchmark.main(["benchmark", "train", *arguments, "--precision=bfloat16"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("device: cpu, devices: 1, size: 8, jax: ")
+    assert lines[1] == "peak of a device in bfloat16: 8 TFLOP/s (measured)"
+    numbers = "500.0 16.00 15.00 19.00 7.0 1.50 4.000 5.000 25.0 % 400.0 1.250"
+    assert [line.split() for line in lines[3:]] == [
+        ["ResNet18_vd", "bfloat16", "8", group, *numbers.split()] for group in ("none", "4")
+    ]
+    assert len({len(line) for line in lines[2:]}) == 1, "columns under their titles"
+    assert timed == [(8, "bfloat16", 20)], "PyTorch has no groups: once is enough"
+
+
+def test_combinations_are_the_product_of_the_lists():
+    config = base.get_config()
+    config.optim.l2 = 3e-5
+    config.eval.batch_size = 1000
+    chosen = options(model="ResNet50,ResNet50_vd", batch="64,128", bn_group="none,32")
+    found = [
+        (c.model.name, c.precision.name, c.batch_size, c.model.bn_group, c.optim.l2)
+        for c in benchmark.combinations(config, chosen)
+    ]
+    assert found == [
+        (name, "auto", batch, group, 3e-5)
+        for name in ("ResNet50", "ResNet50_vd")
+        for batch in (64, 128)
+        for group in (None, 32)
+    ]
+    (same,) = benchmark.combinations(config, options())
+    same.eval.batch_size = 1000
+    assert same.to_dict() == config.to_dict()
+
+
+def test_short_run_reads_fake_images_of_the_configs_size():
+    config = base.get_config()
+    config.data.source, config.data.root = "folder", "nowhere"
+    config.model.num_classes = 7
+    short = benchmark.short_run(config, 200, "fake")
+    assert (short.duration, short.log.every) == ("250 steps", "50 steps")
+    assert (short.data.source, short.data.root, short.data.num_classes) == ("fake", "", 7)
+    assert benchmark.short_run(config, 200, "config").data.root == "nowhere"
+    assert base.get_config().log.every == f"{benchmark.LOG_EVERY} steps"
+
+
+def test_loop_seconds_leave_out_the_first_line_and_evaluations(monkeypatch):
+    """250 steps of 10 images: 100 s of compilation, then 100 steps of 0.5 s and 50 of 0.2 s."""
+    lines = [(100, "train", 5.0), (200, "train", 20.0), (250, "eval", None), (250, "train", 50.0)]
+
+    def run(config, workdir):
+        with open(f"{workdir}/metrics.jsonl", "w") as file:
+            for step, split, speed in lines:
+                line = {"step": step, "split": split, "images_per_sec": speed}
+                file.write(json.dumps(line) + "\n")
+        return 0
+
+    monkeypatch.setattr("jaxcls.train.run", run)
+    seconds = benchmark.loop_seconds(SimpleNamespace(batch_size=10))
+    assert seconds == pytest.approx((100 * 0.5 + 50 * 0.2) / 150)
+
+
+def test_seconds_per_step_warms_up_and_divides_by_the_steps(monkeypatch):
+    clock, calls = [0.0], []
+
+    def run(n):  # compilation takes 100 s, the next calls are slow, a step takes 0.01 s then
+        clock[0] += 100.0 if not calls else 0.01 * n + (5.0 if len(calls) == 2 else 0.0)
+        calls.append(n)
+
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock[0])
+    assert benchmark.seconds_per_step(run, 4) == pytest.approx([0.01] * 4)
+    assert calls == [3, 1, 20, 20, 20, 20, 20]
+
+
+def test_summary():
+    found = benchmark.summary([t / 1000 for t in (11, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)])
+    assert found == pytest.approx({"step_ms": 6, "step_ms_p10": 2, "step_ms_p90": 10})
+
+
+@pytest.mark.parametrize(
+    ("kind", "tera"),
+    [
+        ("NVIDIA H200", 989),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA A100-SXM4-40GB", 312),
+        ("Tesla V100-SXM2-16GB", 125),
+        ("TPU v4", 275),
+        ("TPU v5 lite", 197),
+        ("TPU v5", 459),
+        ("TPU v5p", 459),
+        ("TPU v6 lite", 918),
+    ],
+)
+def test_peak_of_known_devices_in_half_precision(kind, tera):
+    device = SimpleNamespace(device_kind=kind, platform="gpu")
+    assert benchmark.peak_flops(device, numbers_of("float16")) == (tera * 1e12, "data sheet")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("cpu", "float32"), ("NVIDIA H200", "O0"), ("Tesla V100", "bfloat16")]
+)
+def test_other_peaks_are_measured(kind, name, monkeypatch):
+    """Data sheets have tensor cores' numbers: not those of float32, on a V100 not of bfloat16."""
+    monkeypatch.setattr(benchmark, "seconds_per_step", lambda run, repetitions: [2.0, 0.5, 4.0])
+    device = SimpleNamespace(device_kind=kind, platform="cpu")
+    peak = benchmark.peak_flops(device, numbers_of(name))
+    assert peak == (2 * 1024 * 1024 * 1024 / 0.5, "measured")
+
+
+def numbers_of(name):
+    settings = {**base.get_config().precision.to_dict(), "name": name}
+    return precision.make(**settings, platform="cpu")
+
+
+# Parameters in millions as timm's tables have them (rounded to 0.01).
+TIMM_PARAMS = {
+    "resnet18": 11.69,
+    "resnet34": 21.80,
+    "resnet50": 25.56,
+    "resnet101": 44.55,
+    "resnet152": 60.19,
+    "resnet50c": 25.58,
+    "resnet18d": 11.71,
+    "resnet34d": 21.82,
+    "resnet50d": 25.58,
+    "resnet101d": 44.57,
+    "resnet152d": 60.21,
+}
+
+
+@pytest.mark.parametrize("name", benchmark.TIMM)
+def test_timm_has_the_same_network(name):
+    """The first shortcut of our basic blocks has a convolution that timm's lack: 4,224 numbers."""
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    init = models.build(name).init
+    params = count.parameters(jax.eval_shape(init, jax.random.key(0), image)["params"])
+    params -= 4224 if name.startswith(("ResNet18", "ResNet34")) else 0
+    assert params / 1e6 == pytest.approx(TIMM_PARAMS[benchmark.TIMM[name]], abs=0.0051)
+    if importlib.util.find_spec("timm") and importlib.util.find_spec("torch"):
+        _, timm = benchmark.import_timm()
+        theirs = timm.create_model(benchmark.TIMM[name])
+        assert params == sum(p.numel() for p in theirs.parameters())
+
+
+def test_a_combination_that_does_not_fit_is_one_row():
+    def fails(message):
+        raise RuntimeError(message)
+
+    for message in ("RESOURCE_EXHAUSTED: Out of memory allocating", "CUDA out of memory. Tried"):
+        assert benchmark.unless_too_large(fails, message) == {"error": "out of memory"}
+    with pytest.raises(RuntimeError, match="illegal instruction"):
+        benchmark.unless_too_large(fails, "illegal instruction")
+    row = {"model": "ResNet50", "precision": "float32", "batch": 9999, "bn_group": None}
+    assert benchmark.as_text(row | {"error": "out of memory"}).split() == [
+        *("ResNet50", "float32", "9999", "none"),
+        *("out", "of", "memory"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["lop"], "unknown command 'lop': did you mean loop?"),
+        (["loop", "--stps=3"], "unknown flag --stps: did you mean steps?"),
+        (["loop", "--steps=0"], "flag --steps=0"),
+        (["loop", "--data=fale"], "flag --data=fale: value should be one of <fake|config>"),
+        (["train", "fast"], "unexpected argument 'fast'"),
+        (["train", "--config=nowhere.py"], "--config=nowhere.py: there is no such config file"),
+        (["train", "--config.batchsize=8"], "no config.batchsize: did you mean batch_size"),
+        (["train", "--batch=64,many"], "--batch=many: write whole numbers, such as 128,256"),
+        (["train", "--bn_group=nine"], "--bn_group=nine: write whole numbers"),
+        (["train", TINY, "--model=ResNet51"], "unknown model 'ResNet51': did you mean ResNet"),
+        (["train", TINY, "--precision=f16"], "unknown config.precision.name 'f16'"),
+        (["train", TINY, "--batch=16,0"], "config.batch_size = 0"),
+        (["train", TINY, "--batch=16", "--bn_group=5"], "config.model.bn_group = 5"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, capsys):
+    assert benchmark.main(["benchmark", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("jaxcls: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("missing", ["torch", "timm"])
+def test_compare_without_pytorch_is_one_line(missing, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert benchmark.main(["benchmark", "train", TINY, "--compare=timm"]) == 2
+    assert "--compare=timm needs torch and timm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "devices", "message"),
+    [
+        ({"model.name": "ResNeXt50_32x4d"}, 1, "unknown model for --compare=timm"),
+        ({"precision.name": "O3"}, 1, "unknown precision for --compare=timm 'O3'"),
+        ({"model.options": (("dropout", 0.1),)}, 1, "config.model.options make a network that"),
+        ({}, 2, "runs on one device, here are 2: set --config.mesh.data=1"),
+    ],
+)
+def test_compare_refuses_what_timm_lacks(change, devices, message, monkeypatch):
+    monkeypatch.setattr(benchmark, "import_timm", lambda: (SimpleNamespace(), SimpleNamespace()))
+    config = base.get_config()
+    config.update_from_flattened_dict(change)
+    mesh = jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices])
+    with pytest.raises(ValueError, match=message):
+        benchmark.check_timm(config, numbers_of(config.precision.name), mesh)
+
+
+@pytest.mark.parametrize("command", [[], ["--help"], ["loop", "--help"], ["train", "--help"]])
+def test_help(command, capsys):
+    assert benchmark.main(["benchmark", *command]) == 0
+    out = capsys.readouterr().out
+    assert "configs/digits.py" in out
+    assert "XLA_FLAGS" in out
+    assert ("--repetitions" in out) == (len(command) == 2)
