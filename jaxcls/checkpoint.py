@@ -285,7 +285,8 @@ class Checkpoints:
     def _remove_unfinished(self) -> None:
         if jax.process_index() == 0:
             for path in _unfinished(self._directory, str(self._saving)):
-                path.rmtree(missing_ok=True)
+                with contextlib.suppress(OSError):  # somebody is still writing
+                    path.rmtree(missing_ok=True)
 
     def _set_aside(self, step: int, damage: DamageError) -> None:
         if jax.process_index() == 0:

@@ -65,7 +65,7 @@ def parse(
 def _explain(argv: Sequence[str], values: flags.FlagValues, error: Exception) -> str:
     """Returns what is wrong with a command line that could not be parsed."""
     path = next((arg.partition("=")[2] for arg in argv if arg.startswith("--config=")), "")
-    if isinstance(error, FileNotFoundError):
+    if path and not Path(path.partition(":")[0]).is_file():
         return f"--config={path}: there is no such config file"
     try:  # the flag has no value where an override failed
         keys = list(flatten(values["config"].parser.parse(path)))
