@@ -535,9 +535,8 @@ def time_timm(config: ConfigDict, numbers: precision.Precision, repetitions: int
         except Exception as e:  # no C++ compiler, no Triton, a Python too new for it, ...
             if not compiled:
                 raise
-            print(
-                f"torch.compile does not work here: {str(e).partition(chr(10))[0]}", file=sys.stderr
-            )
+            first, *_ = str(e).splitlines() or [type(e).__name__]
+            print(f"torch.compile does not work here: {first}", file=sys.stderr)
             break
         compile_seconds = time.perf_counter() - began
         times = seconds_per_step(run, repetitions)

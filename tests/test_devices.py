@@ -337,7 +337,7 @@ def test_a_run_that_diverges_stops_and_its_checkpoint_restores(commands, tmp_pat
         "--config.lr.milestones=('10 steps',)",
         "--config.duration=14 steps",
     )
-    done = commands.run(*command, "--config.lr.gamma=1e38")
+    done = commands.fork(*command, "--config.lr.gamma=1e38")
     assert done.returncode == 1
     found = re.fullmatch(
         r"jaxcls: step (1[12]): loss or gradients are not finite \(loss \S+, gradient norm \S+, "
@@ -347,7 +347,7 @@ def test_a_run_that_diverges_stops_and_its_checkpoint_restores(commands, tmp_pat
     assert found, done.err
     assert runs.checkpoints(tmp_path) == [4, 8]
     assert runs.logged(tmp_path) == 10
-    done = commands.run(*command, "--config.lr.gamma=0.1")
+    done = commands.fork(*command, "--config.lr.gamma=0.1")
     assert done.returncode == 0, done.err
     assert "resuming at step 8 of 14" in done.out
     assert runs.checkpoints(tmp_path)[-1] == 14

@@ -26,7 +26,7 @@ NUM_TRAIN = 898
 def reference(commands, tmp_path_factory):
     """The working directory of a run that nothing interrupted."""
     workdir = tmp_path_factory.mktemp("reference")
-    done = commands.run(f"--config={runs.TINY}", f"--workdir={workdir}")
+    done = commands.fork(f"--config={runs.TINY}", f"--workdir={workdir}")
     assert done.returncode == 0, done.err
     state, _ = runs.saved(workdir, END)
     assert 0 < state["loss_scale/skipped"] < END
@@ -54,7 +54,7 @@ def test_kill_9_in_mid_epoch_and_in_mid_save(commands, reference, tmp_path):
             assert runs.interrupt(process, signal.SIGKILL) == -signal.SIGKILL
         torn += bool(half_written(tmp_path) - before)
     assert torn > 0
-    done = commands.run(*command)
+    done = commands.fork(*command)
     assert done.returncode == 0, done.err
     assert not half_written(tmp_path)
     runs.assert_same_run(tmp_path, reference, END)
@@ -65,7 +65,7 @@ def test_sigterm_and_ctrl_c(commands, reference, tmp_path):
     with commands.started(*command) as process:
         runs.wait_until(lambda: runs.logged(tmp_path) >= 5, process)
         process.send_signal(signal.SIGSTOP)
-        second = commands.run(*command)
+        second = commands.fork(*command)
         process.send_signal(signal.SIGCONT)
         assert runs.interrupt(process, signal.SIGTERM) == 143
     assert second.returncode == 2
@@ -85,7 +85,7 @@ def test_sigterm_and_ctrl_c(commands, reference, tmp_path):
 
     assert commands.run(*command).returncode == 0
     runs.assert_same_run(tmp_path, reference, END)
-    again = commands.run(*command)
+    again = commands.fork(*command)
     assert again.returncode == 0
     assert "the run is complete" in again.out
     runs.assert_same_run(tmp_path, reference, END)
@@ -99,7 +99,7 @@ def test_a_damaged_checkpoint(commands, reference, tmp_path):
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 4
     file.write_bytes(data)
-    done = commands.run(f"--config={runs.TINY}", f"--workdir={workdir}")
+    done = commands.fork(f"--config={runs.TINY}", f"--workdir={workdir}")
     assert done.returncode == 0, done.err
     assert f"checkpoint {newest} is damaged" in done.out
     assert f"set aside as damaged-{END}" in done.out
@@ -194,7 +194,7 @@ def test_worker_processes_die_with_a_killed_run(commands, tmp_path):
     if not Path("/proc").exists():
         pytest.skip("looks for processes in /proc")
     config = f"--config={runs.TINY}:plain", "--config.eval.every="
-    assert commands.run(*config, f"--workdir={tmp_path / 'whole'}").returncode == 0
+    assert commands.fork(*config, f"--workdir={tmp_path / 'whole'}").returncode == 0
 
     command = *config, f"--workdir={tmp_path / 'run'}"
     with commands.started(*command, "--config.loader.workers=2") as process:
