@@ -164,7 +164,7 @@ import numpy as np, test_devices
 for variant in test_devices.VARIANTS:
     losses, params = test_devices.run_freely(variant, 1, 1)
     assert losses[-1] < losses[0]
-    for data, fsdp in ((2, 1), (8, 1), (2, 2)) if variant == "whole" else ((4, 1), (8, 1)):
+    for data, fsdp in ((2, 1), (8, 1)) if variant == "whole" else ((4, 1), (2, 2)):
         ours, theirs = test_devices.run_freely(variant, data, fsdp)
         np.testing.assert_allclose(ours, losses, rtol=1e-10)
         np.testing.assert_allclose(theirs, params, rtol=0, atol=1e-10 * abs(params).max())
