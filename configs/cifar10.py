@@ -1,7 +1,8 @@
 """CIFAR-10 as a folder of images: python -m jaxcls.main --config=configs/cifar10.py \\
     --config.data.root=CIFAR --workdir=DIR        (CIFAR/train/CLASS/*, CIFAR/test/CLASS/*)
 
-A small ResNet-D (0.08 M parameters) for a look at real photographs on a CPU.
+A small ResNet-D (0.08 M parameters) for a look at real photographs on a CPU. Measured on 2 cores:
+43.0, 56.9, 60.1, 65.5 and 70.6 % top-1 after 1 to 5 of its 6 epochs, 640 images/s.
 """
 
 from configs import base
