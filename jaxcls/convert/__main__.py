@@ -1,0 +1,95 @@
+"""python -m jaxcls.convert NAME --from FILE --to DIR: weights of PaddleClas or PyTorch -> ours.
+
+DIR then is what config.init.checkpoint takes.
+"""
+
+import argparse
+import ast
+import hashlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcls import checkpoint, convert
+from jaxcls.convert import readers
+from jaxcls.main import complain
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Converts a file and returns the exit code; a user's mistake is one message on stderr."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxcls.convert",
+        description="Convert weights of PaddleClas, timm or torchvision to a jaxcls checkpoint.",
+    )
+    parser.add_argument("name", help="of the model: python -m jaxcls.models")
+    parser.add_argument(
+        "--from", required=True, dest="file", help=f"weights: {', '.join(readers.READERS)}"
+    )
+    parser.add_argument("--to", required=True, dest="folder", help="directory to write")
+    parser.add_argument("--key", default="", help="which weights of a training checkpoint")
+    parser.add_argument(
+        "--style", choices=("paddle", "torch"), help="who named the tensors, if it is not clear"
+    )
+    parser.add_argument("--num-classes", type=int, default=1000, metavar="N", help="in the file")
+    parser.add_argument("--no-head", action="store_true", help="leave the classifier out")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="argument of the model, as in config.model.options: bn_epsilon=0.001",
+    )
+    args = parser.parse_args(argv)
+    try:
+        if Path(args.folder).exists():
+            raise ValueError(f"{args.folder} exists: choose another directory for --to")
+        arrays = readers.read(args.file, args.key)
+        style = args.style or style_of(args.file, arrays)
+        options = dict(map(_option, args.option))
+        from_their = {"paddle": convert.from_paddle, "torch": convert.from_torch}[style]
+        variables = from_their(
+            args.name, arrays, num_classes=args.num_classes, head=not args.no_head, **options
+        )
+        meta = {
+            "model": args.name,
+            "options": options,
+            "class_names": None,
+            "source": {
+                "file": Path(args.file).name,
+                "sha256": hashlib.sha256(Path(args.file).read_bytes()).hexdigest(),
+                "style": style,
+            },
+        }
+        checkpoint.export(args.folder, variables, meta)
+    except ValueError as error:
+        return complain(error)
+    sizes = [np.size(x) for x in jax.tree.leaves(variables["params"])]
+    print(f"{args.folder}: {args.name}, {len(sizes)} tensors, {sum(sizes):,} parameters")
+    return 0
+
+
+def style_of(file: str, arrays: Mapping[str, np.ndarray]) -> str:
+    """Returns "paddle" or "torch": who named these tensors."""
+    if Path(file).suffix == ".pdparams" or any(name.endswith("._mean") for name in arrays):
+        return "paddle"
+    if Path(file).suffix in (".pth", ".pt") or any("running_mean" in name for name in arrays):
+        return "torch"
+    raise ValueError(f"{file}: its names do not tell who made it: add --style=paddle or torch")
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--option {text}: write KEY=VALUE")
+    try:
+        return name, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return name, value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

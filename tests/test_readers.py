@@ -1,0 +1,160 @@
+"""Files of weights as the real frameworks wrote them (golden/weights/make.py), and bad ones."""
+
+import os
+import pickle
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcls.convert import readers
+
+WEIGHTS = Path(__file__).parent / "golden" / "weights"
+TORCH = {
+    "transposed": np.arange(12, dtype=np.float32).reshape(3, 4).T,
+    "half": np.arange(5).astype(np.float16) / 2,
+    "bfloat16": (np.arange(3) / 4).astype(jnp.bfloat16),
+    "view": np.arange(3, 7, dtype=np.float32),
+    "scalar": np.int64(3),
+    "parameter": np.arange(4, dtype=np.float32).reshape(2, 2),
+}
+
+
+def assert_same(arrays, expected):
+    assert arrays.keys() == expected.keys()
+    for name, array in arrays.items():
+        assert array.dtype == expected[name].dtype
+        np.testing.assert_array_equal(array, expected[name], strict=False)
+
+
+@pytest.mark.parametrize("file", ["new.pth", "old.pth", "training.pt"])
+def test_pytorch(file):
+    assert_same(readers.read(WEIGHTS / file), TORCH)
+
+
+def test_several_sets_of_weights():
+    assert_same(readers.read(WEIGHTS / "two.pt", "model_ema"), TORCH)
+    with pytest.raises(ValueError, match="several sets of weights, model, model_ema: choose one"):
+        readers.read(WEIGHTS / "two.pt")
+    with pytest.raises(ValueError, match="no weights 'ema': choose one of model, model_ema"):
+        readers.read(WEIGHTS / "two.pt", "ema")
+    with pytest.raises(ValueError, match="no weights 'ema': it has only one set"):
+        readers.read(WEIGHTS / "new.pth", "ema")
+
+
+@pytest.mark.parametrize("file", ["model.pdparams", "old_protocol.pdparams"])
+def test_paddle(file):
+    shapes = {"0.weight": (2, 3), "0.bias": (3,), "1.weight": (3,), "1.bias": (3,)}
+    shapes |= {"1._mean": (3,), "1._variance": (3,)}
+    expected = {
+        name: np.arange(np.prod(shape), dtype=np.float32).reshape(shape) + i
+        for i, (name, shape) in enumerate(shapes.items())
+    }
+    assert_same(readers.read(WEIGHTS / file), expected)
+
+
+def test_paddle_cuts_large_arrays_of_old_protocols(tmp_path):
+    whole = np.arange(12, dtype=np.float32)
+    parts = {f"w@@.{i}": part for i, part in enumerate(np.split(whole, 3))}
+    cut = {"w": {"OriginShape": [3, 4], "slices": list(parts)}}
+    content = {"b": whole[:2], **parts, "UnpackBigParamInfor@@": cut}
+    (tmp_path / "w.pdparams").write_bytes(pickle.dumps(content, protocol=2))
+    assert_same(readers.read(tmp_path / "w.pdparams"), {"b": whole[:2], "w": whole.reshape(3, 4)})
+
+
+def test_safetensors_and_npz(tmp_path):
+    from safetensors.numpy import save_file
+
+    arrays = {k: np.asarray(v) for k, v in TORCH.items() if v.dtype != jnp.bfloat16}
+    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, tmp_path / "w.safetensors")
+    np.savez(tmp_path / "w.npz", **arrays)
+    assert_same(readers.read(tmp_path / "w.safetensors"), arrays)
+    assert_same(readers.read(tmp_path / "w.npz"), arrays)
+
+
+def test_bfloat16_of_safetensors(tmp_path):
+    # The format: length and JSON of the header, then the numbers. 0x3F80 is 1 in bfloat16.
+    header = b'{"x":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}'
+    data = len(header).to_bytes(8, "little") + header + b"\x80\x3f\x00\xc0"
+    (tmp_path / "w.safetensors").write_bytes(data)
+    assert_same(readers.read(tmp_path / "w.safetensors"), {"x": np.array([1, -2], jnp.bfloat16)})
+
+
+class Harm:
+    """Unpickled by an ordinary unpickler it makes a directory."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+@pytest.mark.parametrize("suffix", [".pdparams", ".pth"])
+def test_a_pickle_with_code_is_refused(tmp_path, suffix, protocol):
+    content = pickle.dumps({"w": np.zeros(3), "harm": Harm(tmp_path / "made")}, protocol)
+    (tmp_path / f"w{suffix}").write_bytes(content)
+    with pytest.raises(ValueError, match=r"asks for \w+\.mkdir. It is not read"):
+        readers.read(tmp_path / f"w{suffix}")
+    assert not (tmp_path / "made").exists()
+    pickle.loads(content)  # it would have
+    assert (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["builtins.eval", "builtins.getattr", "numpy.load", "functools.partial", "torch.load"]
+)
+def test_functions_and_classes_are_refused(tmp_path, name):
+    module, function = name.split(".")
+    (tmp_path / "w.pdparams").write_bytes(f"c{module}\n{function}\n(tR.".encode())
+    with pytest.raises(ValueError, match=f"the pickle asks for {name}"):
+        readers.read(tmp_path / "w.pdparams")
+
+
+def test_a_module_is_not_a_state_dict():
+    with pytest.raises(ValueError, match=r"asks for torch\.nn\.modules\.linear\.Linear"):
+        readers.read(WEIGHTS / "module.pt")
+
+
+def test_arrays_of_python_objects_are_refused(tmp_path):
+    content = {"w": np.array(["a", None], object)}
+    (tmp_path / "w.pdparams").write_bytes(pickle.dumps(content))
+    with pytest.raises(ValueError, match="no arrays|Python objects"):
+        readers.read(tmp_path / "w.pdparams")
+    np.savez(tmp_path / "w.npz", **content)
+    with pytest.raises(ValueError, match="allow_pickle"):
+        readers.read(tmp_path / "w.npz")
+
+
+def test_a_tensor_outside_its_storage_is_refused(tmp_path):
+    data = bytearray((WEIGHTS / "old.pth").read_bytes())
+    at = data.index(b"transposed")
+    shape = data.index(b"K\x04K\x03\x86", at)  # the tuple (4, 3) of the first tensor
+    data[shape + 1] = 200
+    (tmp_path / "w.pth").write_bytes(data)
+    with pytest.raises(ValueError, match=r"a tensor of \(200, 3\) needs more than 12 numbers"):
+        readers.read(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("file", ["new.pth", "old.pth", "model.pdparams"])
+def test_half_downloaded(tmp_path, file):
+    whole = (WEIGHTS / file).read_bytes()
+    for size in range(0, len(whole), 37):
+        (tmp_path / file).write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="is the download complete"):
+            readers.read(tmp_path / file)
+
+
+def test_what_is_no_file_of_weights(tmp_path):
+    with pytest.raises(ValueError, match=r"w\.onnx: give a file that ends in \.pdparams"):
+        readers.read(tmp_path / "w.onnx")
+    with pytest.raises(ValueError, match="there is no such file"):
+        readers.read(tmp_path / "w.pth")
+    (tmp_path / "w.pdparams").write_bytes(pickle.dumps([1, 2]))
+    with pytest.raises(ValueError, match="it holds a list, not a dictionary of arrays"):
+        readers.read(tmp_path / "w.pdparams")
+    (tmp_path / "w.pdparams").write_bytes(pickle.dumps({"epoch": 3}))
+    with pytest.raises(ValueError, match="it has no arrays"):
+        readers.read(tmp_path / "w.pdparams")
