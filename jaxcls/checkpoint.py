@@ -31,7 +31,7 @@ from jaxcls import trees
 
 CHECKSUMS = "checksums.json"
 STAMPED = "_CHECKPOINT_METADATA"  # orbax adds the time of the commit after the checksums
-HEADS = r"(head|aux\d+)/"  # where the classifiers are
+HEADS = r"(aux\d+/)?head/"  # where the classifiers are
 Variables = Mapping[str, Any]  # {"params": tree, "batch_stats": tree}
 
 # A failed save reaches the user as one line of ours. Orbax logs its own tracebacks besides, and
@@ -395,8 +395,9 @@ def initialize(
     """Returns variables with the values of a checkpoint: the start of fine-tuning.
 
     Every tensor is taken but for those that `reset` names, and the classifiers (tensors of the
-    head and of auxiliary heads whose last axis is the classes) if the classes differ: in number,
-    or in their names where both are known. These keep their fresh values.
+    head and of auxiliary heads whose last axis is the classes) if the classes differ, in number or
+    in their names where both are known, or if the checkpoint has no classifier at all. These keep
+    their fresh values.
 
     Args:
       variables: {"params", "batch_stats"} as initialised; their dtypes and shardings are kept.
@@ -422,11 +423,14 @@ def initialize(
     before, now = list(meta.get("class_names") or ()), list(class_names)
     renamed = len(before) == len(now) and before != now
 
+    headless = not any(re.match(HEADS, names[path]) for path in theirs)
     fresh, wrong = {}, {}
     for path, name in names.items():
         a, b = theirs.get(path), ours.get(path)
         if trees.matches(reset, name):
             fresh[path] = "config.init.reset"
+        elif a is None and headless and re.match(HEADS, name):
+            fresh[path] = "the checkpoint has no classifier"
         elif a is None:
             wrong[path] = "not in the checkpoint"
         elif b is None:

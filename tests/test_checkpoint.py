@@ -767,6 +767,19 @@ def test_fine_tuning_with_as_many_classes_looks_at_their_names(tmp_path, class_n
     assert (line in lines) == (not taken)
 
 
+def test_fine_tuning_from_weights_without_a_classifier(tmp_path):
+    variables = jax.tree.map(np.asarray, variables_of(make_state(1)))
+    del variables["params"]["head"]
+    checkpoint.export(tmp_path / "converted", variables, {})
+    fresh = variables_of(make_state(9))
+    started, lines = initialize(fresh, tmp_path / "converted")
+    assert_same(started["params"]["head"], fresh["params"]["head"])
+    assert_same(started["params"]["stem"], variables["params"]["stem"])
+    assert lines[1] == "  not taken: params/head/fc/bias (the checkpoint has no classifier)"
+    with pytest.raises(ValueError, match="head/fc/kernel: the checkpoint has no classifier"):
+        initialize(fresh, tmp_path / "converted", strict=True)  # an evaluation needs one
+
+
 def test_fine_tuning_from_the_average_and_with_reset(tmp_path):
     save(tmp_path, 1)
     reset = ("^stage1/", "fc/bias$")
