@@ -44,6 +44,16 @@ def get_config(arg=None):
     c.data.num_classes = 0  # fake, list: number of classes (list: 0 = largest label + 1)
     c.data.on_bad_image = "error"  # or "skip": take the next readable image instead, and count
     c.data.max_bad_images = 100  # with "skip": more than this many in a run stop it
+    c.data.fraction = 1.0  # share of the training images to use, the same of each class
+    c.data.fraction_seed = 0  # which ones; config.seed does not change them
+    # which images an epoch has: "shuffle": each once; "balanced", "sqrt": every class equally
+    # often, or as the square root of its number of images
+    c.data.sampling = "shuffle"
+    c.data.repeats = 1  # times that an image is in its batch, each time augmented differently
+    # where images stay after they were first read, jaxcls.data.cache: "none"; "encoded" or
+    # "decoded" in host memory; "device": all in its memory; "auto": small sets on an accelerator if
+    # they can, or decoded
+    c.data.cache = "auto"
 
     # -- Feeding the device: jaxcls.data.loader -------------------------------------------------
     c.loader = ConfigDict()
@@ -59,15 +69,66 @@ def get_config(arg=None):
     c.image.crop = "random_resized"  # in training; or "shift" (pad and crop), "center"
     c.image.crop_scale = (0.08, 1.0)  # random_resized: share of the area
     c.image.crop_ratio = (3 / 4, 4 / 3)  # random_resized: width / height
+    c.image.crop_log_ratio = False  # random_resized: uniform in its logarithm
     c.image.shift = 0  # shift: pixels to each side at most
     c.image.flip = 0.5  # probability of a left-right flip in training
-    c.image.interpolation = "bilinear"  # "nearest", "bilinear", "area", "bicubic", "lanczos"
+    # "nearest", "bilinear", "area", "bicubic", "lanczos"; "random": bilinear or bicubic in training
+    c.image.interpolation = "bilinear"
+    # large JPEGs at 1/2, 1/4 or 1/8 of their size where crops still are shrunk: "train", "always"
+    # (also in evaluation), "never"
+    c.image.scaled_decode = "train"
+    c.image.exif = True  # turn photographs as their EXIF orientation says
     c.image.mean = (0.485, 0.456, 0.406)  # of each channel, pixels in [0, 1]
     c.image.std = (0.229, 0.224, 0.225)
+
+    # -- Transforming images, on the host: jaxcls.data.augment.make(**augment) ------------------
+    c.augment = ConfigDict()
+    # "autoaugment" (of ImageNet), "autoaugment_cifar10", "autoaugment_svhn", "randaugment",
+    # "augmix", or RandAugment in timm's notation: "rand-m9-mstd0.5-inc1"; "": none
+    c.augment.policy = ""
+    c.augment.prob = config_dict.placeholder(float)  # of an image; None: 1, augmix 0.5
+    c.augment.num_layers = 2  # randaugment: ops for an image
+    c.augment.magnitude = 5.0  # randaugment: of the ops, 0 to 10
+    c.augment.width = 3  # augmix: chains that are mixed
+    c.augment.depth = 1  # augmix: ops in a chain; 0: 1 to 3
+    c.augment.severity = 1.0  # augmix: largest magnitude, up to 10
+    c.augment.alpha = 0.1  # augmix: of the weights' Dirichlet and Beta distributions
+    c.augment.interpolation = "bilinear"  # of shear, translation and rotation; or "nearest"
+    c.augment.fill = 128  # grey level where they uncover
+    c.augment.rotation = 0.0  # degrees to each side at most
+    c.augment.rotation_prob = 0.5  # of an image
+    c.augment.color_jitter = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue: +- this
+    c.augment.color_jitter_prob = 1.0  # of an image
+    c.augment.grayscale = 0.0  # probability of an image to become grey
+    c.augment.lighting = 0.0  # standard deviation of PCA lighting; AlexNet's is 0.1
+
+    # -- Erasing parts of images: jaxcls.data.erasing.make(**erase) -----------------------------
+    c.erase = ConfigDict()
+    c.erase.name = ""  # "cutout", "random_erasing", "hide_and_seek", "grid_mask"; "": none
+    c.erase.prob = config_dict.placeholder(float)  # of an image; None: 1, random_erasing 0.5
+    c.erase.ramp = ""  # duration of prob's linear rise from 0; "": prob from the start
+    c.erase.fill = "constant"  # the mean colour; "random" colour of an image; "pixel": noise
+    c.erase.holes = 1  # cutout: squares in an image
+    c.erase.length = 112  # cutout: pixels, side of a square; as all pixels here, for images of 224
+    c.erase.area = (0.02, 0.4)  # random_erasing: share of the image
+    c.erase.aspect = (0.3, 1 / 0.3)  # random_erasing: height / width
+    c.erase.grids = (0, 16, 32, 44, 56)  # hide_and_seek: pixels, side of a cell; 0 hides nothing
+    c.erase.hide = 0.5  # hide_and_seek: probability of a cell
+    c.erase.d1 = 96  # grid_mask: pixels, least period
+    c.erase.d2 = 224  # grid_mask: pixels, the period is below
+    c.erase.ratio = 0.5  # grid_mask: width of a band, share of the period
+    c.erase.rotate = 1  # grid_mask: degrees, the angle is below; 1: no rotation
+    c.erase.mode = 1  # grid_mask: 1 erases the squares between the bands, 0 the bands
 
     # -- Mixing of images: jaxcls.data.mixing.make(**mix) ---------------------------------------
     c.mix = ConfigDict()
     c.mix.mixup = 0.0  # alpha of mixup's Beta(alpha, alpha); 0: off
+    c.mix.cutmix = 0.0  # alpha of CutMix; 0: off
+    c.mix.fmix = 0.0  # alpha of FMix; 0: off
+    c.mix.prob = 1.0  # share of the batches that are mixed
+    c.mix.weights = (1.0, 1.0, 1.0)  # mixup, cutmix, fmix: how often, where more than one is on
+    c.mix.decay_power = 3.0  # fmix: the larger, the smoother the masks
+    c.mix.max_soft = 0.0  # fmix: share of the pixels on either side of an edge that are blended
 
     # -- The loss: jaxcls.objectives.supervised(**loss) -----------------------------------------
     c.loss = ConfigDict()

@@ -13,7 +13,6 @@ or fine-tuning.
 Learning rates are for the published batch, which `batch_size` is too; another batch scales them.
 Departures: 5 epochs of warmup are added where the batch is larger than the published one;
 BatchNorm statistics are shared by 64 images (50 at a batch of 400), as on a card of the recipes.
-AutoAugment of EfficientNet and MobileNetV3_large_x1_0 is not there yet.
 """
 
 import fnmatch
@@ -125,6 +124,7 @@ RECIPES = (
         },
     ),
     ("EfficientNetB0", {"model.options": (("drop_path", 0.1),)}),
+    ("EfficientNet* MobileNetV3_large_x1_0", {"augment.policy": "autoaugment"}),
 )
 
 # Pixels in training and evaluation, where they are not 224.

@@ -19,13 +19,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
+import numpy as np
 import simplejpeg
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from jaxcls.data.decode import BadImage, decode
 from jaxcls.data.sources import CLASSES_FILE, Files, open_folder, open_list, pack_record
 
-Example = tuple[bytes, int, str]  # encoded image, label, name
+Example = tuple[bytes | np.ndarray, int, str]  # encoded image or pixels, label, name
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -68,6 +69,9 @@ def add_record_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", type=int, default=16, help="files for each split")
     parser.add_argument("--short-side", type=int, default=0, help="shrink to it; 0: leave as it is")
     parser.add_argument("--quality", type=int, default=90, help="JPEG quality after shrinking")
+    parser.add_argument(
+        "--raw", action="store_true", help="write pixels: 5 to 10 times the size, nothing to decode"
+    )
     parser.add_argument("--skip-bad", action="store_true", help="leave out unreadable images")
 
 
@@ -89,8 +93,8 @@ def write_split(
     """Writes examples to SPLIT-00000-of-SHARDS.array_record, ... in turn; returns how many.
 
     Raises:
-      ValueError: there are such files already, an unreadable image (with --short-side), or no
-        examples at all. Nothing is left behind then.
+      ValueError: there are such files already, an unreadable image (with --short-side or --raw), or
+        no examples at all. Nothing is left behind then.
     """
     if shards < 1 or args.short_side < 0 or not 1 <= args.quality <= 100:
         raise ValueError("write --shards above 0, --short-side from 0, --quality from 1 to 100")
@@ -100,7 +104,8 @@ def write_split(
         raise ValueError(f"{old[0]} exists already: remove it or write to another folder")
     names = [f"{split}-{i:05d}-of-{shards:05d}.array_record" for i in range(shards)]
     unfinished = [folder / f".{name}.{os.getpid()}" for name in names]
-    writers = [ArrayRecordWriter(str(path), "group_size:1") for path in unfinished]
+    # JPEG does not become smaller, pixels hardly, and reading them would take much longer.
+    writers = [ArrayRecordWriter(str(path), "group_size:1,uncompressed") for path in unfinished]
     count = 0
     try:
         for image, label, name in _shrink_all(examples, args):
@@ -130,13 +135,13 @@ def write_classes(folder: Path, class_names: Iterable[str]) -> None:
 
 
 def _shrink_all(examples: Iterable[Example], args: argparse.Namespace) -> Iterator[Example]:
-    if not args.short_side:
+    if not (args.short_side or args.raw):
         yield from examples
         return
 
     def shrunk(example: Example) -> Example | BadImage:
         try:
-            image = shrink(example[0], args.short_side, args.quality, example[2])
+            image = shrink(example[0], args.short_side, args.quality, args.raw, example[2])
         except BadImage as error:
             return error
         return image, *example[1:]
@@ -153,8 +158,10 @@ def _shrink_all(examples: Iterable[Example], args: argparse.Namespace) -> Iterat
                     raise result
 
 
-def shrink(data: bytes, short_side: int, quality: int, name: str) -> bytes:
-    """Returns the image as JPEG with this short side, or as it is if that is not shorter.
+def shrink(data: bytes, short_side: int, quality: int, raw: bool, name: str) -> bytes | np.ndarray:
+    """Returns the image as JPEG with this short side, or as it is if that is not shorter (or 0).
+
+    With `raw` it is pixels in both cases, uint8 [H, W, 3].
 
     Raises:
       BadImage: it cannot be decoded.
@@ -162,10 +169,12 @@ def shrink(data: bytes, short_side: int, quality: int, name: str) -> bytes:
     image = decode(data, name=name)
     height, width = image.shape[:2]
     factor = short_side / min(height, width)
-    if factor >= 1:
-        return data
+    if not short_side or factor >= 1:
+        return image if raw else data
     size = (round(width * factor), round(height * factor))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    if raw:
+        return small
     return simplejpeg.encode_jpeg(small, quality=quality, colorspace="RGB", colorsubsampling="420")
 
 

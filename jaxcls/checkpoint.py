@@ -386,6 +386,7 @@ def initialize(
     *,
     num_classes: int,
     class_names: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
     checkpoint: str | os.PathLike,
     ema: bool = True,
     reset: Sequence[str] = (),
@@ -403,6 +404,8 @@ def initialize(
       variables: {"params", "batch_stats"} as initialised; their dtypes and shardings are kept.
       num_classes: of the model.
       class_names: of the training data.
+      options: arguments that the model was built with, to be compared with those that converted
+        weights need: some change what is computed but no shape.
       checkpoint: see `load`.
       ema: take the moving average where there is one.
       reset: patterns of tensors that keep their fresh values; one that only the checkpoint has is
@@ -411,11 +414,19 @@ def initialize(
       report: is given a line about every tensor that was not taken, and why, on process 0.
 
     Raises:
-      ValueError: there is no intact checkpoint, a pattern matches nothing, or another tensor is
-        missing in the checkpoint, unknown to the model or of another shape.
+      ValueError: there is no intact checkpoint, the weights need other options, a pattern matches
+        nothing, or another tensor is missing in the checkpoint, unknown to the model or of
+        another shape.
     """
     report = _only_process_0(report)
     source, meta = load(checkpoint, ema=ema, report=report)
+    for name, value in (meta.get("options") or {}).items():
+        ours = json.loads(json.dumps((options or {}).get(name)))
+        if ours != value:
+            raise ValueError(
+                f"the weights of {os.fspath(checkpoint)} are for a model with {name} = {value!r}, "
+                f"this one has {ours!r}: set it in config.model or config.model.options"
+            )
     theirs = dict(zip(trees.paths(source), jax.tree.leaves(source)))
     ours = dict(zip(trees.paths(variables), jax.tree.leaves(variables)))
     names = {path: path.partition("/")[2] for path in theirs | ours}  # without "params/"

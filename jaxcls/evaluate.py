@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from jaxcls import checkpoint, sharding
 from jaxcls.data import loader, sources
-from jaxcls.program import Program, build, reading
+from jaxcls.program import Program, build, model_arguments, reading
 
 
 def evaluate(
@@ -72,6 +72,7 @@ def run(config: ConfigDict, workdir: str) -> int:
         {"params": state.params, "batch_stats": state.batch_stats},
         num_classes=config.model.num_classes or len(data.class_names),
         class_names=data.class_names,
+        options=model_arguments(config),
         checkpoint=path,
         ema=config.eval.ema,
         strict=True,

@@ -356,6 +356,8 @@ def finish(
                 f"  {which}  top-1 {top1}  top-5 {top5}  loss {result['loss']:.4f}"
                 f"  (step {result['step']})"
             )
+    if meta["bad_images"]:
+        print(f"  {meta['bad_images']} unreadable training image(s), replaced by others")
     print(f"  {workdir}: checkpoints/, metrics.jsonl, summary.json, config.json, tensorboard/")
     print(f"  evaluate:  python -m jaxcls.main --config=... --workdir={workdir} --mode=eval")
     print(

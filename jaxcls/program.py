@@ -1,4 +1,4 @@
-"""From a config to everything that is computed in a run. Reads no data, takes no step."""
+"""From a config to everything that a run consists of. Takes no step."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from jaxcls import checkpoint, models, objectives, optim, precision, sharding, steps, trees
 from jaxcls.config import Plan, choose, plan
-from jaxcls.data import device, mixing, ops
+from jaxcls.data import augment, device, erasing, loader, mixing, ops, sampling
 from jaxcls.data.sources import Data
 
 
@@ -25,6 +25,7 @@ class Program(NamedTuple):
     train_transform: ops.Transform  # of each image, on the host
     eval_transform: ops.Transform
     init: Callable[[], steps.TrainState]
+    prepare: Callable[..., steps.Batch]  # (step, batch) -> as the network gets it in training
     train_step: Callable[..., tuple[steps.TrainState, dict[str, jax.Array]]]
     eval_step: Callable[..., dict[str, jax.Array]]
 
@@ -41,21 +42,16 @@ def build(config: ConfigDict, *, num_train: int, num_classes: int) -> Program:
     platform = mesh.devices.flat[0].platform
     numbers = precision.make(**config.precision, platform="gpu" if platform == "cuda" else platform)
 
-    settings = dict(config.model)
-    name, options = settings.pop("name"), dict(settings.pop("options"))
-    if settings["num_classes"] and settings["num_classes"] < num_classes:
-        raise ValueError(
-            f"config.model.num_classes = {settings['num_classes']}, the data has {num_classes}"
-        )
+    arguments = model_arguments(config)
+    outputs = arguments["num_classes"] = arguments["num_classes"] or num_classes
+    if outputs < num_classes:
+        raise ValueError(f"config.model.num_classes = {outputs}, the data has {num_classes}")
     if not 0 <= config.ema.decay < 1:
         raise ValueError(f"config.ema.decay = {config.ema.decay}: write a number in [0, 1)")
     choose("config.checkpoint.best", config.checkpoint.best, steps.EVAL_METRICS)
-    settings["num_classes"] = settings["num_classes"] or num_classes
     frozen = tuple(config.optim.frozen)
     model = models.build(
-        name,
-        **{key: value for key, value in settings.items() if value is not None},
-        **options,
+        **arguments,
         dtype=numbers.dtype,
         feature_dtype=numbers.feature_dtype,
         param_dtype=numbers.param_dtype,
@@ -76,11 +72,19 @@ def build(config: ConfigDict, *, num_train: int, num_classes: int) -> Program:
 
     wide = jnp.promote_types(numbers.feature_dtype, jnp.float32)
     normalise = device.make(**config.image, train=True, dtype=wide)
+    erase = erasing.make(
+        **config.erase,
+        size=config.image.size,
+        batch_size=lengths.batch_size,
+        steps_per_epoch=lengths.steps_per_epoch,
+    )
     mix = mixing.make(**config.mix, group=config.model.bn_group)
 
-    def prepare(rng, batch):
-        flip_key, mix_key = jax.random.split(rng)
+    def prepare(rng, batch, step):
+        flip_key, mix_key, erase_key = jax.random.split(rng, 3)
         batch = normalise(flip_key, batch)
+        if erase:
+            batch = erase(erase_key, batch, step)
         return mix(mix_key, batch) if mix else batch
 
     train_step = steps.make_train_step(
@@ -127,9 +131,18 @@ def build(config: ConfigDict, *, num_train: int, num_classes: int) -> Program:
             shardings,
         ),
         max_skipped=numbers.max_skipped,
-        train_transform=ops.make(**config.image, train=True),
+        train_transform=ops.make(
+            **config.image, augment=augment.make(**config.augment), train=True
+        ),
         eval_transform=ops.make(**config.image, train=False),
         init=jax.jit(init, out_shardings=shardings),
+        prepare=jax.jit(
+            steps.make_prepare(
+                prepare, seed=config.seed, accumulate_steps=config.optim.accumulate_steps
+            ),
+            in_shardings=(whole, rows),
+            out_shardings=rows,
+        ),
         train_step=jax.jit(
             traced(train_step),
             in_shardings=(shardings, rows),
@@ -138,6 +151,13 @@ def build(config: ConfigDict, *, num_train: int, num_classes: int) -> Program:
         ),
         eval_step=jax.jit(traced(eval_step), in_shardings=(shardings, rows), out_shardings=whole),
     )
+
+
+def model_arguments(config: ConfigDict) -> dict[str, Any]:
+    """Returns what `config.model` sets of the arguments of `models.build`."""
+    arguments = dict(config.model)
+    options = dict(arguments.pop("options"))
+    return {key: value for key, value in arguments.items() if value is not None} | options
 
 
 def check_batches(config: ConfigDict, lengths: Plan, devices: int) -> None:
@@ -154,6 +174,7 @@ def check_batches(config: ConfigDict, lengths: Plan, devices: int) -> None:
             f"config.model.bn_group = {group} does not divide the {batch // k} images that are "
             "computed together (config.batch_size / config.optim.accumulate_steps)"
         )
+    sampling.check(config.data.sampling, config.data.repeats, batch)
     if lengths.eval_batch_size % devices:
         raise ValueError(
             f"config.eval.batch_size = {lengths.eval_batch_size} does not divide over "
@@ -170,6 +191,7 @@ def start(config: ConfigDict, program: Program, class_names: Sequence[str]) -> s
         {"params": state.params, "batch_stats": state.batch_stats},
         num_classes=config.model.num_classes or len(class_names),
         class_names=class_names,
+        options=model_arguments(config),
         **config.init,
     )
     state = state.replace(**variables)
@@ -179,10 +201,27 @@ def start(config: ConfigDict, program: Program, class_names: Sequence[str]) -> s
     return jax.device_put(state, shardings)
 
 
+def train_batches(
+    config: ConfigDict, data: Data, program: Program, start_step: int
+) -> loader.Batches:
+    """Returns an iterator over the training batches of this process, from `start_step` on."""
+    return loader.train_batches(
+        data.train,
+        program.train_transform,
+        batch_size=program.plan.batch_size,
+        seed=config.seed,
+        start_step=start_step,
+        num_steps=program.plan.total_steps,
+        sampling=data.sampling,
+        repeats=data.repeats,
+        rows=sharding.local_rows(program.batch_sharding, program.plan.batch_size),
+        **reading(config, data),
+    )
+
+
 def reading(config: ConfigDict, data: Data) -> dict[str, Any]:
     """Returns the arguments that training and evaluation share in `jaxcls.data.loader`."""
     return {
-        "channels": len(config.image.mean),
         "on_bad_image": data.on_bad_image,
         "max_bad_images": data.max_bad_images,
         **config.loader,

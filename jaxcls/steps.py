@@ -14,7 +14,7 @@ from jaxcls.precision import LossScale, all_finite
 
 Array = jax.Array
 Batch = dict[str, Array]
-Prepare = Callable[[Array, Batch], Batch]
+Prepare = Callable[..., Batch]
 EVAL_METRICS = ("loss", "top1", "top5")
 
 
@@ -41,7 +41,7 @@ def init_state(
     ema: bool,
 ) -> TrainState:
     """Returns the state at step 0 for images of `image_shape` [H, W, C]."""
-    init_key, run_key = jax.random.split(jax.random.key(seed))
+    init_key, run_key = _first_keys(seed)
     variables = model.init({"params": init_key}, jnp.zeros((1, *image_shape), jnp.float32))
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     return TrainState(
@@ -53,6 +53,12 @@ def init_state(
         ema=start_ema(params, batch_stats) if ema else None,
         rng=jax.random.key_data(run_key),
     )
+
+
+def _first_keys(seed: int) -> tuple[Array, Array]:
+    """Returns the keys of the initial weights and of the run."""
+    init_key, run_key = jax.random.split(jax.random.key(seed))
+    return init_key, run_key
 
 
 def start_ema(params: Any, batch_stats: Any) -> dict[str, Any]:
@@ -84,7 +90,7 @@ def make_train_step(
       tx: its update takes the clock as `step=`, since optax's own counts hold still when a step is
         skipped.
       objective: (outputs, batch) -> (loss, metrics).
-      prepare: (rng, batch) -> batch as the model takes it: normalised, flipped, mixed.
+      prepare: (rng, batch, step) -> batch as the model takes it: normalised, flipped, mixed.
       learning_rate: of a step, for the log; `tx` applies it.
       accumulate_steps: number of micro-batches k; micro-batch j has the rows j, j + k, j + 2k, ...,
         so that each device cuts its own rows.
@@ -93,9 +99,9 @@ def make_train_step(
       frozen: patterns of parameters that get no gradient.
     """
 
-    def loss_fn(params, batch_stats, scale, rng, batch):
+    def loss_fn(params, batch_stats, scale, rng, step, batch):
         prepare_key, dropout_key = jax.random.split(rng)
-        batch = prepare(prepare_key, batch)
+        batch = prepare(prepare_key, batch, step)
         params = trees.map_with_path(
             lambda path, p: jax.lax.stop_gradient(p) if trees.matches(frozen, path) else p, params
         )
@@ -112,16 +118,18 @@ def make_train_step(
     def gradients(state, rng, batch):
         grad_fn = jax.grad(loss_fn, has_aux=True)
         if accumulate_steps == 1:
-            grads, aux = grad_fn(state.params, state.batch_stats, state.loss_scale, rng, batch)
+            grads, aux = grad_fn(
+                state.params, state.batch_stats, state.loss_scale, rng, state.step, batch
+            )
             return state.loss_scale.unscale(grads), *aux
         k = accumulate_steps
-        micro = jax.tree.map(lambda x: x.reshape(-1, k, *x.shape[1:]).swapaxes(0, 1), batch)
 
         def body(carry, xs):
             total, batch_stats = carry
             j, rows = xs
+            key = jax.random.fold_in(rng, j)
             grads, (batch_stats, metrics) = grad_fn(
-                state.params, batch_stats, state.loss_scale, jax.random.fold_in(rng, j), rows
+                state.params, batch_stats, state.loss_scale, key, state.step, rows
             )
             grads = state.loss_scale.unscale(grads)
             return (jax.tree.map(jnp.add, total, grads), batch_stats), metrics
@@ -130,7 +138,7 @@ def make_train_step(
             lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), state.params
         )
         (total, batch_stats), metrics = jax.lax.scan(
-            body, (zeros, state.batch_stats), (jnp.arange(k), micro)
+            body, (zeros, state.batch_stats), (jnp.arange(k), _micro_batches(batch, k))
         )
         mean = lambda tree: jax.tree.map(lambda x: x / k, tree)
         return mean(total), batch_stats, jax.tree.map(lambda x: x.mean(0), metrics)
@@ -166,6 +174,36 @@ def make_train_step(
         return state.replace(step=state.step + 1, loss_scale=loss_scale, **kept), metrics
 
     return step
+
+
+def _micro_batches(batch: Batch, k: int) -> Batch:
+    return jax.tree.map(lambda x: x.reshape(-1, k, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def make_prepare(
+    prepare: Prepare, *, seed: int, accumulate_steps: int = 1
+) -> Callable[[Array, Batch], Batch]:
+    """Returns f(step, batch) -> batch as the network gets it in that train step, for looking at it.
+
+    Args:
+      prepare, accumulate_steps: of `make_train_step`.
+      seed: of `init_state`.
+    """
+    k = accumulate_steps
+
+    def prepared(step: Array, batch: Batch) -> Batch:
+        rng = jax.random.fold_in(_first_keys(seed)[1], step)
+        if k == 1:
+            return prepare(jax.random.split(rng)[0], batch, step)
+
+        def of_micro_batch(xs):
+            j, rows = xs
+            return prepare(jax.random.split(jax.random.fold_in(rng, j))[0], rows, step)
+
+        micro = jax.lax.map(of_micro_batch, (jnp.arange(k), _micro_batches(batch, k)))
+        return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), micro)
+
+    return prepared
 
 
 def make_eval_step(

@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 
 from jaxcls import checkpoint, metrics, sharding, steps
 from jaxcls.config import due
-from jaxcls.data import loader, sources
+from jaxcls.data import cache, sources
 from jaxcls.evaluate import evaluate
-from jaxcls.program import Program, build, reading, start
+from jaxcls.program import Program, build, start, train_batches
 
 
 def setup(config: ConfigDict) -> tuple[steps.TrainState, Callable, Callable]:
@@ -97,16 +97,8 @@ def _run(config: ConfigDict, workdir: epath.Path, data: sources.Data, program: P
             print(f"{workdir}: the run is complete")
             metrics.finish(workdir, plan, first, int(state.loss_scale.skipped), meta, True)
         return 0
-    batches = loader.train_batches(
-        data.train,
-        program.train_transform,
-        batch_size=plan.batch_size,
-        seed=config.seed,
-        start_step=first,
-        num_steps=total,
-        rows=sharding.local_rows(program.batch_sharding, plan.batch_size),
-        **reading(config, data),
-    )
+    data, program = cache.use(config, data, program)
+    batches = train_batches(config, data, program, start_step=first)
     if main_process:
         metrics.write_config(config, workdir)
         overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)

@@ -9,6 +9,7 @@ difference between the two images' logits, against which agreement is measured.
 `python tests/oracle.py FOLDER` writes that file again from the full reference data.
 """
 
+import hashlib
 import json
 import sys
 import zlib
@@ -53,6 +54,12 @@ def images(size: int, n: int = 2, seed: int = 0) -> np.ndarray:
     where = np.arange(size) * 8 // size
     noisy = blocks[:, :, where[:, None], where] + 0.3 * rng.standard_normal((n, 3, size, size))
     return noisy.astype(np.float32).transpose(0, 2, 3, 1)
+
+
+def digest(sizes: dict[str, int]) -> str:
+    """Returns a hash of {name of a tensor: number of elements}."""
+    lines = "\n".join(f"{name} {size}" for name, size in sorted(sizes.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
 def golden() -> dict[str, dict]:

@@ -219,6 +219,7 @@ def test_an_unreadable_image_stops_the_run_or_is_skipped_and_counted(commands, p
     assert {str(truncated) in done.err, str(missing) in done.err} == {True}
     summary = runs.summary(workdir)
     assert summary["bad_images"] == 2  # however many checkpoints counted them
+    assert "2 unreadable training image(s), replaced by others" in done.out
     assert summary["last"]["images"] == 38
 
 

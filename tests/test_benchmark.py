@@ -1,7 +1,10 @@
 """What the benchmark command prints, on a network of 3,000 parameters; no test looks at a time."""
 
+import collections
+import contextlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -12,12 +15,20 @@ import numpy as np
 import pytest
 import runs
 from absl import flags
+from PIL import Image
 
 from configs import base
-from jaxcls import benchmark, models, precision
+from jaxcls import models, precision
+from jaxcls.benchmark import contenders, input, loop, pytorch, timing, train
+from jaxcls.benchmark.__main__ import COMMANDS, main
+from jaxcls.data import sources
 from jaxcls.models import count
 
 TINY = f"--config={runs.TINY}:plain"
+FAKE = [
+    f"--config.data.{key}"
+    for key in ("source=fake", "num_train=512", "num_eval=8", "num_classes=2")
+]
 
 
 @pytest.fixture
@@ -41,7 +52,7 @@ def run(commands):
 def options(**values):
     """Returns the options of `train`, as if given on the command line."""
     parsed = flags.FlagValues()
-    benchmark.define_train(parsed)
+    train.define(parsed)
     parsed(["benchmark", *(f"--{key}={value}" for key, value in values.items())])
     return parsed
 
@@ -65,11 +76,11 @@ def test_loop_as_text(monkeypatch, capsys):
         clock[0] += 0.005 * n
 
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
-    monkeypatch.setattr(benchmark, "repeat_step", lambda *_: run)
-    monkeypatch.setattr(benchmark, "loop_seconds", lambda _: next(looped))
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(loop, "repeat_step", lambda *_: run)
+    monkeypatch.setattr(loop, "loop_seconds", lambda _: next(looped))
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     arguments = [TINY, "--config.mesh.data=1", "--steps=8", "--repetitions=3", "--data=config"]
-    assert benchmark.main(["benchmark", "loop", *arguments]) == 0
+    assert main(["benchmark", "loop", *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "batch 128, 8x8, digits data, 1 x cpu: 3 x 8 steps of each, in turn" in lines[0]
     assert [" ".join(line.split()) for line in lines[1:]] == [
@@ -77,6 +88,16 @@ def test_loop_as_text(monkeypatch, capsys):
         "loop 6.000 ms/step (5.000 to 9.000)",
         "ratio 1.200 (1.000 to 1.800)",
     ]
+
+
+def test_compile_of_each_model(capsys):
+    models = ("ResNet18", "ResNet50")
+    assert main(["benchmark", "compile", TINY, f"--model={','.join(models)}", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["model"] for row in rows] == list(models)
+    for row in rows:
+        assert min(row["trace_s"], row["lower_s"], row["compile_s"]) > 0
+    assert rows[1]["operations"] > 1.1 * rows[0]["operations"]  # a block has one convolution more
 
 
 def test_train_measures_every_combination(run):
@@ -115,14 +136,14 @@ def test_train_as_text_with_the_ratio(monkeypatch, capsys):
 
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "")
-    monkeypatch.setattr(benchmark, "peak_flops", lambda *_: (8e12, "measured"))
-    monkeypatch.setattr(benchmark, "import_timm", lambda: (None, None))
-    monkeypatch.setattr(benchmark, "check_timm", lambda *_: None)
-    monkeypatch.setattr(benchmark, "free_torch", lambda: None)
-    monkeypatch.setattr(benchmark, "time_timm", time_timm)
-    monkeypatch.setattr(benchmark, "time_train", lambda *_: dict(result))
+    monkeypatch.setattr(train, "peak_flops", lambda *_: (8e12, "measured"))
+    monkeypatch.setattr(pytorch, "import_timm", lambda: (None, None))
+    monkeypatch.setattr(pytorch, "check_timm", lambda *_: None)
+    monkeypatch.setattr(pytorch, "free_torch", lambda: None)
+    monkeypatch.setattr(pytorch, "time_timm", time_timm)
+    monkeypatch.setattr(train, "time_train", lambda *_: dict(result))
     arguments = [TINY, "--config.mesh.data=1", "--batch=8", "--bn_group=none,4", "--compare=timm"]
-    assert benchmark.main(["benchmark", "train", *arguments, "--precision=bfloat16"]) == 0
+    assert main(["benchmark", "train", *arguments, "--precision=bfloat16"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("device: cpu, devices: 1, size: 8, jax: ")
     assert lines[1] == "peak of a device in bfloat16: 8 TFLOP/s (measured)"
@@ -141,7 +162,7 @@ def test_combinations_are_the_product_of_the_lists():
     chosen = options(model="ResNet50,ResNet50_vd", batch="64,128", bn_group="none,32")
     found = [
         (c.model.name, c.precision.name, c.batch_size, c.model.bn_group, c.optim.l2)
-        for c in benchmark.combinations(config, chosen)
+        for c in train.combinations(config, chosen)
     ]
     assert found == [
         (name, "auto", batch, group, 3e-5)
@@ -149,7 +170,7 @@ def test_combinations_are_the_product_of_the_lists():
         for batch in (64, 128)
         for group in (None, 32)
     ]
-    (same,) = benchmark.combinations(config, options())
+    (same,) = train.combinations(config, options())
     same.eval.batch_size = 1000
     assert same.to_dict() == config.to_dict()
 
@@ -158,11 +179,11 @@ def test_short_run_reads_fake_images_of_the_configs_size():
     config = base.get_config()
     config.data.source, config.data.root = "folder", "nowhere"
     config.model.num_classes = 7
-    short = benchmark.short_run(config, 200, "fake")
+    short = loop.short_run(config, 200, "fake")
     assert (short.duration, short.log.every) == ("250 steps", "50 steps")
     assert (short.data.source, short.data.root, short.data.num_classes) == ("fake", "", 7)
-    assert benchmark.short_run(config, 200, "config").data.root == "nowhere"
-    assert base.get_config().log.every == f"{benchmark.LOG_EVERY} steps"
+    assert loop.short_run(config, 200, "config").data.root == "nowhere"
+    assert base.get_config().log.every == f"{loop.LOG_EVERY} steps"
 
 
 def test_loop_seconds_leave_out_the_first_line_and_evaluations(monkeypatch):
@@ -177,7 +198,7 @@ def test_loop_seconds_leave_out_the_first_line_and_evaluations(monkeypatch):
         return 0
 
     monkeypatch.setattr("jaxcls.train.run", run)
-    seconds = benchmark.loop_seconds(SimpleNamespace(batch_size=10))
+    seconds = loop.loop_seconds(SimpleNamespace(batch_size=10))
     assert seconds == pytest.approx((100 * 0.5 + 50 * 0.2) / 150)
 
 
@@ -188,13 +209,13 @@ def test_seconds_per_step_warms_up_and_divides_by_the_steps(monkeypatch):
         clock[0] += 100.0 if not calls else 0.01 * n + (5.0 if len(calls) == 2 else 0.0)
         calls.append(n)
 
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock[0])
-    assert benchmark.seconds_per_step(run, 4) == pytest.approx([0.01] * 4)
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    assert timing.seconds_per_step(run, 4) == pytest.approx([0.01] * 4)
     assert calls == [3, 1, 20, 20, 20, 20, 20]
 
 
 def test_summary():
-    found = benchmark.summary([t / 1000 for t in (11, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)])
+    found = timing.summary([t / 1000 for t in (11, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)])
     assert found == pytest.approx({"step_ms": 6, "step_ms_p10": 2, "step_ms_p90": 10})
 
 
@@ -215,7 +236,7 @@ def test_summary():
 )
 def test_peak_of_known_devices_in_half_precision(kind, tera):
     device = SimpleNamespace(device_kind=kind, platform="gpu")
-    assert benchmark.peak_flops(device, numbers_of("float16")) == (tera * 1e12, "data sheet")
+    assert train.peak_flops(device, numbers_of("float16")) == (tera * 1e12, "data sheet")
 
 
 @pytest.mark.parametrize(
@@ -223,9 +244,9 @@ def test_peak_of_known_devices_in_half_precision(kind, tera):
 )
 def test_other_peaks_are_measured(kind, name, monkeypatch):
     """Data sheets have tensor cores' numbers: not those of float32, on a V100 not of bfloat16."""
-    monkeypatch.setattr(benchmark, "seconds_per_step", lambda run, repetitions: [2.0, 0.5, 4.0])
+    monkeypatch.setattr(train, "seconds_per_step", lambda run, repetitions: [2.0, 0.5, 4.0])
     device = SimpleNamespace(device_kind=kind, platform="cpu")
-    peak = benchmark.peak_flops(device, numbers_of(name))
+    peak = train.peak_flops(device, numbers_of(name))
     assert peak == (2 * 1024 * 1024 * 1024 / 0.5, "measured")
 
 
@@ -250,17 +271,17 @@ TIMM_PARAMS = {
 }
 
 
-@pytest.mark.parametrize("name", benchmark.TIMM)
+@pytest.mark.parametrize("name", pytorch.TIMM)
 def test_timm_has_the_same_network(name):
     """The first shortcut of our basic blocks has a convolution that timm's lack: 4,224 numbers."""
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     init = models.build(name).init
     params = count.parameters(jax.eval_shape(init, jax.random.key(0), image)["params"])
     params -= 4224 if name.startswith(("ResNet18", "ResNet34")) else 0
-    assert params / 1e6 == pytest.approx(TIMM_PARAMS[benchmark.TIMM[name]], abs=0.0051)
+    assert params / 1e6 == pytest.approx(TIMM_PARAMS[pytorch.TIMM[name]], abs=0.0051)
     if importlib.util.find_spec("timm") and importlib.util.find_spec("torch"):
-        _, timm = benchmark.import_timm()
-        theirs = timm.create_model(benchmark.TIMM[name])
+        _, timm = pytorch.import_timm()
+        theirs = timm.create_model(pytorch.TIMM[name])
         assert params == sum(p.numel() for p in theirs.parameters())
 
 
@@ -269,19 +290,158 @@ def test_a_combination_that_does_not_fit_is_one_row():
         raise RuntimeError(message)
 
     for message in ("RESOURCE_EXHAUSTED: Out of memory allocating", "CUDA out of memory. Tried"):
-        assert benchmark.unless_too_large(fails, message) == {"error": "out of memory"}
+        assert train.unless_too_large(fails, message) == {"error": "out of memory"}
     with pytest.raises(RuntimeError, match="illegal instruction"):
-        benchmark.unless_too_large(fails, "illegal instruction")
+        train.unless_too_large(fails, "illegal instruction")
     row = {"model": "ResNet50", "precision": "float32", "batch": 9999, "bn_group": None}
-    assert benchmark.as_text(row | {"error": "out of memory"}).split() == [
+    assert train.as_text(row | {"error": "out of memory"}).split() == [
         *("ResNet50", "float32", "9999", "none"),
         *("out", "of", "memory"),
     ]
 
 
+# -- input -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of six JPEG files."""
+    root = tmp_path_factory.mktemp("photos")
+    for i in range(6):
+        pixels = np.random.default_rng(i).integers(0, 256, (40 + i, 50, 3), np.uint8)
+        folder = root / "train" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{i}.jpg")
+    return root
+
+
+def input_config(photos):
+    config = base.get_config()
+    config.batch_size, config.image.size = 4, 16
+    config.data.update(source="folder", root=str(photos))
+    return config
+
+
+def test_input_runs_each_in_its_own_process(photos, run):
+    changes = ("--config.batch_size=4", "--config.image.size=16", "--config.data.source=folder")
+    arguments = (*changes, f"--config.data.root={photos}", "--images=9", "--repetitions=2")
+    rows = [json.loads(line) for line in run("input", *arguments, "--json").splitlines()]
+    names = ["loader", "bare loop", "bare loop, whole images"]
+    assert [row["name"] for row in rows] == names
+    bare = np.array(rows[1]["seconds"])
+    for row in rows:
+        seconds = np.array(row["seconds"])
+        assert (row["cores"], row["images"], seconds.shape) == (1, 8, (2,))
+        assert (seconds > 0).all()
+        assert row["images_per_sec"] == pytest.approx(np.median(8 / seconds))
+        assert row["ratio_to_bare"] == pytest.approx(np.median(bare / seconds))
+
+
+@pytest.mark.parametrize("kind", contenders.KINDS)
+@pytest.mark.parametrize("policy", ["", "randaugment"])
+def test_a_pass_reads_every_image_as_often(photos, kind, policy, monkeypatch):
+    read = collections.Counter()
+    original = sources.Files.__getitem__
+
+    def counting(self, index):
+        read[index] += 1
+        return original(self, index)
+
+    monkeypatch.setattr(sources.Files, "__getitem__", counting)
+    config = input_config(photos)
+    config.batch_size, config.augment.policy = 3, policy
+    contenders.KINDS[kind](config, 12, 2)(5)
+    assert read == dict.fromkeys(range(6), 2)
+
+
+def test_flip_comes_last():
+    flip = contenders.Flip(0.5, lambda image, rng: image + 1)
+    image, rng = np.arange(6, dtype=np.uint8).reshape(1, 2, 3), np.random.default_rng(0)
+    mirrored = image[:, ::-1] + 1
+    outcomes = [np.array_equal(flip(image, rng), mirrored) for _ in range(400)]
+    assert abs(sum(outcomes) - 200) < 66  # 3.3 standard deviations: once in a thousand
+
+
+def test_tf_data_makes_batches(photos, monkeypatch):
+    pytest.importorskip("tensorflow")
+    from jaxcls.benchmark import tf_data
+
+    files = [str(path) for path in photos.rglob("*.jpg")]
+    spec = {"files": files, "images": 9, "batch": 4, "size": 16, "threads": 1}
+    shapes = [b.shape for b in tf_data.batches(spec | {"scale": [0.1, 1], "ratio": [0.5, 2]}, 0)]
+    assert shapes == [(4, 16, 16, 3)] * 2
+
+
+def test_input_as_text(photos, monkeypatch, capsys):
+    """1 ms an image in the bare loop, 2 in Pillow, 0.5 from records, 4 with a policy, ..."""
+    monkeypatch.setattr(input.os, "sched_getaffinity", lambda _: {3, 1}, raising=False)
+    started = []
+
+    class Fake(contextlib.AbstractContextManager):
+        def __init__(self, name, cores, images):
+            started.append((name, cores))
+            self.ms = {"loader": 1.25, "tf.data": 5, "Pillow": 2}.get(name.split(",")[0], 1)
+            self.ms *= 0.5 if "records" in name else 4 if "randaugment" in name else 1
+            self.seconds = lambda seed: images * self.ms / 1000 / len(cores)
+
+        def __exit__(self, *_):
+            started.append("closed")
+
+    monkeypatch.setattr(input.Contender, "start", lambda self, cores, n: Fake(self.name, cores, n))
+    arguments = ["--config.data.source=folder", f"--config.data.root={photos}", "--cores=1,2"]
+    arguments += ["--config.batch_size=4", "--compare=pillow,tf", "--records=/records"]
+    assert main(["benchmark", "input", *arguments, "--policies=randaugment", "--images=400"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * (2 + 10)
+    assert lines[0].startswith("1 core(s), 5 x 400 images of each, in turn: median")
+    assert " ".join(lines[1].split()) == "images/s a core / bare loop / Pillow / tf.data"
+    assert [" ".join(line.split()) for line in lines[14:]] == [
+        "loader 1600 (1600 to 1600) 800 0.800 (0.800 to 0.800) "
+        "1.600 (1.600 to 1.600) 4.000 (4.000 to 4.000)",
+        "bare loop 2000 (2000 to 2000) 1000 1.000 (1.000 to 1.000) "
+        "2.000 (2.000 to 2.000) 5.000 (5.000 to 5.000)",
+        "bare loop, whole images 2000 (2000 to 2000) 1000 1.000 (1.000 to 1.000) "
+        "2.000 (2.000 to 2.000) 5.000 (5.000 to 5.000)",
+        "Pillow 1000 (1000 to 1000) 500 0.500 (0.500 to 0.500) "
+        "1.000 (1.000 to 1.000) 2.500 (2.500 to 2.500)",
+        "loader, /records 3200 (3200 to 3200) 1600 0.800 (0.800 to 0.800) 8.000 (8.000 to 8.000)",
+        "bare loop, /records 4000 (4000 to 4000) 2000 1.000 (1.000 to 1.000) "
+        "10.000 (10.000 to 10.000)",
+        "loader, randaugment 400 (400 to 400) 200 0.800 (0.800 to 0.800) "
+        "1.600 (1.600 to 1.600) 1.000 (1.000 to 1.000)",
+        "bare loop, randaugment 500 (500 to 500) 250 1.000 (1.000 to 1.000) "
+        "2.000 (2.000 to 2.000) 1.250 (1.250 to 1.250)",
+        "Pillow, randaugment 250 (250 to 250) 125 0.500 (0.500 to 0.500) "
+        "1.000 (1.000 to 1.000) 0.625 (0.625 to 0.625)",
+        "tf.data 400 (400 to 400) 200 0.200 (0.200 to 0.200) "
+        "0.400 (0.400 to 0.400) 1.000 (1.000 to 1.000)",
+    ]
+    assert {tuple(cores) for name, cores in filter(lambda s: s != "closed", started)} == {
+        (1,),
+        (1, 3),
+    }
+    assert started.count("closed") == len(started) // 2
+
+
+def test_a_contender_that_fails(photos):
+    cores, config = sorted(os.sched_getaffinity(0))[:1], input_config(photos)
+    with pytest.raises(ValueError, match="cannot start /nowhere/python: No such file"):
+        input.Contender("tf", "", config, "/nowhere/python").start(cores, 4)
+    with (
+        input.Contender("tf", "", config, "/bin/false").start(cores, 4) as running,
+        pytest.raises(ValueError, match=r"/bin/false .*tf_data.py has failed, see above"),
+    ):
+        running.seconds(0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["input"], "config.data.source is not set"),
+        (["input", *FAKE, "--cores=0"], "--cores=0: write whole numbers from 1 to"),
+        (["input", *FAKE, "--images=9"], "--images=9 is less than config.batch_size"),
+        (["input", *FAKE, "--compare=tf"], '--compare needs config.data.source = "folder"'),
+        (["input", *FAKE, "--compare=timm"], "unknown value of --compare 'timm'"),
         (["lop"], "unknown command 'lop': did you mean loop?"),
         (["loop", "--stps=3"], "unknown flag --stps: did you mean steps?"),
         (["loop", "--steps=0"], "flag --steps=0"),
@@ -298,7 +458,7 @@ def test_a_combination_that_does_not_fit_is_one_row():
     ],
 )
 def test_mistakes_are_one_line(arguments, message, capsys):
-    assert benchmark.main(["benchmark", *arguments]) == 2
+    assert main(["benchmark", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("jaxcls: ")
@@ -309,7 +469,7 @@ def test_mistakes_are_one_line(arguments, message, capsys):
 @pytest.mark.parametrize("missing", ["torch", "timm"])
 def test_compare_without_pytorch_is_one_line(missing, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, missing, None)
-    assert benchmark.main(["benchmark", "train", TINY, "--compare=timm"]) == 2
+    assert main(["benchmark", "train", TINY, "--compare=timm"]) == 2
     assert "--compare=timm needs torch and timm" in capsys.readouterr().err
 
 
@@ -323,17 +483,17 @@ def test_compare_without_pytorch_is_one_line(missing, monkeypatch, capsys):
     ],
 )
 def test_compare_refuses_what_timm_lacks(change, devices, message, monkeypatch):
-    monkeypatch.setattr(benchmark, "import_timm", lambda: (SimpleNamespace(), SimpleNamespace()))
+    monkeypatch.setattr(pytorch, "import_timm", lambda: (SimpleNamespace(), SimpleNamespace()))
     config = base.get_config()
     config.update_from_flattened_dict(change)
     mesh = jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices])
     with pytest.raises(ValueError, match=message):
-        benchmark.check_timm(config, numbers_of(config.precision.name), mesh)
+        pytorch.check_timm(config, numbers_of(config.precision.name), mesh)
 
 
-@pytest.mark.parametrize("command", [[], ["--help"], ["loop", "--help"], ["train", "--help"]])
+@pytest.mark.parametrize("command", [[], ["--help"], *([c, "--help"] for c in COMMANDS)])
 def test_help(command, capsys):
-    assert benchmark.main(["benchmark", *command]) == 0
+    assert main(["benchmark", *command]) == 0
     out = capsys.readouterr().out
     assert "configs/digits.py" in out
     assert "XLA_FLAGS" in out

@@ -780,6 +780,17 @@ def test_fine_tuning_from_weights_without_a_classifier(tmp_path):
         initialize(fresh, tmp_path / "converted", strict=True)  # an evaluation needs one
 
 
+def test_converted_weights_need_the_options_they_were_converted_with(tmp_path):
+    variables = jax.tree.map(np.asarray, variables_of(make_state(1)))
+    meta = {"options": {"padding": None, "stem": (64, 3)}}
+    checkpoint.export(tmp_path / "converted", variables, meta)
+    fresh = variables_of(make_state(9))
+    started, _ = initialize(fresh, tmp_path / "converted", options={"stem": (64, 3)})
+    assert_same(started, variables)
+    with pytest.raises(ValueError, match=r"with stem = \[64, 3\], this one has None: set it in"):
+        initialize(fresh, tmp_path / "converted")
+
+
 def test_fine_tuning_from_the_average_and_with_reset(tmp_path):
     save(tmp_path, 1)
     reset = ("^stage1/", "fc/bias$")

@@ -124,6 +124,24 @@ def test_lists_to_array_record_with_smaller_images(tmp_path):
     assert np.abs(pixels - means).mean() < 3  # JPEG twice, and the new one has less colour
 
 
+def test_records_of_pixels(tmp_path):
+    write(tmp_path / "wide.jpg", jpeg(100, 150))
+    write(tmp_path / "small.jpg", jpeg(30, 40))
+    (tmp_path / "train_list.txt").write_text("wide.jpg 1\nsmall.jpg 0\n")
+    for short_side, expected in ((50, (50, 75)), (0, (100, 150))):
+        records = tmp_path / f"records{short_side}"
+        arguments = ("--source", "list", "--raw", "--short-side", short_side, "--shards", 1)
+        succeed("folder_to_array_record.py", tmp_path, records, *arguments)
+        small, wide = items(open_data("array_record", root=str(records)).train)
+        assert (small["label"], wide["label"]) == (0, 1)
+        assert (small["image"].dtype, small["image"].shape) == (np.uint8, (30, 40, 3))
+        assert np.array_equal(small["image"], decode(jpeg(30, 40)))
+        assert wide["image"].shape == (*expected, 3)
+        factor = 100 // expected[0]
+        means = photo(100, 150).reshape(expected[0], factor, expected[1], factor, 3).mean((1, 3))
+        assert np.abs(wide["image"] - means).mean() < 3  # JPEG once
+
+
 def test_folder_to_array_record_errors(folder, tmp_path):
     records = tmp_path / "records"
     assert "nowhere: no such folder" in fail("folder_to_array_record.py", "nowhere", records)

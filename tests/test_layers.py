@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxcls.models.googlenet import pool_to_3x3
-from jaxcls.models.layers import Dropout, adaptive_mean, round_to_8
+from jaxcls.models.layers import Dropout, DropPath, adaptive_mean, drop_path_rates, round_to_8
 from jaxcls.models.spec import Ctx
 
 
@@ -23,6 +23,27 @@ def test_dropout(own, asked, rate, downscale):
     np.testing.assert_allclose(trained[~zero], kept, rtol=1e-6)
     assert zero.mean() == pytest.approx(rate, abs=0.01)  # 7 standard deviations
     np.testing.assert_allclose(evaluated, 3.0 * (1 - rate) if downscale else 3.0, rtol=1e-6)
+
+
+def test_drop_path():
+    x = jnp.full((10_000, 3, 2, 4), 3.0)
+    apply = lambda train: DropPath(Ctx(train=train), 0.25).apply(
+        {}, x, rngs={"dropout": jax.random.key(0)}
+    )
+    np.testing.assert_array_equal(apply(False), x)
+    images = np.asarray(apply(True)).reshape(len(x), -1)
+    dropped = images[:, 0] == 0
+    np.testing.assert_allclose(images[~dropped], 3.0 / 0.75, rtol=1e-6)
+    assert not images[dropped].any()
+    assert dropped.mean() == pytest.approx(0.25, abs=0.025)  # 6 standard deviations
+
+
+def test_drop_path_rates_rise_with_depth():
+    # Huang et al. 2016, equation 4: block l of L survives with 1 - l / L (1 - p_L)
+    first, others = drop_path_rates(Ctx(drop_path=0.4), (1, 3))
+    np.testing.assert_allclose([*first, *others], [0.1, 0.2, 0.3, 0.4])
+    assert drop_path_rates(Ctx(), (2,), own=0.2) == [[0.1, 0.2]]
+    assert drop_path_rates(Ctx(drop_path=0.0), (2,), own=0.2) == [[0.0, 0.0]]
 
 
 @pytest.mark.parametrize(("height", "width"), [(6, 6), (12, 18), (13, 7), (2, 1), (5, 11)])
@@ -55,7 +76,7 @@ def test_pool_to_3x3_has_the_windows_of_the_paper(size):
 
 
 def test_pool_to_3x3_fits_all_sizes():
-    for n in range(3, 60):
+    for n in (*range(3, 16), 28, 59):
         x = jnp.broadcast_to(jnp.arange(n, dtype=jnp.float32)[:, None], (n, 7))
         y = pool_to_3x3(x[None, :, :, None])
         assert y.shape == (1, 3, 3, 1)

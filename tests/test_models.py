@@ -52,7 +52,7 @@ def paddle_tensors(name):
     """Returns PaddleClas's tensors for our architecture, by our own rules for their names."""
     module = models.build(name)
     rule = convert.RULES[models.family_of(name)].paddle
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, 96, 96, 3), jnp.float32)
     tree = jax.eval_shape(module.init, jax.random.key(0), image)
     theirs = {}
     for path, leaf in zip(trees.paths(tree), jax.tree.leaves(tree)):
@@ -80,12 +80,6 @@ def test_logits_are_paddleclas(name):
     ):
         ours = np.asarray(out[head])[:, : oracle.LOGITS]
         assert np.abs(ours - theirs).max() / signal < 1e-4, head
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_parameters_are_paddleclas(name):
-    size = GOLDEN[name]["size"]
-    assert count(models.build(name), size)["params"] == GOLDEN[name]["params"]
 
 
 def test_names_of_tensors_are_paddleclas():
@@ -201,16 +195,21 @@ def test_command_line():
         cwd=oracle.GOLDEN.parents[2],
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
-    (row,) = json.loads(run("ResNet18", "--json").stdout)
-    assert row == {
-        "name": "ResNet18",
-        "family": "resnet",
+    *_, network, weights = json.loads(run("MobileNetV1*", "--json").stdout)
+    assert network == {
+        "name": "MobileNetV1",
+        "family": "mobilenet_v1",
+        "alias_of": "",
         "size": 224,
-        "params": GOLDEN["ResNet18"]["params"],
-        "macs": row["macs"],
-        "top1": 70.98,
-        "top5": 89.92,
+        "params": GOLDEN["MobileNetV1"]["params"],
+        "macs": network["macs"],
+        "top1": 70.99,
+        "top5": 89.68,
     }
+    other = {"name": "MobileNetV1_ssld", "alias_of": "MobileNetV1", "top1": 77.89, "top5": 93.94}
+    assert weights == network | other
+    table = run("MobileNetV1_ssld").stdout
+    assert table.splitlines()[1].endswith("77.89    93.94  MobileNetV1")
     missing = run("NoSuchNet*")
     assert missing.returncode == 2
     assert "no model matches" in missing.stderr

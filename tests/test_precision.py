@@ -4,10 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
 from flax.training.dynamic_scale import DynamicScale
+from sklearn.datasets import load_digits
 
 from configs import base
-from jaxcls import precision
+from jaxcls import precision, program, sharding
+from jaxcls.models.count import equations
 
 
 def make(platform="cpu", **changes):
@@ -145,6 +148,49 @@ def test_all_finite():
         assert not precision.all_finite({**good, "a": good["a"].at[1, 2].set(bad)})
     assert not precision.all_finite(jnp.full(2, 1e5).astype(jnp.float16))
     assert jax.jit(precision.all_finite)(good).shape == ()
+
+
+LEVELS = [n for n in precision.DTYPES if n not in ("float64", "float32", "float16")]  # = O0, O2
+UNOPTIMISED = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_every_level_trains(name):
+    config = runs.tiny("plain")
+    config.precision.name = name
+    config.batch_size = 32
+    config.image.flip = 0.0
+    config.mix.mixup = 0.0
+    config.lr.peak, config.lr.warmup = 1.0, ""
+    built = program.build(config, num_train=898, num_classes=10)
+    digits = load_digits()
+    images = (16 * digits.images[:32, ..., None] - 1).clip(0).astype(np.uint8)
+    batch = {"image": images, "label": digits.target[:32].astype(np.int32)}
+    batch = sharding.put(batch, built.batch_sharding)
+
+    state, losses = built.init.lower().compile(UNOPTIMISED)(), []
+    step = built.train_step.trace(state, batch)
+    run = step.lower().compile(UNOPTIMISED)
+    for _ in range(20):
+        state, metrics = run(state, batch)
+        assert metrics["finite"]
+        assert metrics["loss"].dtype == jnp.float32
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0] / 2
+
+    compute, _, param, norm, head = map(jnp.dtype, precision.DTYPES[name])
+    dtypes = lambda tree: {x.dtype for x in jax.tree.leaves(tree)}
+    assert dtypes(state.params) == {param}
+    assert dtypes(state.batch_stats) == {norm}
+    assert dtypes(state.opt_state) == {jnp.dtype("float32")}
+    operands = lambda primitive: {
+        v.aval.dtype
+        for e in equations(step.jaxpr.jaxpr)
+        if e.primitive.name == primitive
+        for v in e.invars
+    }
+    assert operands("conv_general_dilated") == {compute}
+    assert operands("dot_general") == {head}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ otherwise; epochs, evaluations, checkpoints and lines of the log do not line up.
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import time
@@ -46,9 +47,10 @@ def test_kill_9_in_mid_epoch_and_in_mid_save(commands, reference, tmp_path):
         assert runs.interrupt(process, signal.SIGKILL) == -signal.SIGKILL
     assert runs.logged(tmp_path) < 15
     torn = 0
-    for delay in (0, 0.01, 0.03):  # seconds after a save has begun
+    for delay, cache in ((0, "device"), (0.01, "encoded"), (0.03, "none")):
+        # seconds after a save has begun; no cache knows of a position
         before = half_written(tmp_path)
-        with commands.started(*command) as process:
+        with commands.started(*command, f"--config.data.cache={cache}") as process:
             runs.wait_until(lambda: half_written(tmp_path) - before, process)  # noqa: B023
             time.sleep(delay)
             assert runs.interrupt(process, signal.SIGKILL) == -signal.SIGKILL
@@ -123,7 +125,7 @@ def in_process(commands, monkeypatch):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     original = sharding.put
 
-    def run(workdir, *where):
+    def run(workdir, *where, cache="auto"):
         digests, seen = [], {"train": 0, "eval": 0}
 
         def put(batch, batch_sharding):
@@ -136,7 +138,9 @@ def in_process(commands, monkeypatch):
             return original(batch, batch_sharding)
 
         monkeypatch.setattr(sharding, "put", put)
-        return train.run(runs.tiny(), str(workdir)), digests
+        config = runs.tiny()
+        config.data.cache = cache
+        return train.run(config, str(workdir)), digests
 
     yield run
     jax.config.update("jax_compilation_cache_dir", cache)
@@ -144,9 +148,10 @@ def in_process(commands, monkeypatch):
         signal.signal(number, handler)
 
 
-def test_order_of_images_and_sigterm_during_evaluations(in_process, tmp_path):
+@pytest.mark.parametrize("cache", ["decoded", "device"])
+def test_order_of_images_and_sigterm_during_evaluations(in_process, tmp_path, cache):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    code, order = in_process(whole)
+    code, order = in_process(whole, cache=cache)
     assert code == 0
     assert len(order) == len(set(order)) == END  # augmented: no batch comes twice
     found = []
@@ -155,12 +160,12 @@ def test_order_of_images_and_sigterm_during_evaluations(in_process, tmp_path):
         (("eval", 3), 12),  # the first evaluation of this run, at a step that is saved too
         (("eval", 30), 30),  # 9 batches at 12, 18 and 24; the last evaluation
     ):
-        code, digests = in_process(parts, where)
+        code, digests = in_process(parts, where, cache=cache)
         assert code == 143
         found += digests
         assert runs.checkpoints(parts)[-1] == stopped
         assert not json.loads((parts / "summary.json").read_text())["complete"]
-    code, digests = in_process(parts)
+    code, digests = in_process(parts, cache=cache)
     assert (code, digests) == (0, [])
     assert found == order
     runs.assert_same_state(runs.saved(parts, END)[0], runs.saved(whole, END)[0])
@@ -190,28 +195,71 @@ def descendants(pid):
     return found
 
 
-def test_worker_processes_die_with_a_killed_run(commands, tmp_path):
-    if not Path("/proc").exists():
-        pytest.skip("looks for processes in /proc")
-    config = f"--config={runs.TINY}:plain", "--config.eval.every="
+in_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes there")
+
+
+@in_proc
+def test_workers_are_killed_then_the_run_and_they_die_with_it(commands, tmp_path):
+    end = 60
+    config = (
+        f"--config={runs.TINY}:plain",
+        f"--config.duration={end} steps",
+        "--config.eval.every=",
+        "--config.log.every=1 steps",
+    )
     assert commands.fork(*config, f"--workdir={tmp_path / 'whole'}").returncode == 0
 
     command = *config, f"--workdir={tmp_path / 'run'}"
     with commands.started(*command, "--config.loader.workers=2") as process:
-        runs.wait_until(lambda: runs.logged(tmp_path / "run") >= 10, process)
+        runs.wait_until(lambda: runs.logged(tmp_path / "run") >= 3, process)
+        killed = workers_of(process)[0]
+        os.kill(killed, signal.SIGKILL)
+        runs.wait_until(lambda: runs.logged(tmp_path / "run") >= 30, process)
         process.send_signal(signal.SIGSTOP)
-        workers = descendants(process.pid)
+        workers = workers_of(process)
         process.kill()
-        deadline = time.monotonic() + 60
-        while any(Path(f"/proc/{pid}").exists() and alive(pid) for pid in workers):
-            assert time.monotonic() < deadline, "worker processes live on"
-            time.sleep(0.05)
-    assert len(workers) >= 2
-    assert runs.logged(tmp_path / "run") < END
+        assert_end(workers)
+    assert killed not in workers
+    assert runs.logged(tmp_path / "run") < end
+    warnings = [line for line in process.err.splitlines() if "starting all again at step" in line]
+    assert len(warnings) == 1
+    assert "Traceback" not in process.err
     done = commands.run(*command, "--config.loader.workers=1")
     assert done.returncode == 0, done.err
     assert "config.loader.workers was 2 when this run began, now 1" in done.out
-    runs.assert_same_run(tmp_path / "run", tmp_path / "whole", END)
+    runs.assert_same_run(tmp_path / "run", tmp_path / "whole", end)
+
+
+@in_proc
+def test_ctrl_c_with_workers(commands, tmp_path):
+    command = f"--config={runs.TINY}:plain", f"--workdir={tmp_path}", "--config.loader.workers=2"
+    with commands.started(*command, "--config.duration=9999 steps") as process:
+        runs.wait_until(lambda: runs.logged(tmp_path) >= 10, process)
+        everyone = descendants(process.pid)
+        for pid in (*workers_of(process), process.pid):  # as a terminal does
+            os.kill(pid, signal.SIGINT)
+        assert runs.finish(process).returncode == 130
+        assert_end(everyone)
+    (*_, stopped) = runs.checkpoints(tmp_path)
+    assert f"stopped at step {stopped} of 9999, and saved" in process.out
+    assert process.err == ""
+
+
+def workers_of(process):
+    """Returns the processes that load data for a run."""
+    found = descendants(process.pid)
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in found}
+    workers = [pid for pid, command in commands.items() if b"spawn_main" in command]
+    assert len(workers) == 2, commands
+    return workers
+
+
+def assert_end(processes):
+    """Asserts that processes end, or have ended."""
+    deadline = time.monotonic() + 60
+    while any(alive(pid) for pid in processes):
+        assert time.monotonic() < deadline, "processes live on"
+        time.sleep(0.05)
 
 
 def alive(pid):
@@ -242,10 +290,8 @@ def test_from_1_device_to_2_processes_with_2_and_back(commands, tmp_path):
     first = runs.checkpoints(workdir)[-1]
 
     port = runs.free_port()
-    peers = [
-        (*command, f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}")
-        for i in range(2)
-    ]
+    shared = (f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--config.data.cache=device")
+    peers = [(*command, *shared, f"--process_id={i}") for i in range(2)]
     with (
         commands.started(*peers[0], devices=2, **x64) as zero,
         commands.started(*peers[1], devices=2, **x64) as one,

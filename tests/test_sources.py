@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -92,7 +93,8 @@ def test_a_misspelt_key_is_named():
 def test_defaults_are_those_of_the_base_config():
     data = base.get_config().data
     assert {key: data[key] for key in sources.DEFAULTS} == sources.DEFAULTS
-    others = {"source", "on_bad_image", "max_bad_images"}
+    others = {"source", "on_bad_image", "max_bad_images", "cache"}
+    others |= {"fraction", "fraction_seed", "sampling", "repeats"}
     assert set(data) == sources.DEFAULTS.keys() | others
 
 
@@ -137,6 +139,20 @@ def test_fake():
 
 
 # -- folder ----------------------------------------------------------------------------------------
+
+
+def test_a_folder_inside_a_class_that_cannot_be_read(folder, monkeypatch):
+    """Images in it would be missed without a word."""
+    original = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError, match="train/cat/deep"):
+        open_data("folder", root=str(folder))
 
 
 def test_folder(folder):

@@ -1,7 +1,9 @@
-"""Names of PaddleClas's DenseNet layers."""
+"""Names of the layers of DenseNet in PaddleClas, timm and torchvision."""
 
 import re
 from typing import Any
+
+from jaxcls.convert import engine
 
 PART = {"conv": "_conv", "bn": "_batch_norm"}
 
@@ -22,3 +24,31 @@ def paddle(layer: tuple[str, ...], module: Any) -> str:
         return f"tr_conv{stage}_blk.conv_ac_func.{PART[layer[-1]]}"
     dense = f"db_conv_{stage + 1}.conv{stage + 1}_{block}"
     return f"{dense}.bn_ac_func{conv}.{PART[layer[-1]]}"
+
+
+def torch(layer: tuple[str, ...], module: Any) -> str:
+    """Returns the layer's name in timm and torchvision."""
+    del module
+    role = {"conv": "conv", "bn": "norm"}[layer[-1]] if layer[0] != "head" else ""
+    if layer[0] == "stem":
+        return f"features.{role}0"
+    if layer[0] == "neck":
+        return "features.norm5"
+    if layer[0] == "head":
+        return "classifier"
+    stage, block, conv = (engine.number(name) for name in layer[:3])
+    if stage > 1 and block == 1:
+        return f"features.transition{stage - 1}.{role}"
+    dense = block - (stage > 1)
+    return f"features.denseblock{stage}.denselayer{dense}.{role}{conv}"
+
+
+def without_dots(arrays: engine.Arrays) -> engine.Arrays:
+    """Returns the tensors of torchvision's own files under the names that its network has today."""
+    return {re.sub(r"(norm|conv)\.([12])\.", r"\1\2.", key): a for key, a in arrays.items()}
+
+
+def torch_sources(module: Any) -> tuple[engine.Source, ...]:
+    """Returns the PyTorch networks that have these tensors."""
+    del module
+    return (engine.Source("timm's and torchvision's densenet*", torch, prepare=without_dots),)

@@ -1,7 +1,9 @@
-"""Names of PaddleClas's DPN layers."""
+"""Names of the layers of DPN in PaddleClas and timm."""
 
 import re
 from typing import Any
+
+from jaxcls.convert import engine
 
 PART = {"conv": "_conv", "bn": "_batch_norm"}
 ROLES = {"conv1": "c1x1_a", "conv2": "c3x3_b", "conv3": "c1x1_c", "short": "c1x1_w"}
@@ -18,3 +20,32 @@ def paddle(layer: tuple[str, ...], module: Any) -> str:
     stage, block = (int(re.sub(r"\D", "", name)) for name in layer[:2])
     block += sum(module.depths[: stage - 1])
     return f"dpn{block}.{ROLES[layer[2]]}_func.{PART[layer[-1]]}"
+
+
+def timm(layer: tuple[str, ...], module: Any) -> str:
+    """Returns the layer's name in timm."""
+    del module
+    if layer[0] == "stem":
+        return f"features.conv1_1.{layer[-1]}"
+    if layer[0] == "neck":
+        return "features.conv5_bn_ac.bn"
+    if layer[0] == "head":
+        return "classifier"
+    stage, block = (engine.number(name) for name in layer[:2])
+    role = ROLES[layer[2]]
+    if layer[2] == "short":
+        role += "_s1" if stage == 1 else "_s2"
+    return f"features.conv{stage + 1}_{block}.{role}.{layer[-1]}"
+
+
+def torch_sources(module: Any) -> tuple[engine.Source, ...]:
+    """Returns the PyTorch networks that have these tensors."""
+    del module
+    return (
+        engine.Source(
+            "timm's dpn68 to dpn131",
+            timm,
+            needs={"bn_epsilon": 1e-3},
+            differs="another epsilon of BatchNorm",
+        ),
+    )

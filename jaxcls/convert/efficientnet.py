@@ -1,7 +1,9 @@
-"""Names of PaddleClas's EfficientNet layers."""
+"""Names of the layers of EfficientNet in PaddleClas, timm and torchvision."""
 
 import re
 from typing import Any
+
+from jaxcls.convert import engine
 
 ROLE = {"conv1": "_ecn", "conv2": "_dcn", "se": "_se", "conv3": "_pcn"}
 PART = {"conv": "_conv._conv", "bn": "_bn"}
@@ -25,3 +27,55 @@ def paddle(layer: tuple[str, ...], module: Any) -> str:
     if layer[2] == "se":
         return f"{unit}._{layer[3]}._conv"
     return f"{unit}._conv.{PART[layer[3]]}"
+
+
+def timm(layer: tuple[str, ...], module: Any) -> str:
+    """Returns the layer's name in timm."""
+    return engine.timm_mobile(_widths(module), layer)
+
+
+def torchvision(layer: tuple[str, ...], module: Any) -> str:
+    """Returns the layer's name in torchvision."""
+    if layer[0] == "head":
+        return "classifier.1"
+    part = {"conv": 0, "bn": 1}.get(layer[-1])
+    if layer[0] in ("stem", "neck"):
+        return f"features.{0 if layer[0] == 'stem' else 8}.{part}"
+    row, place = engine.row_of(_widths(module), layer)
+    inner = engine.torchvision_block(_widths(module), layer, se=module.se)
+    return f"features.{row + 1}.{place}.{inner}"
+
+
+def _widths(module: Any) -> list[list[int]]:
+    return [[row.features for row in rows for _ in range(row.repeats)] for rows in module.scaled()]
+
+
+def torch_sources(module: Any) -> tuple[engine.Source, ...]:
+    """Returns the PyTorch networks that have these tensors."""
+    if not module.se:
+        raise ValueError(
+            "EfficientNetB0_small is not in timm or torchvision: what has its tensors there, "
+            "efficientnet_lite0, has ReLU6 in place of swish; convert PaddleClas's weights"
+        )
+    large = module.depth > 2  # B5 to B7
+    return (
+        engine.Source(
+            "timm's tf_efficientnet_b*",
+            timm,
+            needs={"padding": "SAME", "bn_epsilon": 1e-3},
+            differs="trained with TensorFlow: padded at the end",
+        ),
+        engine.Source(
+            "timm's efficientnet_b*",
+            timm,
+            needs={"padding": None, "bn_epsilon": 1e-5},
+            differs="trained with PyTorch: padded on both sides, another epsilon of BatchNorm",
+        ),
+        engine.Source(
+            "torchvision's efficientnet_b*",
+            torchvision,
+            needs={"padding": None, "bn_epsilon": 1e-3 if large else 1e-5},
+            differs="padded on both sides"
+            + (", another epsilon of BatchNorm" if not large else ""),
+        ),
+    )

@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+from jaxcls.convert import engine
+
 STEM = {"conv1": "_conv", "conv2": "_conv_1", "conv3": "_conv_2"}
 ROLES = {
     "conv1": "_conv1",
@@ -29,3 +31,11 @@ def paddle(layer: tuple[str, ...], module: Any) -> str:
         )
     block = "abcde"[int(re.sub(r"\D", "", inner[0])) - 1]
     return f"_ince{number + 2}{block}.{ROLES[inner[1]]}._conv"
+
+
+def torch_sources(module: Any) -> tuple[engine.Source, ...]:
+    """Raises ValueError: there is no such PyTorch network."""
+    raise ValueError(
+        "GoogLeNet: torchvision's googlenet is another network, with BatchNorm after each "
+        "convolution and 3x3 where this has 5x5: convert PaddleClas's weights"
+    )

@@ -1,7 +1,11 @@
-"""Names of PaddleClas's layers in HRNets."""
+"""Names of the layers of HRNet in PaddleClas and timm."""
 
 import re
 from typing import Any
+
+import numpy as np
+
+from jaxcls.convert import engine
 
 
 def exchange_index(branches: int, source: int, target: int, conv: int) -> int:
@@ -42,3 +46,65 @@ def paddle(layer: tuple[str, ...], module: Any) -> str:
         return f"{theirs}.basic_block_list.{branch - 1}.{unit - 1}.{inner[2]}.{part}"
     i = exchange_index(stage, *numbers(kind), *numbers(inner[2]))
     return f"{theirs}.fuse_func.residual_func_list.{i}.{part}"
+
+
+def timm(layer: tuple[str, ...], module: Any) -> str:
+    """Returns the layer's name in timm, as in the authors' code."""
+    del module
+    top, *inner = layer
+    if top == "head":
+        return "classifier"
+    part = inner[-1]
+    in_list = {"conv": 0, "bn": 1}[part]
+
+    def unit(role: str) -> str:
+        """Returns the rest of a name in a residual block."""
+        if role == "short":
+            return f"downsample.{in_list}"
+        return f"{part}{engine.number(role)}"
+
+    if top == "stem":
+        return unit(inner[0])
+    numbers = [int(n) for n in re.findall(r"\d+", inner[0])]
+    if top == "neck":
+        (i,) = numbers
+        if inner[0].startswith("branch"):
+            return f"incre_modules.{i - 1}.0.{unit(inner[1])}"
+        if inner[0].startswith("down"):
+            return f"downsamp_modules.{i - 1}.{in_list}"
+        return f"final_layer.{in_list}"
+    stage, block = engine.number(top), numbers[0] - 1
+    if stage == 1:
+        return f"layer1.{block}.{unit(inner[1])}"
+    kind = inner[1]
+    numbers = [int(n) - 1 for n in re.findall(r"\d+", kind)]
+    if kind.startswith("transition"):
+        (branch,) = numbers
+        return f"transition{stage - 1}.{branch}.{'0.' if branch else ''}{in_list}"
+    theirs = f"stage{stage}.{block}"
+    if kind.startswith("branch"):
+        branch, i = numbers
+        return f"{theirs}.branches.{branch}.{i}.{unit(inner[2])}"
+    source, target = numbers
+    steps = f"{engine.number(inner[2]) - 1}." if source < target else ""
+    return f"{theirs}.fuse_layers.{target}.{source}.{steps}{in_list}"
+
+
+def without_biases(arrays: engine.Arrays) -> engine.Arrays:
+    """Returns the tensors without the biases in front of a BatchNorm.
+
+    It subtracts the mean, so a bias less there is the same network, in training too.
+    """
+    arrays = dict(arrays)
+    for layer in (*(f"downsamp_modules.{i}" for i in range(3)), "final_layer"):
+        bias, mean = (arrays.get(f"{layer}.{key}") for key in ("0.bias", "1.running_mean"))
+        if bias is not None and mean is not None and bias.shape == mean.shape:
+            arrays[f"{layer}.1.running_mean"] = mean.astype(np.float32) - bias
+            del arrays[f"{layer}.0.bias"]
+    return arrays
+
+
+def torch_sources(module: Any) -> tuple[engine.Source, ...]:
+    """Returns the PyTorch networks that have these tensors."""
+    del module
+    return (engine.Source("timm's hrnet_w*", timm, prepare=without_biases),)

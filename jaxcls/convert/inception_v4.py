@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+from jaxcls.convert import engine
+
 PART = {"conv": "_conv", "bn": "_batch_norm"}
 STEM = {1: "_conv_{conv}", 2: "_conv2", 3: "_conv{branch}_{conv}", 4: "_conv3"}
 # how the convolutions of branches 3 and 4 of stage 3 are counted; elsewhere it is 1, 2, ...
@@ -26,3 +28,12 @@ def paddle(layer: tuple[str, ...], module: Any) -> str:
         return f"{theirs}._conv{branch}.{part}"
     index = C_NAMES[branch][conv - 1] if stage == 3 and not reduction else conv
     return f"{theirs}._conv{branch}_{index}.{part}"
+
+
+def torch_sources(module: Any) -> tuple[engine.Source, ...]:
+    """Raises ValueError: there is no such PyTorch network."""
+    raise ValueError(
+        "InceptionV4: timm's inception_v4 is another network, with the 1x7 and 7x1 convolutions "
+        "of the stem and of blocks B, and the 1x3 and 3x1 of blocks C, in the other order: convert "
+        "PaddleClas's weights"
+    )

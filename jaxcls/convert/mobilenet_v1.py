@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+from jaxcls.convert import engine
+
 
 def paddle(layer: tuple[str, ...], module: Any) -> str:
     """Returns the layer's name in PaddleClas, which counts the blocks of all stages."""
@@ -14,3 +16,11 @@ def paddle(layer: tuple[str, ...], module: Any) -> str:
     index = sum(map(len, module.stages[:stage])) + block
     role = {"conv1": "depthwise_conv", "conv2": "pointwise_conv"}[layer[2]]
     return f"blocks.{index}.{role}.{layer[3]}"
+
+
+def torch_sources(module: Any) -> tuple[engine.Source, ...]:
+    """Raises ValueError: there is no such PyTorch network."""
+    raise ValueError(
+        "MobileNetV1: timm's mobilenetv1_* have ReLU6 in place of ReLU: convert PaddleClas's "
+        "weights"
+    )

@@ -1,7 +1,9 @@
-"""Names of PaddleClas's MobileNetV3 layers."""
+"""Names of the layers of MobileNetV3 in PaddleClas, timm and torchvision."""
 
 import re
 from typing import Any
+
+from jaxcls.convert import engine
 
 ROLE = {"conv1": "expand_conv", "conv2": "bottleneck_conv", "se": "mid_se", "conv3": "linear_conv"}
 
@@ -17,3 +19,62 @@ def paddle(layer: tuple[str, ...], module: Any) -> str:
     stage, block = (int(re.sub(r"\D", "", name)) - 1 for name in layer[:2])
     index = sum(map(len, module.stages[:stage])) + block
     return f"blocks.{index}.{ROLE[layer[2]]}.{layer[3]}"
+
+
+def timm(layer: tuple[str, ...], module: Any) -> str:
+    """Returns the layer's name in timm."""
+    widths = _widths(module)
+    if layer[:2] == ("neck", "conv1"):
+        rows = len({width for stage in widths for width in stage})
+        return f"blocks.{rows}.0.{'conv' if layer[-1] == 'conv' else 'bn1'}"
+    if layer[0] == "neck":
+        return "conv_head"
+    return engine.timm_mobile(widths, layer)
+
+
+def torchvision(layer: tuple[str, ...], module: Any) -> str:
+    """Returns the layer's name in torchvision."""
+    if layer[0] == "head":
+        return "classifier.3"
+    if layer == ("neck", "conv2"):
+        return "classifier.0"
+    part = {"conv": 0, "bn": 1}.get(layer[-1])
+    widths = _widths(module)
+    if layer[0] in ("stem", "neck"):
+        return f"features.{0 if layer[0] == 'stem' else sum(map(len, widths)) + 1}.{part}"
+    stage, block = (engine.number(name) for name in layer[:2])
+    index = sum(map(len, widths[: stage - 1])) + block
+    se = module.stages[stage - 1][block - 1].se
+    return f"features.{index}.{engine.torchvision_block(widths, layer, se=se)}"
+
+
+def _widths(module: Any) -> list[list[int]]:
+    return [[row.features for row in rows] for rows in module.stages]
+
+
+def torch_sources(module: Any) -> tuple[engine.Source, ...]:
+    """Returns the PyTorch networks that have these tensors."""
+    last = {} if module.neck > 576 else {"last": 1024}  # of `small`
+    needs = {"paper": True, "downscale": False, **last}
+    differs = "as in the paper where PaddleClas is not, dropout does not scale in evaluation"
+    return (
+        engine.Source(
+            "timm's mobilenetv3_*",
+            timm,
+            needs={**needs, "padding": None, "bn_epsilon": 1e-5},
+            differs=f"{differs}; trained with PyTorch: padded on both sides",
+        ),
+        engine.Source(
+            "timm's tf_mobilenetv3_*",
+            timm,
+            needs={**needs, "padding": "SAME", "bn_epsilon": 1e-3},
+            differs=f"{differs}; trained with TensorFlow: padded at the end, another epsilon of "
+            "BatchNorm",
+        ),
+        engine.Source(
+            "torchvision's mobilenet_v3_*",
+            torchvision,
+            needs={**needs, "padding": None, "bn_epsilon": 1e-3},
+            differs=f"{differs}; another epsilon of BatchNorm",
+        ),
+    )

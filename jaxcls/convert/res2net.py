@@ -1,7 +1,9 @@
-"""Names of PaddleClas's layers in Res2Nets."""
+"""Names of the layers of Res2Net in PaddleClas and timm."""
 
 import re
 from typing import Any
+
+from jaxcls.convert import engine
 
 
 def paddle(layer: tuple[str, ...], module: Any) -> str:
@@ -20,3 +22,31 @@ def paddle(layer: tuple[str, ...], module: Any) -> str:
     theirs = {"conv1": "conv0", "conv3": "conv2", "short": "short"}.get(role)
     theirs = theirs or f"res{stage + 1}{letter}_branch2b_{index(role)}"
     return f"bb_{stage - 1}_{block - 1}.{theirs}.{part}"
+
+
+def timm(layer: tuple[str, ...], module: Any) -> str:
+    """Returns the layer's name in timm, as in the authors' code."""
+    if layer[0] == "head":
+        return "fc"
+    if layer[0] == "stem":
+        return engine.torch_stem(layer, module.stem)
+    block, role, part = engine.torch_block(layer), layer[2], layer[-1]
+    if role == "short":
+        return f"{block}.{engine.torch_shortcut(part, module.mean_short)}"
+    if role.startswith("slice"):
+        return f"{block}.{part}s.{engine.number(role) - 1}"
+    return f"{block}.{part}{engine.number(role)}"
+
+
+def torch_sources(module: Any) -> tuple[engine.Source, ...]:
+    """Returns the PyTorch networks that have these tensors."""
+    del module
+    return (
+        engine.Source(
+            "timm's res2net*",
+            timm,
+            needs={"original": True},
+            differs="the chain of the first block of stage1 is cut too, and means at the border "
+            "are over zeros beyond it",
+        ),
+    )

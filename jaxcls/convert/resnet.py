@@ -1,11 +1,14 @@
-"""Names of PaddleClas's layers in ResNets; its model files have three styles.
+"""Names of the layers of ResNet in PaddleClas, timm and torchvision.
 
-ResNet50_ACNet_deploy was published for PaddlePaddle 1.x alone, as a folder with a file for each
-tensor; it is read under the names that ResNet50's tensors have.
+PaddleClas's model files have three styles. ResNet50_ACNet_deploy was published for PaddlePaddle 1.x
+alone, as a folder with a file for each tensor; it is read under the names that ResNet50's tensors
+have.
 """
 
 import re
 from typing import Any
+
+from jaxcls.convert import engine
 
 # stem: of one convolution, of three; {0} counts from 0, {1} from 1, {running} over all stages
 LEGENDARY = {
@@ -64,3 +67,44 @@ def paddle(layer: tuple[str, ...], module: Any) -> str:
             names["branch"].format(index(role)) if is_branch else names.get(role, role)
         )
     return ".".join((theirs, *(names.get(part, part) for part in inside)))
+
+
+def torch(layer: tuple[str, ...], module: Any) -> str:
+    """Returns the layer's name in timm and torchvision."""
+    if layer[0] == "head":
+        return "fc"
+    if layer[0] == "stem":
+        return engine.torch_stem(layer, module.stem)
+    block, role, part = engine.torch_block(layer), layer[2], layer[-1]
+    if role == "short":
+        return f"{block}.{engine.torch_shortcut(part, module.mean_short)}"
+    if role == "se":
+        return f"{block}.se.{ {'squeeze': 'fc1', 'excite': 'fc2'}[part] }"
+    return f"{block}.{part}{engine.number(role)}"
+
+
+def legacy(layer: tuple[str, ...], module: Any) -> str:
+    """Returns the layer's name in timm's legacy_se*."""
+    name = torch(layer, module).replace(".se.", ".se_module.")
+    return {"stem": f"layer0.{name}", "head": "last_linear"}.get(layer[0], name)
+
+
+def torch_sources(module: Any) -> tuple[engine.Source, ...]:
+    """Returns the PyTorch networks that have these tensors."""
+    if module.conv != "plain":
+        raise ValueError("ACNet is not in timm or torchvision")
+    first = {}
+    if module.block.__name__ == "Basic":
+        first = {
+            "needs": {"project_first": False},
+            "differs": "no convolution in the shortcut of stage1",
+        }
+    return (
+        engine.Source("timm's and torchvision's resnet*, resnext* and seresnet*", torch, **first),
+        engine.Source(
+            "timm's legacy_se*",
+            legacy,
+            refused="their first pool rounds up where this one is padded: convert those of "
+            "seresnet*, seresnext* or PaddleClas's",
+        ),
+    )

@@ -1,7 +1,9 @@
-"""Names of PaddleClas's ShuffleNetV2 layers."""
+"""Names of the layers of ShuffleNetV2 in PaddleClas and torchvision."""
 
 import re
 from typing import Any
+
+from jaxcls.convert import engine
 
 PART = {"conv": "_conv", "bn": "_batch_norm"}
 
@@ -23,3 +25,29 @@ def paddle(layer: tuple[str, ...], module: Any) -> str:
         role = {"conv1": "_conv_pw", "conv2": "_conv_dw", "conv3": "_conv_linear"}[where[2]]
         role += "_2" if block == 1 else ""
     return f"{stage + 1}_{block}.{role}.{PART[last]}"
+
+
+def torchvision(layer: tuple[str, ...], module: Any) -> str:
+    """Returns the layer's name in torchvision, in whose lists ReLUs have a place."""
+    del module
+    if layer[0] == "head":
+        return "fc"
+    part = layer[-1] == "bn"
+    if layer[0] in ("stem", "neck"):
+        return f"conv{1 if layer[0] == 'stem' else 5}.{int(part)}"
+    stage, block = (engine.number(name) for name in layer[:2])
+    if layer[2] == "short":
+        inner = f"branch1.{ {'conv1': 0, 'conv2': 2}[layer[3]] + part }"
+    else:
+        inner = f"branch2.{ {'conv1': 0, 'conv2': 3, 'conv3': 5}[layer[2]] + part }"
+    return f"stage{stage + 1}.{block - 1}.{inner}"
+
+
+def torch_sources(module: Any) -> tuple[engine.Source, ...]:
+    """Returns the PyTorch networks that have these tensors."""
+    if module.act.__name__ != "relu":
+        raise ValueError(
+            "ShuffleNetV2_swish: torchvision's shufflenet_v2_x1_0 has ReLU: convert it to "
+            "ShuffleNetV2"
+        )
+    return (engine.Source("torchvision's shufflenet_v2_*", torchvision),)

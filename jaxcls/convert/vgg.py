@@ -1,7 +1,9 @@
-"""Names of PaddleClas's VGG layers."""
+"""Names of the layers of VGG in PaddleClas, timm and torchvision."""
 
 import re
 from typing import Any
+
+from jaxcls.convert import engine
 
 NAMES = {("neck", "fc1"): "fc1", ("neck", "fc2"): "fc2", ("head", "fc"): "fc3"}
 
@@ -12,3 +14,38 @@ def paddle(layer: tuple[str, ...], module: Any) -> str:
         return NAMES[layer]
     stage, block = (re.sub(r"\D", "", name) for name in layer[:2])
     return f"conv_block_{stage}.conv{block}"
+
+
+def _torch(layer: tuple[str, ...], module: Any) -> str:
+    """Returns the name of a convolution, in whose list pools and ReLUs have a place."""
+    stage, block = (engine.number(name) - 1 for name in layer[:2])
+    return f"features.{2 * (sum(module.depths[:stage]) + block) + stage}"
+
+
+def timm(layer: tuple[str, ...], module: Any) -> str:
+    """Returns the layer's name in timm."""
+    names = {"fc1": "pre_logits.fc1", "fc2": "pre_logits.fc2", "fc": "head.fc"}
+    return names[layer[1]] if layer in NAMES else _torch(layer, module)
+
+
+def torchvision(layer: tuple[str, ...], module: Any) -> str:
+    """Returns the layer's name in torchvision."""
+    names = {"fc1": "classifier.0", "fc2": "classifier.3", "fc": "classifier.6"}
+    return names[layer[1]] if layer in NAMES else _torch(layer, module)
+
+
+def torch_sources(module: Any) -> tuple[engine.Source, ...]:
+    """Returns the PyTorch networks that have these tensors.
+
+    At sizes above 224, where ours and torchvision's average features to 7x7, timm's averages what
+    the fully connected layers give at each place.
+    """
+    del module
+    needs = {
+        "needs": {"bias": True, "downscale": False},
+        "differs": "convolutions have biases, dropout does not scale in evaluation",
+    }
+    return (
+        engine.Source("timm's vgg*, without _bn", timm, **needs),
+        engine.Source("torchvision's vgg*, without _bn", torchvision, **needs),
+    )

@@ -1,7 +1,9 @@
-"""Names of PaddleClas's Xception layers."""
+"""Names of the layers of Xception in PaddleClas and timm."""
 
 import re
 from typing import Any
+
+from jaxcls.convert import engine
 
 PART = {"conv": "_conv", "bn": "_batch_norm"}
 
@@ -52,3 +54,37 @@ def _deeplab(layer: tuple[str, ...], module: Any) -> str:
         return f"{theirs}._short._{layer[3]}"
     number = {"depthwise": 1, "pointwise": 2}[layer[3]]
     return f"{theirs}._{layer[2]}._{layer[4]}{number}"
+
+
+def timm(layer: tuple[str, ...], module: Any) -> str:
+    """Returns the layer's name in timm, which counts the blocks of all flows."""
+    if layer[0] == "head":
+        return "head.fc"
+    if layer[0] == "stem":
+        return f"stem.{engine.number(layer[1]) - 1}.{layer[2]}"
+    flow, block = _flow(layer, module)
+    entry = sum(map(len, module.entry))
+    theirs = f"blocks.{block + {'entry': 0, 'middle': entry, 'exit': entry + module.middle}[flow]}"
+    if layer[2] == "short":
+        return f"{theirs}.shortcut.{layer[3]}"
+    kind = {"depthwise": "dw", "pointwise": "pw"}[layer[3]]
+    return f"{theirs}.stack.{layer[2]}.{layer[4]}_{kind}"
+
+
+def torch_sources(module: Any) -> tuple[engine.Source, ...]:
+    """Returns the PyTorch networks that have these tensors."""
+    if not module.deeplab:
+        raise ValueError(
+            "timm's xception41, xception65 and xception71 are other networks than these, with the "
+            "channel-wise convolution first and three in every block: convert PaddleClas's "
+            "weights, or timm's xception41 and xception65 to Xception41_deeplab and "
+            "Xception65_deeplab"
+        )
+    return (
+        engine.Source(
+            "timm's xception41 and xception65",
+            timm,
+            needs={"dilation": 1, "downscale": False},
+            differs="rate 1 in the last block, dropout does not scale in evaluation",
+        ),
+    )

@@ -1,6 +1,7 @@
 """What happens to images on the device, inside the jitted step: flip and normalise."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +17,7 @@ def make(
     std: Sequence[float],
     train: bool,
     dtype: DTypeLike = jnp.float32,
-    # The rest of config.image is done on the host, by data/ops.py.
-    size: int,
-    eval_size: int,
-    eval_resize: int,
-    crop: str,
-    crop_scale: Sequence[float],
-    crop_ratio: Sequence[float],
-    shift: int,
-    interpolation: str,
+    **on_host: Any,  # the rest of config.image: data/ops.py, which refuses what it does not know
 ) -> Callable[[jax.Array, Batch], Batch]:
     """Returns `f(rng, batch) -> batch` that makes uint8 images ready for the network.
 
@@ -42,7 +35,7 @@ def make(
       ValueError: here for values out of range; from `f` for images whose channels do not fit `mean`
         and `std`, or that are neither uint8 nor floating.
     """
-    del size, eval_size, eval_resize, crop, crop_scale, crop_ratio, shift, interpolation
+    del on_host
     if not 0 <= flip <= 1:
         raise ValueError(f"config.image.flip = {flip}: write a probability, from 0 to 1")
     if len(mean) != len(std) or not all(s > 0 for s in std):

@@ -4,33 +4,35 @@ A training batch is a pure function of its step: which images, in which order, a
 does not depend on the number of processes, threads and workers, so the step is the whole position
 in the data. Image number g = step * batch_size + row of a run is
 
-    order(seed, epoch)[position in the epoch]      epoch = step // floor(N / batch_size)
+    order(epoch)[position in the epoch]      epoch = step // floor(N / batch_size)
 
 and draws its augmentation from Philox, a counter-based generator, with the key (seed, g). Grain
 makes the batches of the next steps in threads or worker processes and hands them over in order.
 """
 
 import dataclasses
-import functools
 import gc
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import weakref
 from collections.abc import Iterator
-from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
-from jaxcls.data.decode import BadImage, decode
-from jaxcls.data.ops import Transform
+from jaxcls.data.decode import BadImage
+from jaxcls.data.ops import Transform, transformed
+from jaxcls.data.sampling import Order
 from jaxcls.data.sources import Source
 
 Batch = dict[str, np.ndarray]
+
+MAX_DEATHS = 3  # of workers in a row without a batch; one more stops the run
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +45,9 @@ def train_batches(
     seed: int,
     start_step: int,
     num_steps: int,
+    sampling: str = "shuffle",
+    repeats: int = 1,
     rows: np.ndarray | None = None,
-    channels: int = 3,
     on_bad_image: str = "error",
     max_bad_images: int = 100,
     threads: int = 0,
@@ -54,7 +57,7 @@ def train_batches(
     """Returns an iterator over the batches of the steps `start_step` to `num_steps` - 1.
 
     Each is {"image": uint8 [L, S, S, C], "label": int32 [L]}, the L rows of this process. An epoch
-    is floor(N / batch_size) batches; every epoch has its own order and, in it, no image twice.
+    is floor(N / batch_size) batches in an order of its own (data/sampling.py).
 
     Args:
       source: of N images.
@@ -63,8 +66,8 @@ def train_batches(
       seed: of order and augmentation.
       start_step: step to begin with: 0, or where a resumed run goes on.
       num_steps: steps of the whole run.
+      sampling, repeats: of `sampling.Order`.
       rows: numbers of this process's rows in the global batch; None: all.
-      channels: 3 (RGB) or 1 (grey); images are converted.
       on_bad_image: "error", or "skip": the next readable image of the source takes its place.
       max_bad_images: with "skip", more different ones than this in this process are an error.
       threads: in each process, 0: one for each core; with workers they share the cores.
@@ -73,8 +76,7 @@ def train_batches(
 
     Raises:
       ValueError: fewer images than a batch; from the iterator also an unreadable image (named), a
-        label out of range.
-      RuntimeError: from the iterator: a worker process has died.
+        label out of range, worker processes that die again and again.
     """
     if len(source) < batch_size:
         raise ValueError(
@@ -87,9 +89,15 @@ def train_batches(
         batch_size=batch_size,
         rows=np.arange(batch_size) if rows is None else np.asarray(rows),
         num_batches=num_steps,
-        train=True,
+        order=Order(
+            count=len(source),
+            batch_size=batch_size,
+            seed=seed % 2**64,
+            sampling=sampling,
+            repeats=repeats,
+            labels=None if sampling == "shuffle" else source.labels,
+        ),
         seed=seed % 2**64,
-        channels=channels,
         max_bad_images=_max_bad_images(on_bad_image, max_bad_images),
     )
     return Batches(make, start_step, threads=threads, workers=workers, prefetch=prefetch)
@@ -101,7 +109,6 @@ def eval_batches(
     *,
     batch_size: int,
     rows: np.ndarray | None = None,
-    channels: int = 3,
     on_bad_image: str = "error",
     max_bad_images: int = 100,
     threads: int = 0,
@@ -124,9 +131,8 @@ def eval_batches(
         batch_size=batch_size,
         rows=np.arange(batch_size) if rows is None else np.asarray(rows),
         num_batches=-(-len(source) // batch_size),
-        train=False,
+        order=None,
         seed=0,
-        channels=channels,
         max_bad_images=_max_bad_images(on_bad_image, max_bad_images),
     )
     return Batches(make, 0, threads=threads, workers=workers, prefetch=prefetch)
@@ -141,6 +147,7 @@ class Batches(Iterator[Batch]):
     """Batches in order, made ahead of time. `close()` it, or use it in a `with` statement.
 
     `bad_images` maps the number in the source of each unreadable image so far to its message.
+    Where a worker process dies (out of memory, `kill -9`) all start again at the next batch.
     """
 
     def __init__(
@@ -154,29 +161,38 @@ class Batches(Iterator[Batch]):
         prefetch = -(-prefetch // max(workers, 1))
         # A thread makes a whole batch, so fewer batches under way than threads would idle some.
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + prefetch)
-        batches = grain.MapDataset.source(make)[start:].to_iter_dataset(options)
-        if workers:
-            if not flags.FLAGS.is_parsed():  # grain reads absl's flags when it starts a process
-                flags.FLAGS.mark_as_parsed()
-            batches = batches.mp_prefetch(
+
+        def batches_from(step: int) -> grain.IterDataset:
+            batches = grain.MapDataset.source(make)[step:].to_iter_dataset(options)
+            if not workers:
+                return batches
+            return batches.mp_prefetch(
                 grain.MultiprocessingOptions(
                     num_workers=workers, per_worker_buffer_size=max(prefetch, 1)
                 ),
                 worker_init_fn=_start_worker,
             )
+
+        if workers and not flags.FLAGS.is_parsed():  # grain reads absl's flags in a new process
+            flags.FLAGS.mark_as_parsed()
         self.bad_images: dict[int, str] = {}
         self._max_bad_images = make.max_bad_images
-        self._copy = workers > 0
-        self._iterator = iter(batches)
+        self._batches_from, self._workers = batches_from, workers
+        self._step = start  # of the next batch
+        self._deaths = 0  # of workers since the last batch
+        self._start()
+
+    def _start(self) -> None:
+        self._iterator = iter(self._batches_from(self._step))
         # Also when it is garbage or the interpreter exits: workers ignore SIGTERM.
-        self._finalizer = weakref.finalize(self, _close, self._iterator, shared=workers > 0)
+        self._finalizer = weakref.finalize(self, _close, self._iterator, shared=self._workers > 0)
 
     def __next__(self) -> Batch:
         if not self._finalizer.alive:
             raise StopIteration
         try:
-            batch, bad = next(self._iterator)
-            if self._copy:  # out of shared memory, which must be gone before the interpreter is
+            batch, bad = self._next()
+            if self._workers:  # out of shared memory, which must be gone before the interpreter is
                 batch = {key: np.array(value) for key, value in batch.items()}
             self._note(bad)
         except StopIteration:
@@ -185,14 +201,29 @@ class Batches(Iterator[Batch]):
         except ValueError as error:
             self.close()
             raise ValueError(str(error)) from error  # grain adds notes of its own
-        except RuntimeError as error:
-            self.close()
-            if "terminated unexpectedly" not in str(error):
-                raise
-            raise RuntimeError(
-                f"a process that loads data has died, perhaps for lack of memory: {error}"
-            ) from error
+        self._step += 1
+        self._deaths = 0
         return batch
+
+    def _next(self) -> tuple[Batch, list[tuple[int, str]]]:
+        while True:
+            try:
+                return next(self._iterator)
+            except RuntimeError as error:
+                self.close()
+                died = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
+                if not died:
+                    raise
+            self._deaths += 1
+            what = f"a process that loads data has died (exit code {died[1]}), perhaps for lack of "
+            if self._deaths > MAX_DEATHS:
+                raise ValueError(
+                    f"{what}memory, {self._deaths} times at step {self._step}: lower "
+                    f"config.loader.workers = {self._workers} or config.loader.prefetch, or load "
+                    "with threads (workers = 0)"
+                )
+            log.warning("%smemory; starting all again at step %d", what, self._step)
+            self._start()
 
     def _note(self, bad: list[tuple[int, str]]) -> None:
         for index, message in bad:
@@ -252,9 +283,8 @@ class _MakeBatch:
     batch_size: int
     rows: np.ndarray  # int [L]
     num_batches: int
-    train: bool
+    order: Order | None  # None: evaluation
     seed: int
-    channels: int
     max_bad_images: int | None  # None: a bad image is an error
 
     def __len__(self) -> int:
@@ -263,41 +293,36 @@ class _MakeBatch:
     def __getitem__(self, step: int) -> tuple[Batch, list[tuple[int, str]]]:
         count = len(self.source)
         examples = step * self.batch_size + self.rows  # g of the module's docstring
-        if self.train:
+        if self.order:
             per_epoch = count // self.batch_size
             epoch, step_in_epoch = divmod(step, per_epoch)
-            order = _order(count, self.seed, epoch)
-            indices = order[step_in_epoch * self.batch_size + self.rows]
+            indices = self.order(epoch)[step_in_epoch * self.batch_size + self.rows]
             mask = np.ones(len(indices), bool)
         else:
             indices = examples % count
             mask = examples < count
 
-        bits = np.random.Philox(0)
-        rng = np.random.Generator(bits)
+        rng = np.random.Generator(np.random.Philox(0))
         bad: dict[int, str] = {}
         images, labels = None, np.empty(len(indices), np.int32)
         for row, (index, example) in enumerate(zip(indices.tolist(), examples.tolist())):
             if row and not mask[row]:
                 images[row], labels[row] = images[0], labels[0]
                 continue
-            pixels, item, found = self._read(index, bad)
-            if found != index and not self.train:
+            image, labels[row], found = self._read(index, example, rng, bad)
+            if found != index and not self.order:
                 mask[row] = False
-            _seek(bits, self.seed, example)
-            try:
-                image = self.transform(pixels, rng)
-            except ValueError as error:
-                raise ValueError(f"{item['name']}: {error}") from error
             if images is None:
-                images = np.empty((len(indices), *image.shape), np.uint8)
-            images[row], labels[row] = image, item["label"]
+                images = np.empty((len(indices), *image.shape), image.dtype)
+            images[row] = image
 
         batch = {"image": images, "label": labels}
-        return batch if self.train else batch | {"mask": mask}, list(bad.items())
+        return batch if self.order else batch | {"mask": mask}, list(bad.items())
 
-    def _read(self, index: int, bad: dict[int, str]) -> tuple[np.ndarray, dict[str, Any], int]:
-        """Returns the pixels and the item of the first readable image from `index` on, and which.
+    def _read(
+        self, index: int, example: int, rng: np.random.Generator, bad: dict[int, str]
+    ) -> tuple[np.ndarray, int, int]:
+        """Returns the first readable image from `index` on, transformed, its label, and which.
 
         Raises:
           BadImage: `index` is unreadable and not to be skipped.
@@ -307,7 +332,8 @@ class _MakeBatch:
             candidate %= len(self.source)
             try:
                 item = self.source[candidate]
-                pixels = decode(item["image"], channels=self.channels, name=item["name"])
+                _seek(rng.bit_generator, self.seed, example)
+                image = transformed(item, self.transform, rng)
             except BadImage as error:
                 if self.max_bad_images is None:
                     raise
@@ -320,7 +346,7 @@ class _MakeBatch:
                     f"{item['name']}: the label {item['label']} is out of range, there are "
                     f"{len(self.source.class_names)} classes"
                 )
-            return pixels, item, candidate
+            return image, item["label"], candidate
         raise ValueError(f"none of the {len(self.source)} images can be read: {bad[index]}")
 
 
@@ -337,20 +363,3 @@ def _seek(bits: np.random.Philox, seed: int, example: int) -> None:
         "has_uint32": 0,
         "uinteger": 0,
     }
-
-
-_order_lock = threading.Lock()
-
-
-def _order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """Returns the permutation of an epoch, int64 [count]: all threads wait for one to make it."""
-    with _order_lock:
-        return _make_order(count, seed, epoch)
-
-
-@functools.lru_cache(maxsize=2)  # batches made ahead of time may belong to the next epoch
-def _make_order(count: int, seed: int, epoch: int) -> np.ndarray:
-    # Sorting raw numbers: NumPy promises that these stay the same in its next versions, while
-    # Generator.permutation may change. The counter keeps clear of the examples' numbers.
-    bits = np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, 1])
-    return np.argsort(bits.random_raw(count), kind="stable")

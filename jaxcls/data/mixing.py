@@ -1,42 +1,105 @@
 """Mixing images of a batch with one another, on the device: (rng, batch) -> batch."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-Batch = dict[str, jax.Array]
+from jaxcls.config import refuse_unused
+from jaxcls.data.erasing import box, whole
+
+Array = jax.Array
+Batch = dict[str, Array]
+
+# The values of config.mix that mean "not set", of what not every choice of kinds takes.
+DEFAULTS = {"prob": 1.0, "weights": (1.0, 1.0, 1.0), "decay_power": 3.0, "max_soft": 0.0}
 
 
-def make(*, mixup: float, group: int | None = None) -> Callable[[jax.Array, Batch], Batch] | None:
+def make(
+    *,
+    mixup: float,
+    cutmix: float,
+    fmix: float,
+    prob: float,
+    weights: Sequence[float],
+    decay_power: float,
+    max_soft: float,
+    group: int | None = None,
+) -> Callable[[Array, Batch], Batch] | None:
     """Returns the mixing of `config.mix`, or None where it is off.
 
     It maps normalised images and labels to {"image", "label", "label2": int32[B], "lam": f32[B]},
-    lam being the weight of `label`.
+    lam being the weight of `label`: the share of the image that comes from the row's own. A batch
+    is mixed in one way, drawn anew each time, with one lam; lam is 1 where it is not mixed at all.
 
     Args:
-      mixup: alpha of `mixup`; 0 is off.
+      mixup, cutmix, fmix: alpha of Beta(alpha, alpha), which lam of `blend`, `cut` and
+        `cut_fourier` comes from; 0 is off.
+      prob: share of the batches that are mixed.
+      weights: of the three in the draw; those that are off do not count.
+      decay_power, max_soft: of fmix.
       group: images that share BatchNorm statistics (`config.model.bn_group`), consecutive ones and
         on one device. Partners come from the same group: mixing needs no communication then, and
         statistics depend on no other images than without it. None: see `partners`.
 
     Raises:
-      ValueError: a value out of range.
+      ValueError: a value out of range, or one that is not used.
     """
-    if not 0 <= mixup < math.inf:
-        raise ValueError(f"config.mix.mixup = {mixup}: write an alpha above 0, or 0.0 for none")
-    if not mixup:
+    alphas = {"mixup": mixup, "cutmix": cutmix, "fmix": fmix}
+    for key, alpha in alphas.items():
+        if not 0 <= alpha < math.inf:
+            raise ValueError(f"config.mix.{key} = {alpha}: write an alpha above 0, or 0.0 for none")
+    on = [key for key, alpha in alphas.items() if alpha]
+    takes = ["prob"] * bool(on) + ["weights"] * (len(on) > 1)
+    takes += ["decay_power", "max_soft"] * bool(fmix)
+    values = {"prob": prob, "weights": tuple(weights)}
+    values |= {"decay_power": decay_power, "max_soft": max_soft}
+    refuse_unused("mix", " + ".join(on) or "no mixing", values, DEFAULTS, takes)
+    if not on:
         return None
+    if not 0 < prob <= 1:
+        raise ValueError(f"config.mix.prob = {prob}: write a share of the batches, above 0 up to 1")
+    if len(weights) != 3 or not all(0 < w < math.inf for w in weights):
+        raise ValueError(
+            f"config.mix.weights = {tuple(weights)}: write three numbers above 0, for mixup, "
+            "cutmix and fmix; an alpha of 0.0 turns one off"
+        )
+    if not 0 <= max_soft <= 0.5:
+        raise ValueError(f"config.mix.max_soft = {max_soft}: write a share, from 0 to 0.5")
+    if not 0 <= decay_power < math.inf:
+        raise ValueError(f"config.mix.decay_power = {decay_power}: write a number of at least 0")
 
-    def mix(rng: jax.Array, batch: Batch) -> Batch:
-        rng_partner, rng_lam = jax.random.split(rng)
+    kinds = {
+        "mixup": blend,
+        "cutmix": cut,
+        "fmix": partial(cut_fourier, decay_power=decay_power, max_soft=max_soft),
+        "none": lambda rng, lam, image, other: (jnp.ones_like(lam), image),
+    }
+    chances = {key: weight for key, weight in zip(alphas, weights, strict=True) if alphas[key]}
+    chances = {key: prob * weight / sum(chances.values()) for key, weight in chances.items()}
+    if prob < 1:
+        chances["none"] = 1 - prob
+    ends = np.cumsum(list(chances.values()))[:-1].astype(np.float32)
+    functions = [kinds[key] for key in chances]
+    alpha_of = np.array([alphas.get(key, 1) for key in chances], np.float32)
+
+    def mix(rng: Array, batch: Batch) -> Batch:
+        assert jnp.issubdtype(batch["image"].dtype, jnp.floating), "mix after normalising"
+        rng_partner, rng_lam, rng_kind, rng_mask = jax.random.split(rng, 4)
         other = partners(rng_partner, batch, group)
-        # One lam for the batch, as in the paper's code; float32 draws in every precision.
-        lam = jax.random.beta(rng_lam, mixup, mixup, dtype=jnp.float32)
+        wide = jnp.promote_types(batch["image"].dtype, jnp.float32)
+        images = batch["image"].astype(wide), other["image"].astype(wide)
+        kind = (jax.random.uniform(rng_kind, (), jnp.float32) >= ends).sum(dtype=jnp.int32)
+        alpha = jnp.array(alpha_of)[kind]
+        # One lam for the batch, as in the papers' code; float32 draws in every precision.
+        lam = jax.random.beta(rng_lam, alpha, alpha, dtype=jnp.float32)
+        lam, image = jax.lax.switch(kind, functions, rng_mask, lam, *images)
         return {
             **batch,
-            "image": blend(batch["image"], other["image"], lam),
+            "image": image,
             "label2": other["label"],
             "lam": jnp.broadcast_to(lam, batch["label"].shape),
         }
@@ -44,17 +107,70 @@ def make(*, mixup: float, group: int | None = None) -> Callable[[jax.Array, Batc
     return mix
 
 
-def blend(image: jax.Array, other: jax.Array, lam: jax.Array) -> jax.Array:
-    """Returns lam image + (1 - lam) other, in float32 at least.
+# -- The kinds: (rng, lam, image, other) -> (lam, image), images floating [B, H, W, C], lam f32[] --
 
-    Mixup: Zhang et al. 2018, arXiv:1710.09412, with lam from Beta(alpha, alpha).
+
+def blend(rng: Array, lam: Array, image: Array, other: Array) -> tuple[Array, Array]:
+    """Mixup: lam image + (1 - lam) other.
+
+    Zhang et al. 2018, arXiv:1710.09412.
     """
-    assert jnp.issubdtype(image.dtype, jnp.floating), "mix after normalising"
-    dtype = jnp.promote_types(image.dtype, jnp.float32)
-    return lam * image.astype(dtype) + (1 - lam) * other.astype(dtype)
+    del rng
+    return lam, lam * image + (1 - lam) * other
 
 
-def partners(rng: jax.Array, batch: Batch, group: int | None) -> Batch:
+def cut(rng: Array, lam: Array, image: Array, other: Array) -> tuple[Array, Array]:
+    """CutMix: a box of the other image, sqrt(1 - lam) as high and as wide as the image.
+
+    Yun et al. 2019, arXiv:1905.04899. The centre of the box is any pixel and its sides are rounded
+    down; it is clipped at the border, and lam becomes the share of the image outside what is left.
+    """
+    h, w = image.shape[1:3]
+    u = jax.random.uniform(rng, (2,), jnp.float32)
+    side = jnp.sqrt(1 - lam)
+    height, width = whole(side, h), whole(side, w)
+    top, left = whole(u[0], h) - height // 2, whole(u[1], w) - width // 2
+    inside = box(top, left, height, width, (h, w))
+    lam = 1 - inside.mean(dtype=jnp.float32)
+    return lam, jnp.where(inside[..., None], other, image)
+
+
+def cut_fourier(
+    rng: Array, lam: Array, image: Array, other: Array, *, decay_power: float, max_soft: float
+) -> tuple[Array, Array]:
+    """FMix: the other image outside the highest lam of a random smooth landscape.
+
+    Harris et al. 2020, arXiv:2002.12047: `fourier_mask`, whose mean becomes lam.
+    """
+    shape = image.shape[1:3]
+    mask = fourier_mask(rng, shape, lam, decay_power=decay_power, max_soft=max_soft)
+    weight = mask[..., None]
+    return mask.mean(), weight * image + (1 - weight) * other
+
+
+def fourier_mask(
+    rng: Array, shape: tuple[int, int], lam: Array, *, decay_power: float, max_soft: float
+) -> Array:
+    """Returns f32[H, W] in [0, 1] with a mean of lam (up to a pixel): 1 on hills, 0 in valleys.
+
+    The landscape is noise whose amplitude at a frequency f (in cycles a pixel) is
+    1 / max(f, 1 / max(H, W))^decay_power. `max_soft` is half the share of pixels that lie in the
+    slopes between 1 and 0, a linear function of their rank; 0: a binary mask.
+    """
+    h, w = shape
+    frequency = np.hypot(np.fft.fftfreq(h)[:, None], np.fft.rfftfreq(w))
+    amplitude = 1 / np.maximum(frequency, 1 / max(h, w)) ** decay_power
+    noise = jax.random.normal(rng, (2, *frequency.shape), jnp.float32)
+    spectrum = jnp.array(amplitude, jnp.float32) * (noise[0] + 1j * noise[1])
+    landscape = jnp.fft.irfft2(spectrum, s=shape)
+    rank = jnp.argsort(jnp.argsort(-landscape, axis=None)).reshape(shape)  # 0: the highest
+    soft = jnp.floor(h * w * jnp.minimum(max_soft, jnp.minimum(lam, 1 - lam)))
+    first, last = jnp.round(h * w * lam) - soft, jnp.round(h * w * lam) + soft - 1
+    slope = (last - rank) / jnp.maximum(last - first, 1)
+    return jnp.where(rank < first, 1, jnp.where(rank > last, 0, slope)).astype(jnp.float32)
+
+
+def partners(rng: Array, batch: Batch, group: int | None) -> Batch:
     """Returns image and label of each row's partner: another row of its group, each exactly once.
 
     The rows of every group are rotated by the same random number of places, 1 to group - 1. The

@@ -1,6 +1,7 @@
 """Where images come from: random access by number, encoded as they lie on disk.
 
-A source has `len(source)`, `source.class_names` and `source[i]`, a dict of
+A source has `len(source)`, `source.class_names`, `source.labels` (int [N]; records have to be read
+for it) and `source[i]`, a dict of
   image  bytes (encoded) or uint8 [H, W, C]
   label  int, 0 <= label < len(class_names): the loader makes sure of it
   name   str, what error messages call the image
@@ -15,18 +16,26 @@ import json
 import os
 import re
 import struct
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
 from jaxcls.config import choose, refuse_unused
 from jaxcls.data.decode import BadImage
+from jaxcls.data.sampling import WEIGHTS, subset
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 CLASSES_FILE = "classes.txt"  # beside lists and records: one class name per line, in label order
+
+T = TypeVar("T")
+
+CACHES = ("auto", "none", "encoded", "decoded", "device")  # data/cache.py
 
 # The keys of config.data each source takes, and the values that mean "not set".
 TAKES = {
@@ -52,6 +61,7 @@ DEFAULTS = {
 
 class Source(Protocol):
     class_names: tuple[str, ...]
+    labels: np.ndarray
 
     def __len__(self) -> int: ...
 
@@ -67,6 +77,9 @@ class Data:
     class_names: tuple[str, ...]
     on_bad_image: str  # "error" or "skip"
     max_bad_images: int
+    sampling: str  # a key of sampling.WEIGHTS
+    repeats: int
+    cache: str  # a key of cache.KINDS
 
 
 def open(
@@ -83,6 +96,11 @@ def open(
     num_classes: int,
     on_bad_image: str,
     max_bad_images: int,
+    fraction: float,
+    fraction_seed: int,
+    sampling: str,
+    repeats: int,
+    cache: str,
     image_size: int = 224,
 ) -> Data:
     """Returns the images that `config.data` names: `sources.open(**config.data)`.
@@ -99,6 +117,8 @@ def open(
         raise ValueError(f"config.data.source is not set: write one of {', '.join(sorted(TAKES))}")
     choose("config.data.source", source, TAKES)
     choose("config.data.on_bad_image", on_bad_image, ("error", "skip"))
+    choose("config.data.sampling", sampling, WEIGHTS)
+    choose("config.data.cache", cache, CACHES)
     values = {
         "root": root,
         "train": train,
@@ -114,8 +134,70 @@ def open(
     arguments = {key: values[key] for key in TAKES[source]}
     if source == "fake":
         arguments["image_size"] = image_size
+    if fraction == 1 and fraction_seed:
+        raise ValueError(f"config.data.fraction_seed = {fraction_seed}: not used by fraction = 1.0")
     train_source, eval_source = OPEN[source](**arguments)
-    return Data(train_source, eval_source, train_source.class_names, on_bad_image, max_bad_images)
+    if fraction != 1:
+        indices = subset(train_source.labels, fraction, fraction_seed % 2**64)
+        train_source = Subset(train_source, indices)
+    return Data(
+        train=train_source,
+        eval=eval_source,
+        class_names=train_source.class_names,
+        on_bad_image=on_bad_image,
+        max_bad_images=max_bad_images,
+        sampling=sampling,
+        repeats=repeats,
+        cache=cache,
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subset:
+    """Some images of a source."""
+
+    source: Source
+    indices: np.ndarray  # int [number of images]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.source.class_names
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        return self.source.labels[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.source[int(self.indices[index])]
+
+
+def for_all(f: Callable[[int], T], count: int, what: str) -> Iterator[T]:
+    """Yields f(0), ..., f(count - 1), made by a thread for each core.
+
+    Shows the progress of `what`: as a bar on a terminal, as a line now and then elsewhere.
+    """
+
+    def part(start: int) -> list[T]:
+        return [f(i) for i in range(start, min(start + 64, count))]
+
+    terminal = sys.stderr.isatty()
+    bar = tqdm(
+        total=count,
+        desc=what,
+        unit="image",
+        mininterval=0.1 if terminal else 30,
+        delay=0 if terminal else 10,
+    )
+    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            for results in pool.map(part, range(0, count, 64)):
+                yield from results
+                bar.update(len(results))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 # -- Arrays in memory ------------------------------------------------------------------------------
@@ -301,13 +383,17 @@ def _images(folder: Path) -> list[str]:
       ValueError: there are none.
     """
     paths = []
-    for directory, subdirectories, names in os.walk(folder, followlinks=True):
+    for directory, subdirectories, names in os.walk(folder, onerror=_raise, followlinks=True):
         subdirectories[:] = [name for name in subdirectories if name[0] != "."]
         images = [n for n in names if n[0] != "." and n.lower().endswith(IMAGE_SUFFIXES)]
         paths += [os.path.relpath(os.path.join(directory, n), folder.parent) for n in images]
     if not paths:
         raise ValueError(f"{folder}: the class {folder.name!r} has no images")
     return sorted(paths)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _hold_out(paths: Sequence[str], fraction: float) -> list[str]:
@@ -424,18 +510,23 @@ def _read_list(
 # -- ArrayRecord -----------------------------------------------------------------------------------
 
 # A record is the length of a header (uint32, little-endian), the header (JSON: {"label": int,
-# "name": str}) and the encoded image as it was. data_prep/folder_to_array_record.py writes them.
+# "name": str}) and the encoded image as it was; or, where the header has a "shape" [H, W, C] too,
+# the pixels, uint8. data_prep/folder_to_array_record.py writes them.
 _LENGTH = struct.Struct("<I")
 
 
-def pack_record(image: bytes, label: int, name: str) -> bytes:
-    """Returns the record of an encoded image."""
-    header = json.dumps({"label": label, "name": name}).encode()
+def pack_record(image: bytes | np.ndarray, label: int, name: str) -> bytes:
+    """Returns the record of an encoded image, or of pixels, uint8 [H, W, C]."""
+    fields: dict[str, Any] = {"label": label, "name": name}
+    if isinstance(image, np.ndarray):
+        fields["shape"] = image.shape
+        image = image.tobytes()
+    header = json.dumps(fields).encode()
     return _LENGTH.pack(len(header)) + header + image
 
 
 def unpack_record(record: bytes) -> dict[str, Any]:
-    """Returns {"image": bytes, "label": int, "name": str}.
+    """Returns {"image": bytes or uint8 [H, W, C], "label": int, "name": str}.
 
     Raises:
       ValueError: it is no such record.
@@ -443,7 +534,11 @@ def unpack_record(record: bytes) -> dict[str, Any]:
     try:
         end = _LENGTH.size + _LENGTH.unpack_from(record)[0]
         header = json.loads(record[_LENGTH.size : end])
-        return {"image": record[end:], "label": int(header["label"]), "name": str(header["name"])}
+        if "shape" in header:
+            image = np.frombuffer(record, np.uint8, offset=end).reshape(header["shape"])
+        else:
+            image = record[end:]
+        return {"image": image, "label": int(header["label"]), "name": str(header["name"])}
     except (struct.error, ValueError, KeyError, TypeError) as error:
         raise ValueError("not a record of data_prep/folder_to_array_record.py") from error
 
@@ -455,6 +550,10 @@ class Records:
     files: tuple[str, ...]
     records: Any  # array_record's data source: opens files late, pickles
     class_names: tuple[str, ...]
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        return np.array(list(for_all(lambda i: self[i]["label"], len(self), "reading labels")))
 
     def __len__(self) -> int:
         return len(self.records)
@@ -532,6 +631,10 @@ class Tfds:
     label: str  # "imagenet2012/train"
     records: Any  # TFDS's data source: opens files late, pickles
     class_names: tuple[str, ...]
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        return np.array(list(for_all(lambda i: self[i]["label"], len(self), "reading labels")))
 
     def __len__(self) -> int:
         return len(self.records)

@@ -75,7 +75,9 @@ def build(name: str, *, num_classes: int = 1000, **overrides) -> nn.Module:
       **overrides: fields of `Ctx` (`dtype`, `bn_group`, ...) or of the family's class.
 
     Raises:
-      ValueError: an unknown name (with the closest ones) or an argument that the family lacks.
+      ValueError: an unknown name (with the closest ones), an argument that the family lacks, or
+        `drop_path` for a network without residual branches. The module itself raises one for images
+        that are too small for it.
     """
     spec = MODELS[choose("model", name, MODELS)]
     kwargs = {**spec.kwargs, **overrides}
@@ -86,4 +88,6 @@ def build(name: str, *, num_classes: int = 1000, **overrides) -> nn.Module:
             f"{name} takes no argument {', '.join(unknown)}; it takes "
             f"{', '.join(sorted(fields | CTX_FIELDS))}"
         )
+    if c.drop_path and not getattr(spec.cls, "residual", True):
+        raise ValueError(f"drop_path = {c.drop_path}: {name} has no residual branch to drop")
     return spec.cls(c, num_classes, **kwargs)

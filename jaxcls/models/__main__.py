@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
             {
                 "name": name,
                 "family": models.family_of(name),
+                "alias_of": models.MODELS[name].alias_of,
                 "size": size,
                 **count(models.build(name), size),
                 "top1": top1,
@@ -42,12 +43,13 @@ def main(argv: list[str] | None = None) -> int:
     number = lambda x: "" if x is None else f"{x:.2f}"
     print(
         f"{'name':<33} {'family':<13} {'size':>4} {'params (M)':>10} {'multiply-adds (G)':>17} "
-        f"{'top-1 %':>8} {'top-5 %':>8}"
+        f"{'top-1 %':>8} {'top-5 %':>8}  other weights of"
     )
     for r in rows:
         print(
             f"{r['name']:<33} {r['family']:<13} {r['size']:>4} {r['params'] / 1e6:>10.2f} "
-            f"{r['macs'] / 1e9:>17.3f} {number(r['top1']):>8} {number(r['top5']):>8}"
+            f"{r['macs'] / 1e9:>17.3f} {number(r['top1']):>8} {number(r['top5']):>8}  "
+            f"{r['alias_of']}".rstrip()
         )
     return 0
 

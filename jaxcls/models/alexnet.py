@@ -7,6 +7,8 @@ last features are averaged to 6x6. As in PaddleClas, the dropouts scale in evalu
 PaddleClas draws all of them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 
@@ -16,6 +18,7 @@ from jaxcls.models.layers import (
     Dropout,
     Linear,
     adaptive_mean,
+    at_least,
     max_pool,
     stage,
 )
@@ -73,13 +76,14 @@ class Neck(nn.Module):
 class AlexNet(nn.Module):
     """Stem at stride 4, two stages, fully connected layers."""
 
+    residual: ClassVar[bool] = False  # nothing for `drop_path` to drop
     c: Ctx
     num_classes: int
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
-        x = Block(c, 64, 11, 4, 2, name="stem")(images.astype(c.feature_dtype))
+        x = Block(c, 64, 11, 4, 2, name="stem")(at_least(images, 63).astype(c.feature_dtype))
         out = {}
         for i, blocks in enumerate((((192, 5),), ((384, 3), (256, 3), (256, 3))), 1):
             x = out[f"stage{i}"] = stage(Stage, c)(c, blocks, name=f"stage{i}")(x)

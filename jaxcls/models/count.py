@@ -1,6 +1,7 @@
 """Parameters and multiply-adds, counted from the program that runs."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -8,9 +9,20 @@ import jax
 import jax.numpy as jnp
 
 
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Yields every equation of a program, inner programs' too, each once: loops count once."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    yield from equations(inner)
+
+
 def _macs(jaxpr: Any) -> int:
     total = 0
-    for eqn in jaxpr.eqns:
+    for eqn in equations(jaxpr):
         out = eqn.outvars[0].aval
         if eqn.primitive.name == "conv_general_dilated":
             kernel = eqn.invars[1].aval.shape
@@ -19,11 +31,6 @@ def _macs(jaxpr: Any) -> int:
         elif eqn.primitive.name == "dot_general":
             (contract, _), _ = eqn.params["dimension_numbers"]
             total += out.size * math.prod(eqn.invars[0].aval.shape[d] for d in contract)
-        for value in eqn.params.values():
-            for inner in value if isinstance(value, (tuple, list)) else (value,):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    total += _macs(inner)
     return total
 
 
@@ -48,8 +55,10 @@ def count(module: nn.Module, size: int, channels: int = 3) -> dict[str, int]:
     Nothing is computed: shapes alone are followed.
     """
     image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
-    variables = jax.eval_shape(module.init, jax.random.key(0), image)
-    return {
-        "params": parameters(variables["params"]),
-        "macs": multiply_adds(lambda v, x: module.apply(v, x)["logits"], variables, image),
-    }
+
+    def forward(image):
+        out, variables = module.init_with_output(jax.random.key(0), image)
+        return out["logits"], variables["params"]
+
+    jaxpr, (_, params) = jax.make_jaxpr(forward, return_shape=True)(image)
+    return {"params": parameters(params), "macs": _macs(jaxpr.jaxpr)}

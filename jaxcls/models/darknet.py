@@ -1,8 +1,11 @@
 """DarkNet53, the backbone of YOLOv3.
 
 Redmon and Farhadi 2018 (https://arxiv.org/abs/1804.02767). As in PaddleClas, activations are ReLU
-rather than leaky ReLU. The 3x3 convolution that halves the size is the start of its stage.
+rather than leaky ReLU (`slope`). The 3x3 convolution that halves the size begins its stage.
 """
+
+import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -18,6 +21,7 @@ from jaxcls.models.layers import (
 from jaxcls.models.spec import Ctx, Spec
 
 Array = jax.Array
+Act = Callable[[Array], Array]
 
 
 class Block(nn.Module):
@@ -27,13 +31,14 @@ class Block(nn.Module):
     width: int
     down: bool  # after a convolution that halves the size
     drop_path: float
+    act: Act
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         if self.down:
-            x = ConvBN(self.c, self.width, 3, 2, act=nn.relu, name="down")(x)
-        y = ConvBN(self.c, self.width // 2, act=nn.relu, name="conv1")(x)
-        y = ConvBN(self.c, self.width, 3, act=nn.relu, name="conv2")(y)
+            x = ConvBN(self.c, self.width, 3, 2, act=self.act, name="down")(x)
+        y = ConvBN(self.c, self.width // 2, act=self.act, name="conv1")(x)
+        y = ConvBN(self.c, self.width, 3, act=self.act, name="conv2")(y)
         return x + DropPath(self.c, self.drop_path, name="drop_path")(y)
 
 
@@ -42,10 +47,11 @@ class Stem(nn.Module):
 
     c: Ctx
     width: int
+    act: Act
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return ConvBN(self.c, self.width, 3, act=nn.relu, name="conv1")(x)
+        return ConvBN(self.c, self.width, 3, act=self.act, name="conv1")(x)
 
 
 class Stage(nn.Module):
@@ -53,12 +59,13 @@ class Stage(nn.Module):
 
     c: Ctx
     width: int
+    act: Act
     drop_paths: tuple[float, ...]  # one for each block
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for i, drop_path in enumerate(self.drop_paths):
-            x = Block(self.c, self.width, i == 0, drop_path, name=f"block{i + 1}")(x)
+            x = Block(self.c, self.width, i == 0, drop_path, self.act, name=f"block{i + 1}")(x)
         return x
 
 
@@ -69,15 +76,18 @@ class DarkNet(nn.Module):
     num_classes: int
     depths: tuple[int, ...] = (1, 2, 8, 8, 4)
     width: int = 32
+    slope: float = 0.0  # of the activations below zero; 0: ReLU
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
-        x = Stem(c, self.width, name="stem")(images.astype(c.feature_dtype))
+        leaky = functools.partial(nn.leaky_relu, negative_slope=self.slope)
+        act = leaky if self.slope else nn.relu
+        x = Stem(c, self.width, act, name="stem")(images.astype(c.feature_dtype))
         out = {}
         for i, rates in enumerate(drop_path_rates(c, self.depths), 1):
             name = f"stage{i}"
-            x = out[name] = stage(Stage, c)(c, self.width * 2**i, tuple(rates), name=name)(x)
+            x = out[name] = stage(Stage, c)(c, self.width * 2**i, act, tuple(rates), name=name)(x)
         out["pre_logits"] = global_mean(x, c)
         out["logits"] = Classifier(c, self.num_classes, name="head")(out["pre_logits"])
         return out

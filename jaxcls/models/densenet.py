@@ -4,6 +4,8 @@ Huang et al. 2016, Densely connected convolutional networks (https://arxiv.org/a
 bottlenecks and compression by half. The first block of stages 2 to 4 is the transition.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from jaxcls.models.layers import (
     BNReLU,
     Classifier,
     ConvBN,
+    at_least,
     global_mean,
     max_pool,
     stage,
@@ -76,8 +79,9 @@ class Stage(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """Stem, stages of dense blocks, head; `drop_path` finds no residual branch."""
+    """Stem, stages of dense blocks, head."""
 
+    residual: ClassVar[bool] = False  # nothing for `drop_path` to drop
     c: Ctx
     num_classes: int
     depths: tuple[int, ...]
@@ -86,7 +90,7 @@ class DenseNet(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
-        x = Stem(c, 2 * self.growth, name="stem")(images.astype(c.feature_dtype))
+        x = Stem(c, 2 * self.growth, name="stem")(at_least(images, 29).astype(c.feature_dtype))
         out = {}
         for i, depth in enumerate(self.depths, 1):
             x = out[f"stage{i}"] = stage(Stage, c)(

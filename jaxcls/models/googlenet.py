@@ -9,13 +9,21 @@ evaluation (`Dropout.downscale`). The heads are always there; a program that lea
 """
 
 import functools
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxcls.models import layers
-from jaxcls.models.layers import Classifier, Linear, global_mean, max_pool, stage
+from jaxcls.models.layers import (
+    Classifier,
+    Linear,
+    at_least,
+    global_mean,
+    max_pool,
+    stage,
+)
 from jaxcls.models.spec import Ctx, Spec
 
 Array = jax.Array
@@ -112,13 +120,14 @@ class AuxHead(nn.Module):
 class GoogLeNet(nn.Module):
     """Stem, stages of Inception blocks, head, and two auxiliary heads on the way."""
 
+    residual: ClassVar[bool] = False  # nothing for `drop_path` to drop
     c: Ctx
     num_classes: int
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
-        x = Stem(c, name="stem")(images.astype(c.feature_dtype))
+        x = Stem(c, name="stem")(at_least(images, 61).astype(c.feature_dtype))
         features, out = {}, {}
         for i, blocks in enumerate(STAGES, 1):
             features[i] = stage(Stage, c)(c, blocks, name=f"stage{i}")(x)

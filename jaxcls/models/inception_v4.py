@@ -6,11 +6,20 @@ in PaddleClas, means at the border are over the pixels that are there, and the d
 evaluation (`Dropout.downscale`).
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcls.models.layers import Classifier, ConvBN, global_mean, max_pool, stage
+from jaxcls.models.layers import (
+    Classifier,
+    ConvBN,
+    at_least,
+    global_mean,
+    max_pool,
+    stage,
+)
 from jaxcls.models.spec import Ctx, Spec
 
 Array = jax.Array
@@ -122,15 +131,16 @@ class Stage(nn.Module):
 
 
 class InceptionV4(nn.Module):
-    """Stem, stages of Inception blocks, head; for images of at least 75 x 75 pixels."""
+    """Stem, stages of Inception blocks, head."""
 
+    residual: ClassVar[bool] = False  # nothing for `drop_path` to drop
     c: Ctx
     num_classes: int
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
-        x = Stage(c, STEM, name="stem")(images.astype(c.feature_dtype))
+        x = Stage(c, STEM, name="stem")(at_least(images, 75).astype(c.feature_dtype))
         out = {}
         for i, blocks in enumerate(STAGES, 1):
             x = out[f"stage{i}"] = stage(Stage, c)(c, blocks, name=f"stage{i}")(x)

@@ -191,17 +191,17 @@ class Dropout(nn.Module):
 
     What is left is divided by 1 - rate, and evaluation changes nothing. With `downscale`, which is
     what PaddleClas's older networks were trained with, training keeps what is left as it is and
-    evaluation multiplies by 1 - rate: weights from there need it.
+    evaluation multiplies by 1 - rate: weights from there need it, and others must not have it.
     """
 
     c: Ctx
     rate: float  # the network's own; `c.dropout` goes before it
-    downscale: bool = False
+    downscale: bool = False  # the network's own; `c.downscale` goes before it
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         rate = self.rate if self.c.dropout is None else self.c.dropout
-        if self.downscale:
+        if self.downscale if self.c.downscale is None else self.c.downscale:
             x = x * (1 - rate)
         return nn.Dropout(rate, deterministic=not self.c.train)(x)
 
@@ -319,14 +319,36 @@ def stage(cls: type[nn.Module], c: Ctx) -> type[nn.Module]:
     return nn.remat(cls) if c.remat else cls
 
 
+def at_least(images: Array, size: int) -> Array:
+    """Returns images [B, H, W, C] of which a network without padding leaves something.
+
+    Raises:
+      ValueError: the height or the width is below `size` pixels.
+    """
+    height, width = images.shape[1:3]
+    if min(height, width) < size:
+        raise ValueError(
+            f"images of {height} x {width} pixels are too small: this network needs at least "
+            f"{size} x {size}"
+        )
+    return images
+
+
 def global_mean(x: Array, c: Ctx) -> Array:
     """Returns the mean over the image, in `c.head_dtype`: [B, H, W, D] -> [B, D]."""
     return x.astype(c.head_dtype).mean((1, 2))
 
 
-def max_pool(x: Array, window: int, stride: int, padding: int = 0) -> Array:
-    """Returns the maximum of each window; the padding never wins."""
-    return nn.max_pool(x, (window, window), (stride, stride), [(padding, padding)] * 2)
+def max_pool(
+    x: Array, window: int, stride: int, padding: int = 0, ceil_mode: bool = False
+) -> Array:
+    """Returns the maximum of each window; the padding never wins.
+
+    What is left past the last whole window is dropped, or with `ceil_mode` has a window of its own.
+    """
+    past = [(n + 2 * padding - window) % stride for n in x.shape[1:3]]
+    padded = [(padding, padding + (-n % stride if ceil_mode else 0)) for n in past]
+    return nn.max_pool(x, (window, window), (stride, stride), padded)
 
 
 def avg_pool_halve(x: Array) -> Array:
@@ -391,13 +413,14 @@ class Shortcut(nn.Module):
 
 
 class ResidualStage(nn.Module):
-    """Blocks of one width; the first has the stride and the projecting shortcut."""
+    """Blocks of one width; the first has the stride and, with `project`, a projecting shortcut."""
 
     c: Ctx
     block: Callable[..., nn.Module]  # (c, width, stride, project, drop_path, name) -> the block
     width: int
     stride: int
     drop_paths: tuple[float, ...]  # one for each block
+    project: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -406,7 +429,7 @@ class ResidualStage(nn.Module):
                 self.c,
                 self.width,
                 stride=1 if i else self.stride,
-                project=i == 0,
+                project=self.project and i == 0,
                 drop_path=drop_path,
                 name=f"block{i + 1}",
             )(x)

@@ -4,6 +4,8 @@ Howard et al. 2017, MobileNets (https://arxiv.org/abs/1704.04861). `_x0_25` to `
 multipliers; `_ssld` is the same network with weights distilled from a larger one.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 
@@ -44,6 +46,7 @@ class Stage(nn.Module):
 class MobileNetV1(nn.Module):
     """Stem at stride 2, five stages, head."""
 
+    residual: ClassVar[bool] = False  # nothing for `drop_path` to drop
     c: Ctx
     num_classes: int
     stages: tuple[tuple[int, ...], ...]  # features of each block, at scale 1
@@ -73,6 +76,6 @@ SPECS = {
         "_x0_5": 0.5,
         "_x0_75": 0.75,
         "": 1.0,
-        "_ssld": 1.0,
     }.items()
 }
+SPECS["MobileNetV1_ssld"] = SPECS["MobileNetV1"].alias("MobileNetV1")

@@ -2,8 +2,8 @@
 
 Sandler et al. 2018, MobileNetV2 (https://arxiv.org/abs/1801.04381). `_x0_25` to `_x2_0` are width
 multipliers, truncated to whole features; `_ssld` is the same network with weights distilled from a
-larger one. As in PaddleClas, the first block too has its 1x1 expansion, from 32 to 32 features, and
-there is no dropout before the classifier.
+larger one. As in PaddleClas, the first block too has its 1x1 expansion, from 32 to 32 features (not
+with `expand_first=False`, as in the paper), and there is no dropout before the classifier.
 """
 
 import dataclasses
@@ -40,15 +40,17 @@ class Stage(nn.Module):
     c: Ctx
     rows: tuple[Row, ...]
     scale: float
+    expand_first: bool
     drop_paths: tuple[float, ...]  # one for each block
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         blocks = [(row, i) for row in self.rows for i in range(row.repeats)]
         for n, ((row, i), drop_path) in enumerate(zip(blocks, self.drop_paths, strict=True), 1):
+            expands = row.expand > 1 or self.expand_first
             x = InvertedResidual(
                 self.c,
-                x.shape[-1] * row.expand,
+                x.shape[-1] * row.expand if expands else None,
                 int(row.features * self.scale),
                 stride=1 if i else row.stride,
                 drop_path=drop_path,
@@ -64,6 +66,7 @@ class MobileNetV2(nn.Module):
     num_classes: int
     stages: tuple[tuple[Row, ...], ...]
     scale: float = 1.0
+    expand_first: bool = True  # False: no 1x1 convolution before the first depthwise one
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
@@ -74,7 +77,12 @@ class MobileNetV2(nn.Module):
         depths = [sum(row.repeats for row in rows) for rows in self.stages]
         for i, (rows, rates) in enumerate(zip(self.stages, drop_path_rates(c, depths)), 1):
             x = out[f"stage{i}"] = stage(Stage, c)(
-                c, rows, self.scale, drop_paths=tuple(rates), name=f"stage{i}"
+                c,
+                rows,
+                self.scale,
+                self.expand_first,
+                drop_paths=tuple(rates),
+                name=f"stage{i}",
             )(x)
         x = ConvBN(c, int(1280 * max(1.0, self.scale)), act=nn.relu6, name="neck")(x)
         out["pre_logits"] = global_mean(x, c)
@@ -98,6 +106,6 @@ SPECS = {
         "": 1.0,
         "_x1_5": 1.5,
         "_x2_0": 2.0,
-        "_ssld": 1.0,
     }.items()
 }
+SPECS["MobileNetV2_ssld"] = SPECS["MobileNetV2"].alias("MobileNetV2")

@@ -4,8 +4,10 @@ Howard et al. 2019, Searching for MobileNetV3 (https://arxiv.org/abs/1905.02244)
 `_x1_25` are width multipliers; `_ssld` is the same network with weights distilled from a larger
 one, `_ssld_int8` the network that those were quantised from. As in PaddleClas: the gates are
 clip(0.2 x + 0.5, 0, 1), not the paper's clip(x / 6 + 0.5, 0, 1); they squeeze to a quarter of the
-block's width, rounded down; every block has its expansion, also where it keeps the width; `small`
-ends at 1280 features like `large`; the dropout scales in evaluation (`Dropout.downscale`).
+block's width, rounded down, not to a multiple of 8; every block has its expansion, also where it
+keeps the width; the last convolution has no bias; `small` ends at 1280 features like `large`
+(`last`, 1024 in the paper); the dropout scales in evaluation (`Dropout.downscale`). `paper` is all
+of that as in the paper but for the last two.
 """
 
 import dataclasses
@@ -55,22 +57,28 @@ class Stage(nn.Module):
     c: Ctx
     rows: tuple[Row, ...]
     scale: float
+    paper: bool
+    padding: str | None
     drop_paths: tuple[float, ...]  # one for each block
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for i, (row, drop_path) in enumerate(zip(self.rows, self.drop_paths, strict=True), 1):
             expanded = round_to_8(row.expanded * self.scale)
+            squeeze = functools.partial(
+                SqueezeExcite,
+                squeezed=round_to_8(expanded / 4) if self.paper else expanded // 4,
+                gate=nn.hard_sigmoid if self.paper else gate,
+            )
             x = InvertedResidual(
                 self.c,
-                expanded,
+                None if self.paper and expanded == x.shape[-1] else expanded,
                 round_to_8(row.features * self.scale),
                 row.kernel,
                 row.stride,
+                self.padding,
                 act=row.act,
-                se=functools.partial(SqueezeExcite, squeezed=expanded // 4, gate=gate)
-                if row.se
-                else None,
+                se=squeeze if row.se else None,
                 drop_path=drop_path,
                 name=f"block{i}",
             )(x)
@@ -82,12 +90,14 @@ class Neck(nn.Module):
 
     c: Ctx
     width: int
+    last: int
+    bias: bool
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         x = ConvBN(self.c, self.width, act=nn.hard_swish, name="conv1")(x)
         x = global_mean(x, self.c)[:, None, None]
-        return nn.hard_swish(Conv(self.c, 1280, name="conv2")(x))[:, 0, 0]
+        return nn.hard_swish(Conv(self.c, self.last, bias=self.bias, name="conv2")(x))[:, 0, 0]
 
 
 class MobileNetV3(nn.Module):
@@ -98,19 +108,32 @@ class MobileNetV3(nn.Module):
     stages: tuple[tuple[Row, ...], ...]
     neck: int  # features before the mean, at scale 1
     scale: float = 1.0
+    last: int = 1280  # features before the classifier
+    paper: bool = False  # gates, squeezed widths, expansions and last bias as in the paper
+    padding: str | None = (
+        None  # of the kernels larger than 1; None: symmetric; "SAME": TensorFlow's
+    )
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
         x = images.astype(c.feature_dtype)
-        x = ConvBN(c, round_to_8(16 * self.scale), 3, 2, act=nn.hard_swish, name="stem")(x)
+        width = round_to_8(16 * self.scale)
+        x = ConvBN(c, width, 3, 2, self.padding, act=nn.hard_swish, name="stem")(x)
         out = {}
         all_rates = drop_path_rates(c, [len(rows) for rows in self.stages])
         for i, (rows, rates) in enumerate(zip(self.stages, all_rates), 1):
             x = out[f"stage{i}"] = stage(Stage, c)(
-                c, rows, self.scale, drop_paths=tuple(rates), name=f"stage{i}"
+                c,
+                rows,
+                self.scale,
+                self.paper,
+                self.padding,
+                drop_paths=tuple(rates),
+                name=f"stage{i}",
             )(x)
-        out["pre_logits"] = Neck(c, round_to_8(self.neck * self.scale), name="neck")(x)
+        width = round_to_8(self.neck * self.scale)
+        out["pre_logits"] = Neck(c, width, self.last, self.paper, name="neck")(x)
         head = Classifier(c, self.num_classes, dropout=0.2, downscale=True, name="head")
         out["logits"] = head(out["pre_logits"])
         return out
@@ -169,10 +192,10 @@ SPECS = {
     for suffix, scale in SCALES.items()
 }
 SPECS |= {
-    alias: SPECS[alias.partition("_ssld")[0]]
-    for alias in (
-        "MobileNetV3_large_x1_0_ssld",
-        "MobileNetV3_large_x1_0_ssld_int8",
-        "MobileNetV3_small_x1_0_ssld",
-    )
+    alias: SPECS[name].alias(name)
+    for alias, name in {
+        "MobileNetV3_large_x1_0_ssld": "MobileNetV3_large_x1_0",
+        "MobileNetV3_large_x1_0_ssld_int8": "MobileNetV3_large_x1_0",
+        "MobileNetV3_small_x1_0_ssld": "MobileNetV3_small_x1_0",
+    }.items()
 }

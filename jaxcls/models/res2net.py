@@ -4,7 +4,8 @@ Gao et al. 2019 (https://arxiv.org/abs/1904.01169); `_26w_4s` has 4 slices, of 2
 first stage. `_vd` has the stem and shortcut of ResNet's D variant (https://arxiv.org/abs/1812.01187).
 
 As in PaddleClas, and unlike the authors' code, the first block of stage1 is an ordinary one: the
-chain is cut, and the last slice averaged, only where a block halves the size.
+chain is cut, and the last slice averaged, only where a block halves the size, and means at the
+border are over the pixels that are there. `original` is as the authors have it.
 """
 
 import functools
@@ -40,6 +41,7 @@ class Block(nn.Module):
     mean_short: bool
     slices: int
     slice_width: int
+    original: bool
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -47,16 +49,16 @@ class Block(nn.Module):
         features = self.width * self.slice_width // 64
         y = ConvBN(c, features * self.slices, act=nn.relu, name="conv1")(x)
         *chain, last = jnp.split(y, self.slices, axis=-1)
+        cut = self.stride > 1 or (self.original and self.project)
         done = []
         for i, part in enumerate(chain):
-            if done and self.stride == 1:
+            if done and not cut:
                 part += done[-1]
             conv = ConvBN(c, features, 3, self.stride, act=nn.relu, name=f"slice{i + 1}")
             done.append(conv(part))
-        if self.stride > 1:
-            last = nn.avg_pool(
-                last, (3, 3), (self.stride,) * 2, [(1, 1)] * 2, count_include_pad=False
-            )
+        if cut:
+            strides, padding = (self.stride,) * 2, [(1, 1)] * 2
+            last = nn.avg_pool(last, (3, 3), strides, padding, count_include_pad=self.original)
         y = ConvBN(c, self.width * 4, name="conv3")(jnp.concatenate([*done, last], axis=-1))
         if self.project:
             x = Shortcut(c, self.width * 4, self.stride, self.mean_short, name="short")(x)
@@ -74,6 +76,7 @@ class Res2Net(nn.Module):
     width: int = 64
     stem: str = "conv7"
     mean_short: bool = False
+    original: bool = False  # as in the authors' code
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
@@ -84,6 +87,7 @@ class Res2Net(nn.Module):
             mean_short=self.mean_short,
             slices=self.slices,
             slice_width=self.slice_width,
+            original=self.original,
         )
         out = {}
         for i, rates in enumerate(drop_path_rates(c, self.depths)):

@@ -9,12 +9,12 @@ convolution. Xie et al. 2016, ResNeXt (https://arxiv.org/abs/1611.05431): `_32x4
 (https://arxiv.org/abs/1709.01507). Ding et al. 2019, ACNet (https://arxiv.org/abs/1908.03930).
 
 As in PaddleClas, and unlike the papers: the first block of every stage has a convolution in its
-shortcut, also where the shapes would not need one (stage1 of ResNet18 and ResNet34); SENet154_vd is
-a plain SE-ResNeXt152 64x4d of the D variant, without that network's narrower 1x1 convolutions, 3x3
-shortcuts and dropout; ACNet's 7x7 stem is asymmetric too.
+shortcut, also where the shapes would not need one (stage1 of ResNet18 and ResNet34; not with
+`project_first=False`, as in the paper); SENet154_vd is a plain SE-ResNeXt152 64x4d of the D
+variant, without that network's narrower 1x1 convolutions, 3x3 shortcuts and dropout; ACNet's 7x7
+stem is asymmetric too.
 """
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -145,7 +145,7 @@ class Block(nn.Module):
         y = self.branch(x)
         if self.se:
             y = SqueezeExcite(self.c, name="se")(y)
-        if self.project:
+        if self.project or x.shape != y.shape:
             x = Shortcut(self.c, y.shape[-1], self.stride, self.mean_short, name="short")(x)
         return nn.relu(x + DropPath(self.c, self.drop_path, name="drop_path")(y))
 
@@ -191,6 +191,7 @@ class ResNet(nn.Module):
     groups: int = 1
     group_width: int = 64  # channels of a group where the stage's width is 64
     se: bool = False
+    project_first: bool = True  # False: stage1 has no convolution in its shortcut if none is needed
     conv: str = "plain"  # ACNet: "asymmetric" to train, "fused" for what `fuse` makes of it
 
     @nn.compact
@@ -218,6 +219,7 @@ class ResNet(nn.Module):
                 self.width * 2**i,
                 stride=2 if i else 1,
                 drop_paths=tuple(rates),
+                project=i > 0 or self.project_first,
                 name=f"stage{i + 1}",
             )(x)
         out["pre_logits"] = global_mean(x, c)
@@ -272,6 +274,4 @@ ALIASES = {  # other weights of a network -> that network, input size
     "ResNet101_vd_ssld": ("ResNet101_vd", 224),
     "Fix_ResNeXt101_32x48d_wsl": ("ResNeXt101_32x48d_wsl", 320),
 }
-SPECS |= {
-    alias: dataclasses.replace(SPECS[name], size=size) for alias, (name, size) in ALIASES.items()
-}
+SPECS |= {alias: SPECS[name].alias(name, size) for alias, (name, size) in ALIASES.items()}

@@ -7,6 +7,7 @@ table begins with 224.
 """
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -87,6 +88,7 @@ class Stem(nn.Module):
 class ShuffleNetV2(nn.Module):
     """Stem, three stages, 1x1 convolution, head."""
 
+    residual: ClassVar[bool] = False  # nothing for `drop_path` to drop
     c: Ctx
     num_classes: int
     width: int  # features of the first stage; each further one has twice as many

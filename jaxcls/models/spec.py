@@ -27,6 +27,7 @@ class Ctx:
     bn_group: int | None = None  # images that share statistics in training; None: the whole batch
     frozen: Callable[[str], bool] | None = None  # BatchNorm path -> keeps its running statistics
     dropout: float | None = None  # before the classifier; None: the network's own rate
+    downscale: bool | None = None  # see layers.Dropout; None: as PaddleClas trained the network
     drop_path: float | None = None  # of the last residual branch; None: the network's own rate
     bottleneck: int | None = (
         None  # features of a linear layer before the classifier; None: no layer
@@ -48,3 +49,8 @@ class Spec:
     cls: Callable[..., Any]
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     size: int = 224
+    alias_of: str = ""  # the name whose network this is, where only weights and `size` differ
+
+    def alias(self, name: str, size: int | None = None) -> "Spec":
+        """Returns the row of other weights of this network, which is called `name`."""
+        return dataclasses.replace(self, size=size or self.size, alias_of=name)

@@ -3,15 +3,24 @@
 Iandola et al. 2016, SqueezeNet (https://arxiv.org/abs/1602.07360); 1.1 is the authors' cheaper
 revision. The classifier is a 1x1 convolution with a ReLU before the mean over the image, so logits
 are not negative. As in PaddleClas, the maxima at stride 2 leave out what is past the last whole
-window, where Caffe and torchvision round up, and the dropout scales in evaluation
-(`Dropout.downscale`).
+window unless `ceil_mode`, which is how Caffe and torchvision pool, the stem of 1.1 is padded, and
+the dropout scales in evaluation (`Dropout.downscale`).
 """
+
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcls.models.layers import Conv, Dropout, global_mean, max_pool, stage
+from jaxcls.models.layers import (
+    Conv,
+    Dropout,
+    at_least,
+    global_mean,
+    max_pool,
+    stage,
+)
 from jaxcls.models.spec import Ctx, Spec
 
 Array = jax.Array
@@ -37,10 +46,11 @@ class Stage(nn.Module):
 
     c: Ctx
     squeezed: tuple[int, ...]  # of each block
+    ceil_mode: bool
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = max_pool(x, 3, 2)
+        x = max_pool(x, 3, 2, ceil_mode=self.ceil_mode)
         for i, squeezed in enumerate(self.squeezed, 1):
             x = Fire(self.c, squeezed, name=f"block{i}")(x)
         return x
@@ -78,18 +88,22 @@ class Head(nn.Module):
 class SqueezeNet(nn.Module):
     """Stem, three stages, head."""
 
+    residual: ClassVar[bool] = False  # nothing for `drop_path` to drop
     c: Ctx
     num_classes: int
     stem: tuple[int, int, int]  # features, kernel, padding
     stages: tuple[tuple[int, ...], ...]
+    ceil_mode: bool = False  # the pools' last windows may reach past the border
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
+        _, kernel, padding = self.stem
+        images = at_least(images, 28 + kernel - 2 * padding)  # 15 pixels for the first pool
         x = Stem(c, *self.stem, name="stem")(images.astype(c.feature_dtype))
         out = {}
         for i, squeezed in enumerate(self.stages, 1):
-            x = out[f"stage{i}"] = stage(Stage, c)(c, squeezed, name=f"stage{i}")(x)
+            x = out[f"stage{i}"] = stage(Stage, c)(c, squeezed, self.ceil_mode, name=f"stage{i}")(x)
         out["pre_logits"] = global_mean(x, c)
         out["logits"] = global_mean(Head(c, self.num_classes, name="head")(x), c)
         return out

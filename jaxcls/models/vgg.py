@@ -2,8 +2,11 @@
 
 Simonyan and Zisserman 2014, Very deep convolutional networks (https://arxiv.org/abs/1409.1556):
 networks A, B, D and E. At other sizes than 224 the last features are averaged to 7x7. As in
-PaddleClas, convolutions have no bias and the dropouts scale in evaluation (`Dropout.downscale`).
+PaddleClas, convolutions have no bias unless `bias` and the dropouts scale in evaluation
+(`Dropout.downscale`).
 """
+
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -14,6 +17,7 @@ from jaxcls.models.layers import (
     Dropout,
     Linear,
     adaptive_mean,
+    at_least,
     max_pool,
     stage,
 )
@@ -27,10 +31,11 @@ class Block(nn.Module):
 
     c: Ctx
     features: int
+    bias: bool
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return nn.relu(Conv(self.c, self.features, 3, name="conv1")(x))
+        return nn.relu(Conv(self.c, self.features, 3, bias=self.bias, name="conv1")(x))
 
 
 class Stage(nn.Module):
@@ -39,6 +44,7 @@ class Stage(nn.Module):
     c: Ctx
     features: int
     depth: int
+    bias: bool
     halve: bool
 
     @nn.compact
@@ -46,7 +52,7 @@ class Stage(nn.Module):
         if self.halve:
             x = max_pool(x, 2, 2)
         for i in range(1, self.depth + 1):
-            x = Block(self.c, self.features, name=f"block{i}")(x)
+            x = Block(self.c, self.features, self.bias, name=f"block{i}")(x)
         return x
 
 
@@ -67,18 +73,20 @@ class Neck(nn.Module):
 class VGG(nn.Module):
     """Five stages, fully connected layers."""
 
+    residual: ClassVar[bool] = False  # nothing for `drop_path` to drop
     c: Ctx
     num_classes: int
     depths: tuple[int, ...]
+    bias: bool = False  # of the convolutions
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
-        x = images.astype(c.feature_dtype)
+        x = at_least(images, 32).astype(c.feature_dtype)
         out = {}
         for i, depth in enumerate(self.depths, 1):
             x = out[f"stage{i}"] = stage(Stage, c)(
-                c, min(512, 32 * 2**i), depth, halve=i > 1, name=f"stage{i}"
+                c, min(512, 32 * 2**i), depth, self.bias, halve=i > 1, name=f"stage{i}"
             )(x)
         out["pre_logits"] = Neck(c, name="neck")(x)
         head = Classifier(c, self.num_classes, dropout=0.5, downscale=True, name="head")

@@ -8,6 +8,7 @@ and rate 2 in the last block, with a ReLU after each of its convolutions. The ot
 Chollet's: two in the blocks that halve the size, which a pool does. As in PaddleClas these have the
 1x1 convolution first, a BatchNorm after either and none in the shortcut, and the dropout of
 `_deeplab` comes before the mean over the image and scales in evaluation (`Dropout.downscale`).
+`dilation` is the rate of the last block of `_deeplab`: 1 for classification without segmentation.
 """
 
 from collections.abc import Callable
@@ -88,12 +89,16 @@ class Tail(nn.Module):
 
     c: Ctx
     deeplab: bool
+    dilation: int
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         if self.deeplab:
             for i, width in enumerate((1536, 1536, 2048), 1):
-                x = Separable(self.c, width, True, dilation=2, act=nn.relu, name=f"conv{i}")(x)
+                separable = Separable(
+                    self.c, width, True, dilation=self.dilation, act=nn.relu, name=f"conv{i}"
+                )
+                x = separable(x)
         else:
             for i, width in enumerate((1536, 2048), 1):
                 x = nn.relu(Separable(self.c, width, False, name=f"conv{i}")(x))
@@ -118,6 +123,7 @@ class Stage(nn.Module):
     blocks: tuple[tuple[tuple[int, ...], int | None], ...]  # widths and stride
     drop_paths: tuple[float, ...]  # one for each block
     deeplab: bool
+    dilation: int
     tail: bool
 
     @nn.compact
@@ -127,7 +133,8 @@ class Stage(nn.Module):
         ):
             x = Block(self.c, widths, stride, self.deeplab, drop_path, name=f"block{i}")(x)
         if self.tail:
-            x = Tail(self.c, self.deeplab, name=f"block{len(self.blocks) + 1}")(x)
+            name = f"block{len(self.blocks) + 1}"
+            x = Tail(self.c, self.deeplab, self.dilation, name=name)(x)
         return x
 
 
@@ -139,6 +146,7 @@ class Xception(nn.Module):
     entry: tuple[tuple[int, ...], ...]  # widths of the blocks of each stage
     middle: int  # blocks
     deeplab: bool = False
+    dilation: int = 2  # of the tail, with `deeplab`
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
@@ -160,6 +168,7 @@ class Xception(nn.Module):
                 tuple(blocks),
                 tuple(drop_paths),
                 self.deeplab,
+                self.dilation,
                 tail=i == len(stages),
                 name=f"stage{i}",
             )(x)

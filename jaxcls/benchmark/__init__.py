@@ -1,0 +1,24 @@
+"""python -m jaxcls.benchmark COMMAND [--config=FILE[:ARG]] [OPTIONS] [--config.KEY=VALUE]
+
+compile  Processor seconds to trace, lower and compile the train step with each --model, by default
+         one of each family.
+input    Images/s from files to batches of uint8: reading, decoding, random resized crop, what
+         config.augment asks for and a flip (in a run the device does it), on so many --cores:
+         through the real loader, and in a bare loop around the same functions, which is the limit.
+         --compare=tf,pillow do the same work by tf.data with its fused decode_and_crop_jpeg (in a
+         Python of its own: --tf_python) and by Pillow; --records adds folders of ArrayRecord (of
+         the same photographs, written by data_prep), --policies transformations.
+loop     The time of a step in the real loop (`jaxcls.train.run`: reading, feeding, logging) against
+         the bare jitted step called again and again on one batch that lies on the device.
+train    Images/s of the train step on synthetic images that lie on the device, with compile time,
+         memory, FLOPs and the share of the device's peak; every combination of the lists given with
+         --model, --precision, --batch and --bn_group. --compare=timm times the same network in
+         PyTorch besides.
+
+What is compared is measured in one run, in repetitions, in turn. Without --config, loop takes
+configs/digits.py (a small ResNet-D, 64 images of 16x16), train and compile configs/resnet50_vd.py,
+and input configs/base.py with --config.data.source=... and what that takes. XLA's flags come from
+the environment: XLA_FLAGS='--xla_gpu_...=...' python -m jaxcls.benchmark train. The options of a
+command: python -m jaxcls.benchmark COMMAND --help. Exit code 2: a mistake in command or config, one
+line on stderr.
+"""

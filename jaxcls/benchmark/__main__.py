@@ -1,0 +1,57 @@
+"""The command; see jaxcls/benchmark/__init__.py."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from jaxcls import benchmark
+from jaxcls.benchmark import compile, input, loop, train
+from jaxcls.config import choose
+from jaxcls.main import complain, parse
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+# Each has `define(flags)`, its options; `run(config, flags)`; and CONFIG, what it takes by default.
+COMMANDS = {"compile": compile, "input": input, "loop": loop, "train": train}
+
+
+def main(argv: Sequence[str] = sys.argv) -> int:
+    """Runs a command and returns its exit code; a user's mistake is one line on stderr."""
+    try:
+        command = argv[1] if len(argv) > 1 else "--help"
+        if command in ("--help", "-h", "help"):
+            print(benchmark.__doc__)
+            return 0
+        chosen = COMMANDS[choose("command", command, COMMANDS)]
+        rest = list(argv[2:])
+        if not any(arg.partition("=")[0] in ("--config", "-config") for arg in rest):
+            rest.insert(0, f"--config={CONFIGS / chosen.CONFIG}")
+        options = flags.FlagValues()
+        config_flags.DEFINE_config_file(
+            "config", None, "config file, FILE or FILE:ARG", options, sys_argv=rest
+        )
+        chosen.define(options)
+        if "--help" in rest:
+            print(
+                benchmark.__doc__,
+                f"\nOptions of {command}:",
+                options.get_help(include_special_flags=False),
+                sep="\n",
+            )
+            return 0
+        parse([argv[0], *rest], options, required=("config",))
+        logging.set_verbosity(logging.WARNING)
+        chosen.run(options.config, options)
+        return 0
+    except ValueError as e:
+        return complain(e)
+    except FloatingPointError as e:  # of the loop: noise can make a large learning rate diverge
+        complain(e)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

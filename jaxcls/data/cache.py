@@ -1,0 +1,253 @@
+"""Where images stay after they were read: encoded or decoded in host memory, or on the device.
+
+A cache changes how fast batches come, not what is in them.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxcls import sharding
+from jaxcls.data import ops
+from jaxcls.data.decode import BadImage
+from jaxcls.data.sources import Data, Source, for_all
+from jaxcls.program import Program
+
+AUTO_BYTES = 2**30  # for training images, and as much for evaluation
+SAMPLES = 8  # images that the size of all is estimated from
+
+
+def use(config: ConfigDict, data: Data, program: Program) -> tuple[Data, Program]:
+    """Returns the data and the program of a run with the cache that `config.data.cache` asks for.
+
+    "encoded": files are read once; "decoded": and decoded once; both as they are needed.
+    "device": all images are read now and lie on every device, as far as the transform of one is the
+      same in every epoch: whole in evaluation, before the shift of the crops "shift" and "center"
+      in training. A batch from the loader then has (number, y, x), int32 [L, 3], in place of the
+      images; `train_step` and `eval_step` of the result cut the images out before the step.
+    "auto": "device" on an accelerator where that is possible, or else "decoded", if it takes at
+      most `AUTO_BYTES`; "none" otherwise, and with worker processes.
+
+    Raises:
+      ValueError: a cache with worker processes, one larger than the memory, "device" with a
+        transform that it cannot have; from "device" also an unreadable image.
+    """
+    kind, workers = data.cache, config.loader.workers
+    if kind == "none" or (kind == "auto" and workers):
+        return data, program
+    if workers:
+        raise ValueError(
+            f"config.data.cache = {kind!r} keeps images in one process, config.loader.workers = "
+            f'{workers} reads in others: write config.loader.workers = 0, or cache = "none"'
+        )
+    with_cache = functools.partial(_with_cache, data, program.mesh)
+    train, train_transform, train_step = with_cache(
+        "training", data.train, program.train_transform, program.train_step
+    )
+    data = dataclasses.replace(data, train=train)
+    program = program._replace(train_transform=train_transform, train_step=train_step)
+    if data.eval is not None:
+        eval, eval_transform, eval_step = with_cache(
+            "evaluation", data.eval, program.eval_transform, program.eval_step
+        )
+        data = dataclasses.replace(data, eval=eval)
+        program = program._replace(eval_transform=eval_transform, eval_step=eval_step)
+    return data, program
+
+
+def _with_cache(
+    data: Data,
+    mesh: Mesh,
+    what: str,
+    source: Source,
+    transform: ops.Transform,
+    step: Callable,
+) -> tuple[Source, ops.Transform, Callable]:
+    """Returns source, transform and step of `what`, "training" or "evaluation", as `use` says."""
+    device, kind = mesh.local_devices[0], data.cache
+    fixed = _without_shift(transform)
+    entry = {
+        "encoded": lambda item: item["image"],
+        "decoded": lambda item: _read_only(transform.decoded(item["image"], item["name"])),
+        "device": lambda item: ops.transformed(item, fixed, None),
+    }
+    if kind == "auto":
+        options = ["device", "decoded"] if fixed and device.platform != "cpu" else ["decoded"]
+        small = (option for option in options if _estimate(source, entry[option]) <= AUTO_BYTES)
+        kind = next(small, "none")
+    if kind == "none":
+        return source, transform, step
+    if kind == "device" and not fixed:
+        raise ValueError(
+            'config.data.cache = "device" needs config.image.crop = "shift" or "center", one '
+            'interpolation and no config.augment: write config.data.cache = "decoded"'
+        )
+    needed = _estimate(source, entry[kind])
+    _check_memory(kind, needed, device)
+    if jax.process_index() == 0:
+        print(f"cache of {what} images: {kind}, about {needed / 2**20:.3g} MiB", flush=True)
+    if kind != "device":
+        return Cached(source, entry[kind]), transform, step
+    items, pixels = _read_all(source, entry[kind], what, skip=data.on_bad_image == "skip")
+    place = functools.partial(_place, shift=transform.crop.shift)
+    return Numbered(source, items), place, _with_images(step, pixels, transform.size, mesh)
+
+
+def _without_shift(transform: ops.Transform) -> ops.Transform | None:
+    """Returns what a transform does to an image in every epoch: all that a shift may cut from.
+
+    None where it does more than that and a shift.
+    """
+    crop = transform.crop
+    if not isinstance(crop, ops.Shifted) or transform.augment or len(transform.interpolation) > 1:
+        return None
+    return dataclasses.replace(
+        transform, crop=ops.Shifted(crop.resize, 0), size=transform.size + 2 * crop.shift
+    )
+
+
+def _read_only(image: bytes | np.ndarray) -> bytes | np.ndarray:
+    if isinstance(image, np.ndarray):
+        image.flags.writeable = False  # all epochs share it
+    return image
+
+
+def _estimate(source: Source, entry: Callable[[dict[str, Any]], Any]) -> float:
+    """Returns the bytes of the entries of all images, judged by a few."""
+    sizes = []
+    for index in np.linspace(0, len(source) - 1, SAMPLES).astype(int).tolist():
+        try:
+            image = entry(source[index])
+        except BadImage:
+            continue
+        sizes.append(image.nbytes if isinstance(image, np.ndarray) else len(image))
+    return len(source) * float(np.mean(sizes or [0]))
+
+
+def _check_memory(kind: str, needed: float, device: jax.Device) -> None:
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if kind == "device":
+        there = min(there, (device.memory_stats() or {}).get("bytes_limit", there))
+    if needed > there:
+        raise ValueError(
+            f"config.data.cache = {kind!r} needs about {needed / 2**30:.3g} GiB, there are "
+            f'{there / 2**30:.3g}: write cache = "none"'
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Wrapper:
+    source: Source
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.source.class_names
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.source.labels
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cached(_Wrapper):
+    """A source that keeps its items with `entry(item)` as their image; it does not pickle."""
+
+    entry: Callable[[dict[str, Any]], Any]
+    items: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self.items.get(index)
+        if item is None:
+            item = self.source[index]
+            item = self.items[index] = item | {"image": self.entry(item)}
+        return item
+
+
+# -- On the device ---------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Numbered(_Wrapper):
+    """A source whose pixels are elsewhere: the image of an item is its number."""
+
+    items: list[dict[str, Any] | BadImage]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self.items[index]
+        if isinstance(item, BadImage):
+            raise BadImage(str(item))
+        return item
+
+
+def _read_all(
+    source: Source, entry: Callable[[dict[str, Any]], np.ndarray], what: str, *, skip: bool
+) -> tuple[list[dict[str, Any] | BadImage], np.ndarray]:
+    """Returns the items of all images, numbers in place of their images, and entry(item) of each.
+
+    Raises:
+      ValueError: one cannot be read and shall not be skipped, or none can.
+    """
+
+    def read(index):
+        try:
+            item = source[index]
+            return item | {"image": entry(item)}
+        except BadImage as error:
+            if not skip:
+                raise
+            return error
+
+    items, pixels = [], None
+    for index, item in enumerate(for_all(read, len(source), f"reading {what} images")):
+        if not isinstance(item, BadImage):
+            if pixels is None:
+                pixels = np.zeros((len(source), *item["image"].shape), np.uint8)
+            pixels[index] = item["image"]
+            item["image"] = index
+        items.append(item)
+    if pixels is None:
+        raise ValueError(f"none of the {len(items)} {what} images can be read: {items[0]}")
+    return items, pixels
+
+
+def _place(number: int, rng: np.random.Generator | None, *, shift: int) -> np.ndarray:
+    """Returns (number, y, x), int32 [3]: draws the shift as `ops.Shifted` does."""
+    return np.array([number, *ops.shifts(rng, shift)], np.int32)
+
+
+def _with_images(step: Callable, pixels: np.ndarray, size: int, mesh: Mesh) -> Callable:
+    """Returns the step for batches with places in place of images, which it cuts from `pixels`."""
+    whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    images = jax.make_array_from_process_local_data(whole, pixels, pixels.shape)
+    cut = jax.jit(
+        functools.partial(gather, size=size), in_shardings=(whole, rows), out_shardings=rows
+    )
+    return lambda state, batch: step(state, {**batch, "image": cut(images, batch["image"])})
+
+
+def gather(images: jax.Array, places: jax.Array, *, size: int) -> jax.Array:
+    """Returns parts of images, uint8 [B, size, size, C].
+
+    Args:
+      images: uint8 [N, H, W, C].
+      places: int32 [B, 3], the number of each image and y and x of the part's upper left corner.
+      size: pixels of a part, height and width.
+    """
+
+    def cut(place):
+        number, y, x = place
+        part = (1, size, size, images.shape[-1])
+        return jax.lax.dynamic_slice(images, (number, y, x, jnp.int32(0)), part)[0]
+
+    return jax.vmap(cut)(places)

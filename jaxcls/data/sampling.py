@@ -1,0 +1,150 @@
+"""Which images an epoch has, and in which order: a pure function of (seed, epoch).
+
+The streams of random numbers are Philox's, a counter-based generator: key and counter say which.
+Orders come from sorting raw numbers, because NumPy promises that these stay the same in its next
+versions, while `Generator.permutation` may change. The last word of the counter keeps the streams
+here apart, and clear of the examples' own (data/loader.py).
+"""
+
+import dataclasses
+import functools
+import threading
+
+import numpy as np
+
+from jaxcls.config import choose
+
+# How many images of each class an epoch has, by the number of images that the class has.
+WEIGHTS = {"shuffle": None, "balanced": np.ones_like, "sqrt": np.sqrt}
+GOLDEN = (5**0.5 - 1) / 2
+EPOCH, CLASS, SUBSET = 1, 2, 3  # streams
+
+
+def permutation(count: int, key: tuple[int, int], stream: int, number: int = 0) -> np.ndarray:
+    """Returns a random order of `count` things, int64 [count]."""
+    bits = np.random.Philox(key=np.array(key, np.uint64), counter=[0, number, 0, stream])
+    return np.argsort(bits.random_raw(count), kind="stable")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Order:
+    """order(epoch) -> the images of an epoch, int64 [floor(N / batch_size) * batch_size].
+
+    Entry i is the number of the image at position i; batches are consecutive entries.
+
+    "shuffle": a random permutation, cut off after the last whole batch: no image twice.
+    "balanced", "sqrt": every class gets the same share of the positions, or one proportional to
+    the square root of its number of images. What a class gets in an epoch is its share rounded down
+    or up (systematic resampling: one offset an epoch for all classes, whose sequence is evenly
+    spread), so that over epochs it is the share. A class walks through random permutations of its
+    images and goes on in the next epoch where it stopped: of two images of a class neither ever
+    is more than one visit ahead.
+
+    With `repeats` = r (repeated augmentation: Hoffer et al. 2019, arXiv:1901.09335; Berman et al.
+    2019, arXiv:1902.05509) a batch has batch_size / r images r times, each augmented on its own;
+    row i and row i + batch_size / r show the same one. The number of steps stays: an epoch visits
+    an r-th as many images.
+
+    Args:
+      count: N, images of the source.
+      batch_size: of the global batch.
+      seed: an int in [0, 2**64).
+      sampling: "shuffle", "balanced" or "sqrt".
+      repeats: r.
+      labels: int [N], for all but "shuffle".
+    """
+
+    count: int
+    batch_size: int
+    seed: int
+    sampling: str = "shuffle"
+    repeats: int = 1
+    labels: np.ndarray | None = None
+
+    def __post_init__(self):
+        check(self.sampling, self.repeats, self.batch_size)
+
+    def __call__(self, epoch: int) -> np.ndarray:
+        with _lock:  # all threads wait for one to make it
+            return _order(self, epoch)
+
+    def _make(self, epoch: int) -> np.ndarray:
+        steps = self.count // self.batch_size
+        visits = steps * self.batch_size // self.repeats
+        if self.sampling == "shuffle":
+            images = permutation(self.count, (self.seed, epoch), EPOCH)[:visits]
+        else:
+            images = self._resample(visits, epoch)
+            images = images[permutation(visits, (self.seed, epoch), EPOCH)]
+        return np.tile(images.reshape(steps, -1), self.repeats).ravel()
+
+    @functools.cached_property
+    def _classes(self) -> list[np.ndarray]:
+        return list(by_class(self.labels).values())
+
+    def _resample(self, visits: int, epoch: int) -> np.ndarray:
+        """Returns the images of an epoch, class by class."""
+        weights = WEIGHTS[self.sampling](np.array([len(c) for c in self._classes], float))
+        ends = np.concatenate([[0], np.cumsum(weights)])
+        ends = visits * ends / ends[-1]  # class c has the positions from ends[c] to ends[c + 1]
+
+        def counts(epoch):
+            return np.diff(np.floor(ends + epoch * GOLDEN % 1).astype(np.int64))
+
+        before = sum(map(counts, range(epoch)), np.zeros(len(weights), np.int64))
+        walks = map(self._walk, range(len(weights)), before.tolist(), counts(epoch).tolist())
+        return np.concatenate(list(walks))
+
+    def _walk(self, number: int, start: int, length: int) -> np.ndarray:
+        """Returns the visits `start` to `start + length` - 1 to the images of a class."""
+        images = self._classes[number]
+        first, skip = divmod(start, len(images))
+        rounds = range(first, first + -(-(skip + length) // len(images)))
+        orders = [permutation(len(images), (self.seed, k), CLASS, number) for k in rounds]
+        return images[np.concatenate([*orders, np.zeros(0, np.int64)])[skip : skip + length]]
+
+
+_lock = threading.Lock()
+
+
+@functools.lru_cache(maxsize=2)  # batches made ahead of time may belong to the next epoch
+def _order(order: Order, epoch: int) -> np.ndarray:
+    return order._make(epoch)
+
+
+def check(sampling: str, repeats: int, batch_size: int) -> None:
+    """Refuses an unknown sampling, and repeats that do not divide the batch."""
+    choose("config.data.sampling", sampling, WEIGHTS)
+    if repeats < 1 or batch_size % repeats:
+        raise ValueError(
+            f"config.data.repeats = {repeats} does not divide config.batch_size = {batch_size}"
+        )
+
+
+def subset(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Returns a random share of the images of each class, at least one: their numbers, ascending.
+
+    Of two fractions the larger has all images of the smaller.
+
+    Args:
+      labels: int [N].
+      fraction: the share, in (0, 1].
+      seed: an int in [0, 2**64).
+
+    Raises:
+      ValueError: a fraction out of range.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"config.data.fraction = {fraction}: write a share above 0, at most 1.0")
+    chosen = []
+    for label, images in by_class(labels).items():
+        order = permutation(len(images), (seed, label % 2**64), SUBSET)
+        chosen.append(images[order[: max(round(fraction * len(images)), 1)]])
+    return np.sort(np.concatenate(chosen))
+
+
+def by_class(labels: np.ndarray) -> dict[int, np.ndarray]:
+    """Returns {label: the numbers of its images, ascending} of the labels that occur."""
+    values, counts = np.unique(labels, return_counts=True)
+    images = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
+    return dict(zip(values.tolist(), images))

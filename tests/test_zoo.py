@@ -1,0 +1,292 @@
+"""Every network: its tensors and outputs by shapes alone, and what all of them promise.
+
+By default the promises are tested on a small sibling of each family; `-m zoo` tests every name.
+"""
+
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pinned
+import pytest
+
+from configs import base
+from jaxcls import models, objectives, precision, sharding, trees
+from jaxcls.data import device
+from jaxcls.models import mobilenet_v1, mobilenet_v2, mobilenet_v3
+from jaxcls.models.count import equations
+
+AT_LEAST = {  # pixels, where a family needs more than one
+    "alexnet": 63,
+    "densenet": 29,
+    "googlenet": 61,
+    "inception_v4": 75,
+    "squeezenet": 35,
+    "vgg": 32,
+}
+SIBLINGS = {  # family -> a name, and what makes it small where something can
+    "resnet": ("SE_ResNeXt50_vd_32x4d", {"depths": (1, 1), "width": 16, "stem_width": 16}),
+    "res2net": ("Res2Net50_vd_26w_4s", {"depths": (1, 2), "width": 16}),
+    "hrnet": ("HRNet_W18_C", {"exchanges": (1, 1, 1), "width": 4}),
+    "darknet": ("DarkNet53", {"depths": (1, 1, 1), "width": 8}),
+    "mobilenet_v1": ("MobileNetV1_x0_25", {"stages": mobilenet_v1.STAGES[:3]}),
+    "mobilenet_v2": ("MobileNetV2_x0_25", {"stages": mobilenet_v2.STAGES[:3]}),
+    "mobilenet_v3": ("MobileNetV3_small_x0_35", {"stages": mobilenet_v3.SMALL[:3]}),
+    "googlenet": ("GoogLeNet", {}),
+    "xception": ("Xception41", {"entry": ((16,), (32,), (64, 728)), "middle": 1}),
+    "dpn": ("DPN68", {"depths": (1, 2, 1, 1)}),
+    "densenet": ("DenseNet121", {"depths": (1, 2, 1, 1), "growth": 8}),
+    "shufflenet_v2": ("ShuffleNetV2_x0_25", {}),
+    "efficientnet": ("EfficientNetB0", {"depth": 0.3, "width": 0.25}),
+    "squeezenet": ("SqueezeNet1_0", {}),
+    "alexnet": ("AlexNet", {}),
+    "vgg": ("VGG11", {}),
+    "inception_v4": ("InceptionV4", {}),
+}
+CLASSES = 7
+AGREES = 1e-4  # of the signal, in float32
+
+
+def residual(name):
+    """Returns whether a network has branches that `drop_path` can drop."""
+    return getattr(models.MODELS[name].cls, "residual", True)
+
+
+# -- By shapes alone -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", pinned.NETWORKS)
+def test_tensors_and_outputs(name):
+    out, variables = pinned.trace(name)
+    pinned.assert_pinned(pinned.MODELS, pinned.table(pinned.rows() | {name: pinned.row(variables)}))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    children = variables["params"]
+    assert all(re.fullmatch(r"stem|stage\d+|neck|head|aux\d+", child) for child in children)
+    stages = [child for child in children if child.startswith("stage")]
+    for stage in stages:
+        assert all(re.fullmatch(r"block\d+", child) for child in children[stage])
+
+    heads = {"logits", *(child for child in children if child.startswith("aux"))}
+    assert out.keys() == {"pre_logits", *heads, *stages}
+    assert {(out[k].shape, out[k].dtype) for k in heads} == {((2, 1000), jnp.dtype("float32"))}
+    assert (out["pre_logits"].ndim, out["pre_logits"].dtype) == (2, jnp.float32)
+    sizes = [out[stage].shape[1:3] for stage in sorted(stages)]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_every_name_is_pinned():
+    rows, expected = pinned.rows(), oracle.golden()
+    assert list(rows) == models.names()
+    for name, spec in models.MODELS.items():
+        assert rows[name] == rows[spec.alias_of or name]
+    for name, entry in expected.items():
+        assert rows[name].startswith(f"{entry['params']}\t")
+
+
+def test_aliases():
+    other_weights = r"^Fix_|_ssld|_v2$|_int8"
+    for name, spec in models.MODELS.items():
+        network = re.sub(other_weights, "", name)
+        assert spec.alias_of == (network if network != name else "")
+        assert models.build(name) == models.build(network)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_drop_path_needs_a_residual_branch(name):
+    models.build(name, drop_path=0.0)
+    if residual(name):
+        models.build(name, drop_path=0.1)
+    else:
+        with pytest.raises(ValueError, match=f"drop_path = 0.1: {name} has no residual branch"):
+            models.build(name, drop_path=0.1)
+
+
+@pytest.mark.parametrize(
+    "family", [*SIBLINGS, *(pytest.param(name, marks=pytest.mark.zoo) for name in pinned.NETWORKS)]
+)
+def test_dropout_and_drop_path_are_used(family):
+    name, overrides = SIBLINGS.get(family, (family, {}))
+    rates = {"dropout": 0.5} | ({"drop_path": 0.3} if residual(name) else {})
+    dropped = set()
+
+    def note(call, args, kwargs, context):
+        if isinstance(context.module, nn.Dropout) and context.module.rate > 0:
+            dropped.add("branches" if context.module.broadcast_dims else "features")
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        pinned.trace(name, **overrides, **rates)
+        assert dropped == ({"features", "branches"} if residual(name) else {"features"})
+        dropped.clear()
+        pinned.trace(name, **overrides, **dict.fromkeys(rates, 0.0))
+        assert not dropped
+
+
+@pytest.mark.parametrize("family", SIBLINGS)
+def test_images_that_are_too_small_are_refused(family):
+    name, overrides = SIBLINGS[family]
+    module = models.build(name, num_classes=CLASSES, **overrides)
+    smallest = AT_LEAST.get(family, 1)
+    image = lambda height, width: jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
+    init = lambda x: module.init_with_output(jax.random.key(0), x)[0]
+    jaxpr = jax.make_jaxpr(init)(image(smallest, smallest + 1))
+    assert not [e for e in equations(jaxpr.jaxpr) if any(0 in v.aval.shape for v in e.outvars)]
+    if smallest > 1:
+        with pytest.raises(ValueError, match=f"at least {smallest} x {smallest}"):
+            jax.eval_shape(init, image(smallest + 1, smallest - 1))
+
+
+# -- By running ------------------------------------------------------------------------------------
+
+FIELDS = ("dtype", "feature_dtype", "param_dtype", "norm_dtype", "head_dtype")
+WIDE = {"bn_momentum": 0.0, "dropout": 0.0, "drop_path": 0.0, "bottleneck": 16}
+GIANTS = {  # more than 150 million parameters: with a quarter of the width
+    name: {"width": 16} for name in pinned.NETWORKS if re.search("x(16|32|48)d_wsl", name)
+}
+
+
+def compiled(f, *arguments, **options):
+    """Returns a jitted function, compiled without optimisation: that is what takes the time."""
+    cheap = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    return jax.jit(f, **options).lower(*arguments).compile(compiler_options=cheap)
+
+
+def draw(shapes):
+    """Returns values with which signals keep their size and most ReLUs are open.
+
+    Networks whose ReLUs are closed at random are chaotic: they enlarge rounding by orders of
+    magnitude with every few layers.
+    """
+    rng = np.random.default_rng(0)
+
+    def values(path, leaf):
+        normal = rng.standard_normal(leaf.shape, dtype=np.float32)
+        if path.endswith("/scale"):
+            return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+        if len(leaf.shape) == 1:
+            return 1 + 0.1 * normal
+        return normal * np.sqrt(2 / np.prod(leaf.shape[:-1]), dtype=np.float32)
+
+    return trees.map_with_path(values, shapes)
+
+
+def norm(tree):
+    """Returns the Euclidean norm of all numbers in a tree."""
+    return np.sqrt(sum(np.sum(np.square(x, dtype=np.float64)) for x in jax.tree.leaves(tree)))
+
+
+def keeps_its_promises(name, overrides, *, devices=(), precisions=(), remat=(False,)):
+    """Asserts what a network promises, with one channel and a bottleneck before the classifier.
+
+    Its BatchNorms keep nothing of their old statistics: after a step they have the batch's.
+
+    Args:
+      name: of the model.
+      overrides: arguments of `models.build`.
+      devices: numbers of devices that must compute what one does.
+      precisions: names of half precisions to try.
+      remat: whether to recompute stages in training; what comes out must not depend on it.
+    """
+    overrides = {"num_classes": CLASSES, **WIDE, **overrides}
+    module = models.build(name, **overrides)
+    size = AT_LEAST.get(models.family_of(name), 32)
+    images = np.clip(40 * oracle.images(size, 8)[..., :1] + 128, 0, 255).astype(np.uint8)
+    labels = np.arange(8) % CLASSES
+    image = base.get_config().image
+    image.mean, image.std = (0.5,), (0.25,)
+    normalise = device.make(**image, train=False, dtype=jnp.float32)
+    prepare = lambda images: normalise(jax.random.key(0), {"image": images})["image"]
+    objective = objectives.supervised(label_smoothing=0.1, aux_weight=0.3)
+
+    def train(module):
+        def loss(params, batch_stats, images, labels):
+            out, new = module.apply(
+                {"params": params, "batch_stats": batch_stats},
+                prepare(images),
+                train=True,
+                mutable=["batch_stats"],
+            )
+            loss, _ = objective(out, {"label": labels})
+            return loss, (out["logits"], new.get("batch_stats", {}))
+
+        arguments = params, batch_stats, images, labels
+        step = compiled(jax.grad(loss, has_aux=True), *arguments)
+        return jax.device_get(step(*arguments))
+
+    def evaluate(module, **options):
+        logits = lambda variables, images: module.apply(variables, prepare(images))["logits"]
+        return compiled(logits, variables, images, **options)
+
+    one = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
+    variables = draw(dict(jax.eval_shape(module.init, jax.random.key(0), one)))
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+
+    # No dead branch: every tensor has a gradient, every statistic moves.
+    gradients, (trained, now) = train(models.build(name, **overrides, remat=remat[0]))
+    norms = zip(trees.paths(gradients), map(norm, jax.tree.leaves(gradients)))
+    assert not [path for path, size in norms if size == 0]
+    stays = jax.tree.map(lambda a, b: bool(np.any(a == b)), now, batch_stats)
+    assert not [path for path, x in zip(trees.paths(stays), jax.tree.leaves(stays)) if x]
+    variables = {"params": params, "batch_stats": now}
+
+    # With the same statistics and nothing dropped, evaluation is what training is.
+    run = evaluate(module)
+    logits = np.asarray(run(variables, images))
+    signal = np.abs(logits - logits.mean(0)).max()
+    assert np.abs(trained - logits).max() < AGREES * signal
+
+    # Images do not see each other.
+    others = np.concatenate([images[:1], 255 - images[1:]])
+    among_others = np.asarray(run(variables, others))
+    np.testing.assert_array_equal(among_others[0], logits[0])
+    assert np.all(np.any(among_others[1:] != logits[1:], axis=1))
+
+    for n in devices:
+        mesh = sharding.make_mesh(data=n, fsdp=1)
+        rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+        run = evaluate(module, in_shardings=(whole, rows), out_shardings=rows)
+        spread = run(jax.device_put(variables, whole), jax.device_put(images, rows))
+        assert len(spread.addressable_shards) == n
+        assert np.abs(np.asarray(spread) - logits).max() < AGREES * signal
+
+    # In half precision each image stays nearer to itself than to the others.
+    for half in precisions:
+        dtypes = dict(zip(FIELDS, precision.DTYPES[half], strict=True))
+        rounded = np.asarray(evaluate(models.build(name, **overrides, **dtypes))(variables, images))
+        assert np.all(np.isfinite(rounded))
+        distances = np.linalg.norm(rounded[:, None] - logits[None], axis=-1)
+        np.testing.assert_array_equal(distances.argmin(1), np.arange(8))
+
+    for again in remat[1:]:
+        others, (logits, _) = train(models.build(name, **overrides, remat=again))
+        assert np.abs(logits - trained).max() < AGREES * signal
+        difference = jax.tree.map(np.subtract, others, gradients)
+        assert norm(difference) < AGREES * norm(gradients)
+
+
+CHEAP = ("resnet", "darknet", "mobilenet_v1")
+LARGE = ("hrnet", "inception_v4", "vgg")
+ALL = {"devices": (8,), "precisions": ("bfloat16", "float16"), "remat": (False, True)}
+
+
+@pytest.mark.parametrize("family", [f for f in SIBLINGS if f not in LARGE])
+def test_siblings_keep_their_promises(family):
+    name, overrides = SIBLINGS[family]
+    keeps_its_promises(name, overrides, **(ALL if family in CHEAP else {"remat": (True,)}))
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("family", [f for f in SIBLINGS if f not in CHEAP])
+def test_siblings_keep_all_promises(family):
+    name, overrides = SIBLINGS[family]
+    keeps_its_promises(name, overrides, **ALL)
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", pinned.NETWORKS)
+def test_names_keep_their_promises(name):
+    overrides = GIANTS.get(name, {})
+    keeps_its_promises(name, overrides, devices=(8,), precisions=("bfloat16",))
