@@ -215,6 +215,13 @@ def test_eval_fraction_out_of_range(folder, fraction):
         open_data("folder", root=str(folder), eval_fraction=fraction)
 
 
+def test_nothing_to_hold_out(tmp_path):
+    for name in ("one", "two"):
+        write(tmp_path / name / "0.jpg", b"x")
+    with pytest.raises(ValueError, match="eval_fraction = 0.2 holds out nothing: no class"):
+        open_data("folder", root=str(tmp_path), eval_fraction=0.2)
+
+
 def test_folder_errors(folder):
     with pytest.raises(ValueError, match=r"nowhere: no such folder \(config.data.root\)"):
         open_data("folder", root=str(folder / "nowhere"))

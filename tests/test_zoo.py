@@ -247,18 +247,21 @@ def keeps_its_promises(name, overrides, *, devices=(), precisions=(), remat=(Fal
     for n in devices:
         mesh = sharding.make_mesh(data=n, fsdp=1)
         rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-        run = evaluate(module, in_shardings=(whole, rows), out_shardings=rows)
-        spread = run(jax.device_put(variables, whole), jax.device_put(images, rows))
+        spread = evaluate(module, in_shardings=(whole, rows), out_shardings=rows)(
+            jax.device_put(variables, whole), jax.device_put(images, rows)
+        )
         assert len(spread.addressable_shards) == n
         assert np.abs(np.asarray(spread) - logits).max() < AGREES * signal
 
-    # In half precision each image stays nearer to itself than to the others.
+    # Half precision costs little more than rounding the weights alone: a layer rounds those
+    # once and what it computes about three times, so that twice as much is expected.
     for half in precisions:
         dtypes = dict(zip(FIELDS, precision.DTYPES[half], strict=True))
+        few_bits = jax.tree.map(lambda x, half=half: x.astype(half).astype(np.float32), params)
+        noise = norm(run({**variables, "params": few_bits}, images) - logits)
         rounded = np.asarray(evaluate(models.build(name, **overrides, **dtypes))(variables, images))
         assert np.all(np.isfinite(rounded))
-        distances = np.linalg.norm(rounded[:, None] - logits[None], axis=-1)
-        np.testing.assert_array_equal(distances.argmin(1), np.arange(8))
+        assert norm(rounded - logits) < 4 * noise
 
     for again in remat[1:]:
         others, (logits, _) = train(models.build(name, **overrides, remat=again))

@@ -314,7 +314,8 @@ def open_folder(
         images or more at least one, never all). Which ones depends on their names alone.
 
     Raises:
-      ValueError: a missing folder, no classes, an empty class, a class in `eval` only.
+      ValueError: a missing folder, no classes, an empty class, a class in `eval` only, nothing to
+        hold out.
     """
     if not 0 <= eval_fraction < 1:
         raise ValueError(f"config.data.eval_fraction = {eval_fraction}: write a share in [0, 1)")
@@ -331,6 +332,11 @@ def open_folder(
             )
         eval_folder = train_folder
         held_out = {name: _hold_out(paths, eval_fraction) for name, paths in images.items()}
+        if not any(held_out.values()):
+            raise ValueError(
+                f"config.data.eval_fraction = {eval_fraction} holds out nothing: no class has two "
+                "images"
+            )
         images = {name: sorted({*paths} - {*held_out[name]}) for name, paths in images.items()}
     elif eval_folder:
         held_out = {name: _images(eval_folder / name) for name in _subfolders(eval_folder)}
