@@ -1,5 +1,6 @@
 """The run: build, restore, loop, save. Read this first; it goes from top to bottom, once."""
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from ml_collections import ConfigDict
 from jaxcls import checkpoint, metrics, sharding, steps
 from jaxcls.config import due
 from jaxcls.data import cache, sources
+from jaxcls.data.decode import BadImage
+from jaxcls.data.ops import transformed
 from jaxcls.evaluate import evaluate
 from jaxcls.program import Program, build, start, train_batches
 
@@ -62,6 +65,9 @@ def run(config: ConfigDict, workdir: str) -> int:
     # What is wrong with config and data is found before anything is written.
     data = sources.open(**config.data, image_size=config.image.size)
     program = build(config, num_train=len(data.train), num_classes=len(data.class_names))
+    if data.eval is not None:
+        with contextlib.suppress(BadImage):  # whether it may be skipped is up to the evaluation
+            transformed(data.eval[0], program.eval_transform, None)
     with checkpoint.lock(workdir):
         return _run(config, epath.Path(workdir), data, program)
 

@@ -178,6 +178,9 @@ def test_folders(commands, photos):
         commands.fork(*on(photos, "folder", "data.train=trian")),
         f"{photos / 'trian'}: no such folder (config.data.train)",
     )
+    (photos / "empty").rmdir()
+    done = commands.fork(*on(photos, "folder", "data.eval_fraction=0.5", "image.eval_size=64"))
+    refused(done, "is smaller than the evaluation's crop of 64x64: set config.image.eval_resize")
     assert not (photos.parent / "run").exists()
 
 
