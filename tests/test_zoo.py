@@ -47,7 +47,8 @@ SIBLINGS = {  # family -> a name, and what makes it small where something can
     "inception_v4": ("InceptionV4", {}),
 }
 CLASSES = 7
-AGREES = 1e-4  # of the signal, in float32
+# Of the signal, in float32: rounding reaches 1e-4 in deep networks, a wrong layer is far above.
+AGREES = 1e-3
 
 
 def residual(name):
