@@ -3,6 +3,17 @@
 
 A small ResNet-D (0.08 M parameters) for a look at real photographs on a CPU. Measured on 2 cores:
 43.0, 56.9, 60.1, 65.5 and 70.6 % top-1 after 1 to 5 of its 6 epochs, 640 images/s.
+
+What augmentation does where images are few, 7 minutes a run on one core:
+
+    --config.data.fraction=0.1 --config.duration="40 epochs" --config.eval.every="40 epochs" \\
+    --config.model.options='(("stem","conv3"),("depths",(1,1,1)),("width",32))' \\
+    --config.image.flip=0.0 --config.image.shift=0
+
+57.1 and 58.0 % top-1 for seeds 0 and 1; 59.5 and 60.2 with --config.erase.name=random_erasing, 61.7
+and 62.6 with --config.mix.cutmix=1.0, 66.8 and 67.6 with --config.augment.policy=randaugment. With
+flip and shift, 68.1 % for seed 0, it takes more steps than these for more of it to help:
+random_erasing 67.0, randaugment 65.4.
 """
 
 from configs import base
