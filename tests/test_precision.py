@@ -151,7 +151,7 @@ def test_all_finite():
 
 
 LEVELS = [n for n in precision.DTYPES if n not in ("float64", "float32", "float16")]  # = O0, O2
-UNOPTIMISED = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+UNOPTIMISED = {"xla_backend_optimization_level": 0}
 
 
 @pytest.mark.parametrize("name", LEVELS)

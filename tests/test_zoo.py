@@ -151,7 +151,7 @@ GIANTS = {  # more than 150 million parameters: with a quarter of the width
 
 def compiled(f, *arguments, **options):
     """Returns a jitted function, compiled without optimisation: that is what takes the time."""
-    cheap = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    cheap = {"xla_backend_optimization_level": 0}
     return jax.jit(f, **options).lower(*arguments).compile(compiler_options=cheap)
 
 

@@ -336,6 +336,9 @@ def at_least(images: Array, size: int) -> Array:
 
 def global_mean(x: Array, c: Ctx) -> Array:
     """Returns the mean over the image, in `c.head_dtype`: [B, H, W, D] -> [B, D]."""
+    if x.dtype == jnp.bfloat16:
+        # XLA:CPU of jaxlib 0.12 returns NaN for a mean that is fused with what makes bfloat16.
+        x = jax.lax.optimization_barrier(x)
     return x.astype(c.head_dtype).mean((1, 2))
 
 
