@@ -279,6 +279,18 @@ def torchvision_block(widths: Sequence[Sequence[int]], layer: Layer, *, se: bool
 # -- Names that timm's and torchvision's residual networks share ----------------------------------
 
 
+def torch_residual(layer: Layer, module: Any) -> str:
+    """Returns the name of what ResNet and Res2Net share: head, stem, shortcuts, convolutions."""
+    if layer[0] == "head":
+        return "fc"
+    if layer[0] == "stem":
+        return torch_stem(layer, module.stem)
+    block, role, part = torch_block(layer), layer[2], layer[-1]
+    if role == "short":
+        return f"{block}.{torch_shortcut(part, module.mean_short)}"
+    return f"{block}.{part}{number(role)}"
+
+
 def torch_stem(layer: Layer, kind: str) -> str:
     """Returns the name of a layer of the stem; three convolutions are a list with ReLUs in it."""
     _, conv, part = layer

@@ -26,16 +26,9 @@ def paddle(layer: tuple[str, ...], module: Any) -> str:
 
 def timm(layer: tuple[str, ...], module: Any) -> str:
     """Returns the layer's name in timm, as in the authors' code."""
-    if layer[0] == "head":
-        return "fc"
-    if layer[0] == "stem":
-        return engine.torch_stem(layer, module.stem)
-    block, role, part = engine.torch_block(layer), layer[2], layer[-1]
-    if role == "short":
-        return f"{block}.{engine.torch_shortcut(part, module.mean_short)}"
-    if role.startswith("slice"):
-        return f"{block}.{part}s.{engine.number(role) - 1}"
-    return f"{block}.{part}{engine.number(role)}"
+    if layer[0].startswith("stage") and layer[2].startswith("slice"):
+        return f"{engine.torch_block(layer)}.{layer[-1]}s.{engine.number(layer[2]) - 1}"
+    return engine.torch_residual(layer, module)
 
 
 def torch_sources(module: Any) -> tuple[engine.Source, ...]:

@@ -71,16 +71,9 @@ def paddle(layer: tuple[str, ...], module: Any) -> str:
 
 def torch(layer: tuple[str, ...], module: Any) -> str:
     """Returns the layer's name in timm and torchvision."""
-    if layer[0] == "head":
-        return "fc"
-    if layer[0] == "stem":
-        return engine.torch_stem(layer, module.stem)
-    block, role, part = engine.torch_block(layer), layer[2], layer[-1]
-    if role == "short":
-        return f"{block}.{engine.torch_shortcut(part, module.mean_short)}"
-    if role == "se":
-        return f"{block}.se.{ {'squeeze': 'fc1', 'excite': 'fc2'}[part] }"
-    return f"{block}.{part}{engine.number(role)}"
+    if "se" in layer:
+        return f"{engine.torch_block(layer)}.se.{ {'squeeze': 'fc1', 'excite': 'fc2'}[layer[-1]] }"
+    return engine.torch_residual(layer, module)
 
 
 def legacy(layer: tuple[str, ...], module: Any) -> str:
