@@ -1,4 +1,4 @@
-"""Checkpoints of a run (orbax), weights for fine-tuning and evaluation, the lock of a workdir.
+"""Checkpoints of a run (orbax), weights for fine-tuning and evaluation.
 
 A checkpoint is a directory that orbax writes, with the items `state` (arrays), `meta` (JSON) and
 `metrics` (JSON), and `checksums.json`: the SHA-256 of every file. The checksums are written before
@@ -7,16 +7,13 @@ An export is the same without optimizer state: `state` is {"params", "batch_stat
 """
 
 import contextlib
-import datetime
 import errno
-import fcntl
 import hashlib
 import json
 import logging
 import math
 import os
 import re
-import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -25,9 +22,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
 from jaxcls import trees
+from jaxcls.files import any_process
 
 CHECKSUMS = "checksums.json"
 STAMPED = "_CHECKPOINT_METADATA"  # orbax adds the time of the commit after the checksums
@@ -259,7 +256,7 @@ class Checkpoints:
             if verified or isinstance(e, (MemoryError, jax.errors.JaxRuntimeError)):
                 raise
             damage = e
-        if _any_process(damage is not None):
+        if any_process(damage is not None):
             raise DamageError(_line(damage))
         if differences:
             raise ValueError(
@@ -299,7 +296,7 @@ class Checkpoints:
                 f"checkpoint {self._directory / str(step)} is damaged "
                 f"({damage}): set aside as {free}"
             )
-        _any_process(False)  # wait for process 0
+        any_process(False)  # wait for process 0
 
 
 def export(path: str | os.PathLike, variables: Variables, meta: Mapping[str, Any]) -> None:
@@ -473,59 +470,6 @@ def initialize(
     return trees.map_with_path(place, dict(variables))
 
 
-@contextlib.contextmanager
-def lock(workdir: str | os.PathLike) -> Iterator[None]:
-    """Holds a working directory, which is made if need be, against a second run.
-
-    Process 0 holds WORKDIR/.lock; the system releases it however the process ends. Remote
-    directories (gs://) know no locks: nothing is held there.
-
-    Raises:
-      ValueError: another run holds it, or it cannot be written.
-    """
-    workdir = os.fspath(workdir)
-    held, problem = None, ""
-    if jax.process_index() == 0 and "://" not in workdir:
-        try:
-            held = _acquire(workdir)
-        except ValueError as e:
-            problem = str(e)
-        except OSError as e:
-            problem = f"cannot write to the working directory {workdir}: {e.strerror}"
-    try:
-        if _any_process(bool(problem)):
-            raise ValueError(problem or f"process 0 could not lock the working directory {workdir}")
-        yield
-    finally:
-        if held is not None:
-            os.close(held)
-
-
-def _acquire(workdir: str) -> int:
-    """Returns the file descriptor that holds the lock."""
-    os.makedirs(workdir, exist_ok=True)
-    # Never removed: another run could hold the removed file, a third one lock the new one.
-    file = os.open(os.path.join(workdir, ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(file, 200).decode(errors="replace").strip() or "another process"
-        os.close(file)
-        raise ValueError(
-            f"the working directory {workdir} is in use by {holder}: wait for that run, stop it, "
-            "or choose another --workdir"
-        ) from None
-    except OSError as e:
-        if e.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
-            os.close(file)
-            raise
-        return file  # a file system without locks, such as Lustre mounted without them
-    now = datetime.datetime.now().isoformat(" ", "seconds")
-    os.ftruncate(file, 0)
-    os.write(file, f"process {os.getpid()} on {socket.gethostname()} since {now}\n".encode())
-    return file
-
-
 # -- Files of a checkpoint -----------------------------------------------------------------------
 
 
@@ -671,13 +615,6 @@ def _only_process_0(report: Callable[[str], None]) -> Callable[[str], None]:
     return report if jax.process_index() == 0 else lambda line: None
 
 
-def _any_process(flag: bool) -> bool:
-    """Returns whether `flag` is set in any process; every process calls it."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))
-
-
 def _verify_together(path: epath.Path) -> bool:
     """As `_verify`, once, by process 0, with the same outcome everywhere."""
     verified, damage = False, None
@@ -686,6 +623,6 @@ def _verify_together(path: epath.Path) -> bool:
             verified = _verify(path)
         except DamageError as e:
             damage = e
-    if _any_process(damage is not None):
+    if any_process(damage is not None):
         raise damage or DamageError("found by process 0")
-    return _any_process(verified)
+    return any_process(verified)

@@ -10,7 +10,7 @@ from clu import parameter_overview
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxcls import checkpoint, metrics, sharding, steps
+from jaxcls import checkpoint, files, metrics, sharding, steps
 from jaxcls.config import due
 from jaxcls.data import cache, sources
 from jaxcls.data.decode import BadImage
@@ -68,7 +68,7 @@ def run(config: ConfigDict, workdir: str) -> int:
     if data.eval is not None:
         with contextlib.suppress(BadImage):  # whether it may be skipped is up to the evaluation
             transformed(data.eval[0], program.eval_transform, None)
-    with checkpoint.lock(workdir):
+    with files.lock(workdir):
         return _run(config, epath.Path(workdir), data, program)
 
 

@@ -5,7 +5,6 @@ format, which makes the checkpoints of earlier runs unreadable.
 """
 
 import contextlib
-import errno
 import functools
 import hashlib
 import json
@@ -528,6 +527,7 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize("localhost:{port}", 2, int(sys.argv[1]))
 from jax.experimental import multihost_utils
 from test_checkpoint import *
+from jaxcls import files
 
 mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
 sharding = NamedSharding(mesh, PartitionSpec("fsdp"))
@@ -538,7 +538,7 @@ def put(step):
     x = jax.make_array_from_callback((8,), sharding, lambda i: value[i])
     return {{"params": {{"x": x}}}}
 
-with checkpoint.lock(directory):
+with files.lock(directory):
     with opened(directory / "checkpoints") as (checkpoints, _):
         for step in (1, 2, 3):
             checkpoints.save(step, put(step), {{"step": step}}, {{"top1": 0.5}})
@@ -580,85 +580,6 @@ def test_two_processes_agree_on_what_is_damaged(tmp_path):
     target = {"params": {"x": jnp.zeros(8)}}
     restored, _ = restore(tmp_path / "checkpoints", target)
     np.testing.assert_array_equal(restored[0]["params"]["x"], np.arange(8.0) + 2)
-
-
-# -- The lock ------------------------------------------------------------------------------------
-
-
-def test_a_second_run_on_a_workdir_is_refused(tmp_path):
-    with checkpoint.lock(tmp_path / "new" / "run"):
-        with (
-            pytest.raises(ValueError, match=f"in use by process {os.getpid()} on .* since 20"),
-            checkpoint.lock(tmp_path / "new" / "run"),
-        ):
-            pass
-        with checkpoint.lock(tmp_path / "other"):
-            pass
-    with checkpoint.lock(tmp_path / "new" / "run"):
-        pass
-
-
-def test_the_lock_of_a_killed_run_is_free(tmp_path):
-    code = f"""
-import os, sys
-sys.path.insert(0, {str(ROOT)!r})
-os.environ["JAX_PLATFORMS"] = "cpu"
-from jaxcls import checkpoint
-with checkpoint.lock({str(tmp_path)!r}):
-    print("locked", flush=True)
-    sys.stdin.read()
-"""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", code], **pipes) as holder:
-        assert holder.stdout.readline() == "locked\n"
-        with (
-            pytest.raises(ValueError, match=f"in use by process {holder.pid} "),
-            checkpoint.lock(tmp_path),
-        ):
-            pass
-        holder.kill()
-        holder.wait()
-        with checkpoint.lock(tmp_path):
-            pass
-
-
-def test_a_workdir_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(
-            ValueError, match=r"cannot write to the working directory .*/file/run: Not a"
-        ),
-        checkpoint.lock(tmp_path / "file" / "run"),
-    ):
-        pass
-    tmp_path.chmod(0o555)
-    root = os.geteuid() == 0
-    if root:  # whom no permission stops
-        os.seteuid(65534)
-    try:
-        with (
-            pytest.raises(ValueError, match=r"cannot write to the working directory .*Permission"),
-            checkpoint.lock(tmp_path / "run"),
-        ):
-            pass
-    finally:
-        if root:
-            os.seteuid(0)
-        tmp_path.chmod(0o755)
-
-
-def test_a_file_system_without_locks(tmp_path, monkeypatch):
-    def flock(file, operation):
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
-    monkeypatch.setattr(checkpoint.fcntl, "flock", flock)
-    with checkpoint.lock(tmp_path), checkpoint.lock(tmp_path):
-        pass
-
-
-def test_remote_workdirs_are_not_locked():
-    with checkpoint.lock("gs://bucket/run"), checkpoint.lock("gs://bucket/run"):
-        assert not Path("gs:").exists()
 
 
 # -- Weights: load, export, initialize -----------------------------------------------------------

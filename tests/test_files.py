@@ -1,0 +1,127 @@
+"""The lock of a working directory: one run at a time, released however the process ends."""
+
+import contextlib
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import filelock
+import pytest
+
+from jaxcls import files
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_second_run_on_a_workdir_is_refused(tmp_path):
+    with files.lock(tmp_path / "new" / "run"):
+        with (
+            pytest.raises(ValueError, match=f"in use by process {os.getpid()} on .* since 20"),
+            files.lock(tmp_path / "new" / "run"),
+        ):
+            pass
+        with files.lock(tmp_path / "other"):
+            pass
+    with files.lock(tmp_path / "new" / "run"):
+        pass
+
+
+def test_the_lock_of_a_killed_run_is_free(tmp_path):
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+os.environ["JAX_PLATFORMS"] = "cpu"
+from jaxcls import files
+with files.lock({str(tmp_path)!r}):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as holder:
+        assert holder.stdout.readline() == "locked\n"
+        with (
+            pytest.raises(ValueError, match=f"in use by process {holder.pid} "),
+            files.lock(tmp_path),
+        ):
+            pass
+        holder.kill()
+        holder.wait()
+        with files.lock(tmp_path):
+            pass
+
+
+def test_a_workdir_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(
+            ValueError, match=r"cannot write to the working directory .*/file/run: Not a"
+        ),
+        files.lock(tmp_path / "file" / "run"),
+    ):
+        pass
+    tmp_path.chmod(0o555)
+    root = os.geteuid() == 0
+    if root:  # whom no permission stops
+        os.seteuid(65534)
+    try:
+        with (
+            pytest.raises(ValueError, match=r"cannot write to the working directory .*Permission"),
+            files.lock(tmp_path / "run"),
+        ):
+            pass
+    finally:
+        if root:
+            os.seteuid(0)
+        tmp_path.chmod(0o755)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(tmp_path, monkeypatch, number):
+    def refuse(file, blocking):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(filelock, "lock_descriptor", refuse)
+    with files.lock(tmp_path), files.lock(tmp_path):
+        pass
+
+
+def test_remote_workdirs_are_not_locked():
+    with files.lock("gs://bucket/run"), files.lock("gs://bucket/run"):
+        assert not Path("gs:").exists()
+
+
+def fails(workdir, makes):
+    with contextlib.suppress(RuntimeError), files.lock(workdir):
+        if makes.endswith("/"):
+            (workdir / makes).mkdir()
+        else:
+            (workdir / makes).write_text("")
+        raise RuntimeError
+
+
+def test_a_start_that_fails_leaves_no_directory(tmp_path):
+    (tmp_path / "old").mkdir()
+    for workdir in (tmp_path / "new" / "run", tmp_path / "old" / "run"):
+        fails(workdir, "checkpoints/")
+    assert {path.name for path in tmp_path.rglob("*")} == {"old"}
+    # One that was there, or that holds something by now, stays.
+    for workdir in (tmp_path / "old", tmp_path / "new"):
+        fails(workdir, "metrics.jsonl")
+        (workdir / "metrics.jsonl").unlink()
+    fails(tmp_path / "old", "checkpoints/")
+    assert {path.name for path in tmp_path.rglob("*")} == {"old", "new", ".lock", "checkpoints"}
+
+
+def test_a_lock_file_that_was_removed_in_between_is_not_held(tmp_path, monkeypatch):
+    def locked(file, blocking, once=[]):  # noqa: B006
+        if not once:
+            once.append(True)
+            (tmp_path / ".lock").unlink()  # as a run that fails just then
+        return lock(file, blocking=blocking)
+
+    lock = filelock.lock_descriptor
+    monkeypatch.setattr(filelock, "lock_descriptor", locked)
+    with files.lock(tmp_path), pytest.raises(ValueError, match="in use"), files.lock(tmp_path):
+        pass
