@@ -83,6 +83,7 @@ class Checkpoints:
         self._best = best
         self._report = _only_process_0(report)
         self._saving: int | None = None  # step of the newest save that was begun
+        self._told: int | None = None  # by `finished`
         self._save_failed = False
         lowest = best == "loss"
 
@@ -220,6 +221,15 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except Exception as e:
             raise self._failed(e) from e
+
+    def finished(self) -> int | None:
+        """Returns the step of a save that has come to its end since the last call, or None."""
+        if self._saving is None or self._told == self._saving or self._save_failed:
+            return None
+        if self._manager.is_saving_in_progress():
+            return None
+        self._told = self._saving
+        return self._saving
 
     def close(self) -> None:
         """Waits for the last save and ends the threads.

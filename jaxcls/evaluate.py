@@ -19,6 +19,7 @@ def evaluate(
     data: sources.Data,
     state: Any,
     stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[int], None] = lambda images: None,
 ) -> dict[str, float] | None:
     """Returns {"loss", "top1", "top5", "images"}: means over all images (accuracies in [0, 1]).
 
@@ -26,6 +27,7 @@ def evaluate(
       program, config, data: of the run.
       state: a train state.
       stop: asked before each batch; the answer True gives up, and the result is None.
+      progress: told the number of images that are done, before each batch.
     """
     batches = loader.eval_batches(
         data.eval,
@@ -42,9 +44,10 @@ def evaluate(
             totals[name] = totals.get(name, 0.0) + float(value)  # float64: no image gets lost
 
     with batches:
-        for batch in batches:
+        for number, batch in enumerate(batches):
             if stop():
                 return None
+            progress(min(number * program.plan.eval_batch_size, len(data.eval)))
             sums = program.eval_step(state, sharding.put(batch, program.batch_sharding))
             add(late)  # one batch late, so that the device does not wait
             late = sums

@@ -118,6 +118,8 @@ def main(argv: Sequence[str] = sys.argv) -> int:
     try:
         parse(argv)
         logging.set_verbosity(logging.WARNING)
+        if sys.stderr.isatty():
+            print("starting JAX ...", end="", file=sys.stderr, flush=True)
         start_jax()
         from jaxcls import evaluate, train  # only now: --help and a misspelt flag need no JAX
 
@@ -140,7 +142,8 @@ def complain(error: Exception) -> int:
     """Prints a user's mistake; JAXCLS_DEBUG=1 shows where it was found. Returns 2."""
     if os.environ.get("JAXCLS_DEBUG"):
         raise error
-    print(f"jaxcls: {error}", file=sys.stderr)
+    before = "\r\x1b[K" if sys.stderr.isatty() else ""  # what was shown while waiting
+    print(f"{before}jaxcls: {error}", file=sys.stderr)
     return 2
 
 

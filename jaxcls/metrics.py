@@ -1,4 +1,4 @@
-"""What a run reports: means over a window, metrics.jsonl, TensorBoard, the console, the summary."""
+"""What a run reports: means over a window, metrics.jsonl, TensorBoard, the summary."""
 
 import collections
 import contextlib
@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,9 +17,9 @@ from etils import epath
 from ml_collections import ConfigDict
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
-from tqdm import tqdm
 
 from jaxcls.config import Plan, differences, due
+from jaxcls.console import Console
 
 LAST = ("lr", "skipped", "loss_scale")  # reported as they stand; everything else as a mean
 
@@ -38,6 +37,7 @@ class Log:
         tensorboard: bool,
         from_step: int,
         meta: dict[str, Any],
+        console: Console,
     ):
         """Opens the files; what was written after `from_step` is removed.
 
@@ -49,12 +49,14 @@ class Log:
           tensorboard: write events too.
           from_step: where the run goes on.
           meta: of its checkpoint: the window, the last evaluation.
+          console: shows the lines.
         """
         enabled = jax.process_index() == 0
         self.plan, self.every, self.max_skipped = plan, every, max_skipped
         self.window = Window(meta["window"])
         self.waiting: collections.deque = collections.deque()  # (step, metrics on the device)
-        self.console = Console(plan.total_steps, from_step, enabled)
+        self.console, self.from_step = console, from_step
+        console.begin(plan.total_steps)
         self.writer = None
         if enabled:
             evaluated = meta["last"]["step"] if meta["last"] else 0
@@ -80,10 +82,15 @@ class Log:
                 raise FloatingPointError(_diverged(step, values, self.max_skipped))
             if not values.pop("finite"):  # a skipped step has no part in the means
                 values = {k: v if k in LAST else math.nan for k, v in values.items()}
-            self.window.add(values, self.plan.batch_size)
-            self.console.advance(step)
+            if step == self.from_step + 1:
+                self.window.restart_clock()  # compilation has no part in the throughput
+                self.window.add(values, 0)
+            else:
+                self.window.add(values, self.plan.batch_size)
+            latest = {k: values[k] for k in LAST}
+            self.console.step(step, self.plan.epoch(step), self.window.means() | latest)
             if due(step, self.every, self.plan.total_steps):
-                self.report(step, "train", self.window.flush() | {k: values[k] for k in LAST})
+                self.report(step, "train", self.window.flush() | latest)
 
     def report(self, step: int, split: str, metrics: dict[str, Any]) -> None:
         """Writes and shows a line."""
@@ -158,13 +165,20 @@ class Window:
                 finite = math.isfinite(value)
                 self.sums[name] = [total + value, count + 1] if finite else [total, count]
 
-    def flush(self) -> dict[str, float]:
-        """Returns the means, images/s and the share of time spent waiting for data; starts anew."""
-        seconds = max(time.perf_counter() - self.started, 1e-9)
+    def means(self) -> dict[str, float]:
+        """Returns the means, images/s and the share of time spent waiting for data.
+
+        The latter two are NaN where nothing was measured: after the step that was compiled.
+        """
+        seconds = max(time.perf_counter() - self.started, 1e-9) if self.images else math.nan
         line = {
             name: total / count if count else math.nan for name, (total, count) in self.sums.items()
         }
-        line |= {"images_per_sec": self.images / seconds, "data_wait": self.waited / seconds}
+        return line | {"images_per_sec": self.images / seconds, "data_wait": self.waited / seconds}
+
+    def flush(self) -> dict[str, float]:
+        """Returns the `means` and starts anew."""
+        line = self.means()
         self.sums = {}
         self.restart_clock()
         return line
@@ -196,8 +210,9 @@ class Writer:
             self._event(from_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, epoch: float, split: str, metrics: dict[str, Any]) -> None:
-        """Appends a line {"step", "epoch", "split", ...}."""
-        line = {"step": step, "epoch": round(epoch, 6), "split": split, **metrics}
+        """Appends a line {"step", "epoch", "split", "time", ...}; time is in seconds since 1970."""
+        now = round(time.time(), 3)
+        line = {"step": step, "epoch": round(epoch, 6), "split": split, "time": now, **metrics}
         self.file.write(json.dumps(_plain(line)) + "\n")
         self.file.flush()
         if self.board:
@@ -263,51 +278,6 @@ def write_atomically(path: Path | epath.Path, text: str) -> None:
     temporary = path.parent / (path.name + ".tmp")
     temporary.write_text(text)
     temporary.replace(path)
-
-
-class Console:
-    """A progress bar on a terminal, plain lines otherwise; silent in all processes but one."""
-
-    def __init__(self, total: int, start: int, enabled: bool):
-        self.enabled, self.total = enabled, total
-        self.bar = None
-        if enabled and sys.stderr.isatty():
-            self.bar = tqdm(
-                total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1
-            )
-
-    def advance(self, step: int) -> None:
-        """Moves the bar to `step`."""
-        if self.bar:
-            self.bar.update(step - self.bar.n)
-
-    def report(self, step: int, epoch: float, split: str, metrics: dict[str, Any]) -> None:
-        """Shows a line of the log."""
-        if not self.enabled:
-            return
-        short = {
-            k: f"{v:.4g}" for k, v in metrics.items() if k not in ("finite", "skipped_in_a_row")
-        }
-        if split == "train" and self.bar:
-            shown = ("loss", "top1", "top1_mixed", "images_per_sec")
-            self.bar.set_postfix({k: short[k] for k in shown if k in short})
-            return
-        text = " ".join(f"{k}={v}" for k, v in short.items())
-        self.say(f"{split:<5} step {step}/{self.total} epoch {epoch:.2f}: {text}")
-
-    def say(self, text: str) -> None:
-        """Prints a line, above the bar where there is one."""
-        if not self.enabled:
-            return
-        if self.bar:
-            self.bar.write(text)
-        else:
-            print(text, flush=True)
-
-    def close(self) -> None:
-        """Ends the bar."""
-        if self.bar:
-            self.bar.close()
 
 
 def write_config(config: ConfigDict, workdir: epath.Path) -> None:

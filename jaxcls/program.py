@@ -21,6 +21,7 @@ class Program(NamedTuple):
     mesh: Mesh
     batch_sharding: NamedSharding
     abstract_state: steps.TrainState  # shapes, dtypes and shardings
+    precision: str  # never "auto"
     max_skipped: int  # steps in a row; more of them stop the run
     train_transform: ops.Transform  # of each image, on the host
     eval_transform: ops.Transform
@@ -130,6 +131,7 @@ def build(config: ConfigDict, *, num_train: int, num_classes: int) -> Program:
             jax.eval_shape(init),
             shardings,
         ),
+        precision=numbers.name,
         max_skipped=numbers.max_skipped,
         train_transform=ops.make(
             **config.image, augment=augment.make(**config.augment), train=True
@@ -182,8 +184,16 @@ def check_batches(config: ConfigDict, lengths: Plan, devices: int) -> None:
         )
 
 
-def start(config: ConfigDict, program: Program, class_names: Sequence[str]) -> steps.TrainState:
-    """Returns the state at step 0, with the weights of `config.init.checkpoint` if one is set."""
+def start(
+    config: ConfigDict,
+    program: Program,
+    class_names: Sequence[str],
+    report: Callable[[str], None] = print,
+) -> steps.TrainState:
+    """Returns the state at step 0, with the weights of `config.init.checkpoint` if one is set.
+
+    `report` is given a line about every tensor that was not taken from it.
+    """
     state = program.init()
     if not config.init.checkpoint:
         return state
@@ -192,6 +202,7 @@ def start(config: ConfigDict, program: Program, class_names: Sequence[str]) -> s
         num_classes=config.model.num_classes or len(class_names),
         class_names=class_names,
         options=model_arguments(config),
+        report=report,
         **config.init,
     )
     state = state.replace(**variables)

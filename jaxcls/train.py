@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 
 import jax
-from clu import parameter_overview
 from etils import epath
 from ml_collections import ConfigDict
 
 from jaxcls import checkpoint, files, metrics, sharding, steps
 from jaxcls.config import due
+from jaxcls.console import Console, acknowledge
 from jaxcls.data import cache, sources
 from jaxcls.data.decode import BadImage
 from jaxcls.data.ops import transformed
@@ -49,6 +49,7 @@ class Stop:
 
     def _received(self, number, frame):
         self.signal = number
+        acknowledge(number)
         signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
 
     def __bool__(self):
@@ -62,6 +63,8 @@ def run(config: ConfigDict, workdir: str) -> int:
       ValueError: a user's mistake.
       FloatingPointError: training has diverged; the last checkpoint is good.
     """
+    console = Console()
+    console.status("looking at the images ...")
     # What is wrong with config and data is found before anything is written.
     data = sources.open(**config.data, image_size=config.image.size)
     program = build(config, num_train=len(data.train), num_classes=len(data.class_names))
@@ -69,19 +72,35 @@ def run(config: ConfigDict, workdir: str) -> int:
         with contextlib.suppress(BadImage):  # whether it may be skipped is up to the evaluation
             transformed(data.eval[0], program.eval_transform, None)
     with files.lock(workdir):
-        return _run(config, epath.Path(workdir), data, program)
+        return _run(config, epath.Path(workdir), data, program, console)
 
 
-def _run(config: ConfigDict, workdir: epath.Path, data: sources.Data, program: Program) -> int:
+def _run(
+    config: ConfigDict,
+    workdir: epath.Path,
+    data: sources.Data,
+    program: Program,
+    console: Console,
+) -> int:
     began, main_process = time.time(), jax.process_index() == 0
     plan, total = program.plan, program.plan.total_steps
     saved = checkpoint.Checkpoints(
-        workdir / "checkpoints", keep=config.checkpoint.keep, best=config.checkpoint.best
+        workdir / "checkpoints",
+        keep=config.checkpoint.keep,
+        best=config.checkpoint.best,
+        report=console.say,
     )
+    program = program._replace(
+        init=console.announced("initialising the network", program.init),
+        train_step=console.announced("compiling the train step", program.train_step),
+        eval_step=console.announced("compiling the evaluation step", program.eval_step),
+    )
+    console.status("looking for checkpoints ...")
     if restored := saved.restore(program.abstract_state):
         state, meta = restored
     else:
-        state = start(config, program, data.class_names)
+        console.describe(config, workdir, data, program)
+        state = start(config, program, data.class_names, report=console.say)
         meta = {
             "model": config.model.name,
             "class_names": list(data.class_names),
@@ -103,12 +122,13 @@ def _run(config: ConfigDict, workdir: epath.Path, data: sources.Data, program: P
             print(f"{workdir}: the run is complete")
             metrics.finish(workdir, plan, first, int(state.loss_scale.skipped), meta, True)
         return 0
+    if first:
+        console.describe(config, workdir, data, program)
+        console.say(f"resuming at step {first} of {total}")
     data, program = cache.use(config, data, program)
     batches = train_batches(config, data, program, start_step=first)
     if main_process:
         metrics.write_config(config, workdir)
-        overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
-        print(f"resuming at step {first} of {total}" if first else overview, flush=True)
 
     log = metrics.Log(
         workdir,
@@ -118,6 +138,7 @@ def _run(config: ConfigDict, workdir: epath.Path, data: sources.Data, program: P
         tensorboard=config.log.tensorboard,
         from_step=first,
         meta=meta,
+        console=console,
     )
     before = {key: meta[key] for key in ("seconds", "bad_images")}
     stop = Stop()
@@ -133,7 +154,14 @@ def _run(config: ConfigDict, workdir: epath.Path, data: sources.Data, program: P
             result = None
             if evaluating and not evaluated and not stopping:
                 with log.window.paused():
-                    result = evaluate(program, config, data, state, stop=lambda: bool(stop))
+                    result = evaluate(
+                        program,
+                        config,
+                        data,
+                        state,
+                        stop=lambda: bool(stop),
+                        progress=console.evaluating,
+                    )
                 stopping = bool(stop)
             if result:
                 log.report(step, "eval", result)
@@ -146,6 +174,7 @@ def _run(config: ConfigDict, workdir: epath.Path, data: sources.Data, program: P
                     meta["seconds"] = round(before["seconds"] + time.time() - began, 1)
                     meta["bad_images"] = before["bad_images"] + len(batches.bad_images)
                     saved.save(step, state, meta, result)
+            console.saved(saved.finished())
             if stopping or step == total:
                 break
             with log.window.waiting():
@@ -153,6 +182,7 @@ def _run(config: ConfigDict, workdir: epath.Path, data: sources.Data, program: P
             state, values = program.train_step(state, batch)
             log.add(step + 1, values)
         saved.wait()
+        console.saved(saved.finished())
         log.sync()
     finally:
         log.close()

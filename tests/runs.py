@@ -22,7 +22,7 @@ from jaxcls import trees
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests" / "configs" / "tiny.py"
-TIMING = ("images_per_sec", "data_wait")  # keys of metrics.jsonl that no two runs share
+TIMING = ("images_per_sec", "data_wait", "time")  # keys of metrics.jsonl that no two runs share
 PATIENCE = 240  # seconds, on a busy machine
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from etils import epath
 
 from jaxcls import metrics
 from jaxcls.config import Plan
+from jaxcls.console import Console
 
 PLAN = Plan(
     batch_size=4,
@@ -32,11 +34,15 @@ def open_log(workdir, from_step=0, window=None, max_skipped=1, last=None, tensor
         tensorboard=tensorboard,
         from_step=from_step,
         meta={"window": window or {}, "last": last},
+        console=Console(),
     )
 
 
 def lines(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    """Returns metrics.jsonl, without the time."""
+    whole = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert all(abs(line.pop("time") - time.time()) < 600 for line in whole)
+    return whole
 
 
 def test_means_of_a_window(tmp_path):
