@@ -59,7 +59,7 @@ def get_config(arg=None):
     c.loader = ConfigDict()
     c.loader.threads = 0  # decoding threads in each process; 0: one for each core
     c.loader.workers = 0  # worker processes; 0: threads of this process only
-    c.loader.prefetch = 4  # batches ready in advance
+    c.loader.prefetch = 4  # batches ready in advance, at least 1
 
     # -- What happens to each image: jaxcls.data.ops.make(**image), jaxcls.data.device ----------
     c.image = ConfigDict()

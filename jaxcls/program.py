@@ -176,6 +176,7 @@ def check_batches(config: ConfigDict, lengths: Plan, devices: int) -> None:
             f"config.model.bn_group = {group} does not divide the {batch // k} images that are "
             "computed together (config.batch_size / config.optim.accumulate_steps)"
         )
+    loader.check(**config.loader)
     sampling.check(config.data.sampling, config.data.repeats, batch)
     if lengths.eval_batch_size % devices:
         raise ValueError(

@@ -127,7 +127,7 @@ def test_config(commands, tmp_path, options, texts):
     ("option", "text"),
     [
         ("checkpoint.keep=0", "config.checkpoint.keep = 0: keep at least 1"),
-        ("loader.threads=-1", "config.loader.threads = -1 is negative"),
+        ("loader.threads=-1", "config.loader.threads = -1: write a number from 0"),
         ("init.checkpoint=/no/such/run", "/no/such/run: no checkpoint there"),
     ],
 )

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from transforms import kill_myself, slow
 
 from configs import base
 from jaxcls.data import loader, ops, sources
@@ -131,7 +132,7 @@ def test_processes_share_the_global_batch(photos, processes):
 
 
 @pytest.mark.parametrize(
-    "options", [{"threads": 1, "prefetch": 0}, {"threads": 5}, {"workers": 2, "threads": 2}]
+    "options", [{"threads": 1, "prefetch": 1}, {"threads": 5}, {"workers": 2, "threads": 2}]
 )
 def test_threads_and_workers_make_the_same_batches(photos, options):
     source, transform = open_photos(photos), crop(train=True)
@@ -257,9 +258,15 @@ def test_fewer_images_than_a_batch():
 
 
 @pytest.mark.parametrize("key", ["threads", "workers", "prefetch"])
-def test_negative_counts(key):
-    with pytest.raises(ValueError, match=f"config.loader.{key} = -1 is negative"):
-        train(numbered(4), num_steps=1, **{key: -1})
+@pytest.mark.parametrize("value", [-1, 10**6])
+def test_counts_that_cannot_be_meant(key, value):
+    with pytest.raises(ValueError, match=f"config.loader.{key} = {value}: write a number from"):
+        train(numbered(4), num_steps=1, **{key: value})
+
+
+def test_no_batch_in_advance():
+    with pytest.raises(ValueError, match=r"config.loader.prefetch = 0: .* from 1 to"):
+        train(numbered(4), num_steps=1, prefetch=0)
 
 
 @pytest.mark.parametrize("label", [-1, 4])
@@ -278,11 +285,6 @@ def test_an_image_smaller_than_the_crop_is_named(photos):
 
 
 # -- threads and processes end ---------------------------------------------------------------------
-
-
-def slow(image, rng, seconds):
-    time.sleep(seconds)
-    return image
 
 
 def test_close_stops_threads():
@@ -330,10 +332,6 @@ def test_workers_take_over_from_killed_ones(caplog):
     assert multiprocessing.active_children() == []
 
 
-def kill_myself(image, rng):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def test_workers_that_die_again_and_again_stop_the_run(caplog):
     with (
         caplog.at_level(logging.WARNING),
@@ -348,9 +346,10 @@ ORPHANS = """
 import multiprocessing, time
 from functools import partial
 import test_loader
+from transforms import slow
 
 if __name__ == "__main__":
-    transform = partial(test_loader.slow, seconds=0.001)
+    transform = partial(slow, seconds=0.001)
     batches = test_loader.train(
         test_loader.numbered(8), transform, num_steps=10**6, workers=2
     )
@@ -368,8 +367,15 @@ def running(pid):
     return state != "Z"  # a zombie waits for whoever adopted it
 
 
+def test_workers_need_no_jax():
+    """Nor grain: they start in a second and take a tenth of the memory."""
+    code = "import sys, jaxcls.data.batches; print({'jax', 'grain', 'orbax'} & set(sys.modules))"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    assert subprocess.check_output([sys.executable, "-c", code], env=env, text=True) == "set()\n"
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
-def test_kill_9_leaves_no_worker(tmp_path):
+def test_kill_9_leaves_no_worker_and_no_shared_memory(tmp_path):
     script = tmp_path / "orphans.py"
     script.write_text(ORPHANS)
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
@@ -379,6 +385,8 @@ def test_kill_9_leaves_no_worker(tmp_path):
         workers = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(workers) == 2
         assert all(running(pid) for pid in workers)
+        for pid in (parent.pid, *workers):  # so that nothing is left of a group killed as a whole
+            assert "/dev/shm" not in Path(f"/proc/{pid}/maps").read_text()
         parent.kill()
         parent.wait()
         assert parent.stdout.read() == b""  # would wait for workers that hold the pipe

@@ -1,38 +1,27 @@
 """Feeding the device: batches of uint8 images, made ahead of time by threads or processes.
 
-A training batch is a pure function of its step: which images, in which order, augmented how. It
-does not depend on the number of processes, threads and workers, so the step is the whole position
-in the data. Image number g = step * batch_size + row of a run is
-
-    order(epoch)[position in the epoch]      epoch = step // floor(N / batch_size)
-
-and draws its augmentation from Philox, a counter-based generator, with the key (seed, g). Grain
-makes the batches of the next steps in threads or worker processes and hands them over in order.
+A training batch is a pure function of its step (batches.py), so the step is the whole position in
+the data. Grain's threads make the batches of the next steps, or fetch them from processes that do
+(workers.py), and hand them over in order.
 """
 
-import dataclasses
-import gc
+import atexit
 import logging
-import multiprocessing
 import os
-import re
-import signal
-import threading
 import weakref
 from collections.abc import Iterator
 
 import grain
 import numpy as np
-from absl import flags
 
-from jaxcls.data.decode import BadImage
-from jaxcls.data.ops import Transform, transformed
+from jaxcls.data.batches import Batch, MakeBatch, refuse
+from jaxcls.data.ops import Transform
 from jaxcls.data.sampling import Order
 from jaxcls.data.sources import Source
-
-Batch = dict[str, np.ndarray]
+from jaxcls.data.workers import WorkerDied, Workers
 
 MAX_DEATHS = 3  # of workers in a row without a batch; one more stops the run
+LIMITS = {"threads": (0, 1024), "workers": (0, 1024), "prefetch": (1, 1024)}
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +61,7 @@ def train_batches(
       max_bad_images: with "skip", more different ones than this in this process are an error.
       threads: in each process, 0: one for each core; with workers they share the cores.
       workers: processes; 0: threads of this process.
-      prefetch: batches ready in advance, besides those that threads are making.
+      prefetch: batches ready in advance, at least 1, besides those that threads are making.
 
     Raises:
       ValueError: fewer images than a batch; from the iterator also an unreadable image (named), a
@@ -83,7 +72,7 @@ def train_batches(
             f"{len(source)} training images are fewer than one batch: lower config.batch_size = "
             f"{batch_size}"
         )
-    make = _MakeBatch(
+    make = MakeBatch(
         source=source,
         transform=transform,
         batch_size=batch_size,
@@ -125,7 +114,7 @@ def eval_batches(
     """
     if not len(source):
         raise ValueError("there are no evaluation images")
-    make = _MakeBatch(
+    make = MakeBatch(
         source=source,
         transform=transform,
         batch_size=batch_size,
@@ -136,6 +125,16 @@ def eval_batches(
         max_bad_images=_max_bad_images(on_bad_image, max_bad_images),
     )
     return Batches(make, 0, threads=threads, workers=workers, prefetch=prefetch)
+
+
+def check(**loader: int) -> None:
+    """Raises a ValueError that names the key of `config.loader` that cannot be meant."""
+    for key, value in loader.items():
+        least, most = LIMITS[key]
+        if not least <= value <= most:
+            raise ValueError(
+                f"config.loader.{key} = {value}: write a number from {least} to {most}"
+            )
 
 
 def _max_bad_images(on_bad_image: str, max_bad_images: int) -> int | None:
@@ -150,50 +149,43 @@ class Batches(Iterator[Batch]):
     Where a worker process dies (out of memory, `kill -9`) all start again at the next batch.
     """
 
-    def __init__(
-        self, make: "_MakeBatch", start: int, *, threads: int, workers: int, prefetch: int
-    ):
-        for key, value in (("threads", threads), ("workers", workers), ("prefetch", prefetch)):
-            if value < 0:
-                raise ValueError(f"config.loader.{key} = {value} is negative")
+    def __init__(self, make: MakeBatch, start: int, *, threads: int, workers: int, prefetch: int):
+        check(threads=threads, workers=workers, prefetch=prefetch)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        threads = threads or max(cores // max(workers, 1), 1)
-        prefetch = -(-prefetch // max(workers, 1))
+        self._threads = threads or max((cores or 1) // max(workers, 1), 1)
         # A thread makes a whole batch, so fewer batches under way than threads would idle some.
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + prefetch)
-
-        def batches_from(step: int) -> grain.IterDataset:
-            batches = grain.MapDataset.source(make)[step:].to_iter_dataset(options)
-            if not workers:
-                return batches
-            return batches.mp_prefetch(
-                grain.MultiprocessingOptions(
-                    num_workers=workers, per_worker_buffer_size=max(prefetch, 1)
-                ),
-                worker_init_fn=_start_worker,
-            )
-
-        if workers and not flags.FLAGS.is_parsed():  # grain reads absl's flags in a new process
-            flags.FLAGS.mark_as_parsed()
+        under_way = self._threads * max(workers, 1)
+        self._options = grain.ReadOptions(
+            num_threads=under_way, prefetch_buffer_size=under_way + prefetch
+        )
         self.bad_images: dict[int, str] = {}
         self._max_bad_images = make.max_bad_images
-        self._batches_from, self._workers = batches_from, workers
+        self._make, self._workers = make, workers
         self._step = start  # of the next batch
         self._deaths = 0  # of workers since the last batch
         self._start()
 
     def _start(self) -> None:
-        self._iterator = iter(self._batches_from(self._step))
+        workers, make = None, self._make
+        if self._workers:
+            try:
+                make = workers = Workers(make, processes=self._workers, threads=self._threads)
+            except OSError as e:
+                raise ValueError(
+                    f"config.loader.workers = {self._workers} with {self._threads} thread(s) each "
+                    f"cannot be started: {e.strerror}"
+                ) from e
+        batches = grain.MapDataset.source(make)[self._step :].to_iter_dataset(self._options)
+        self._iterator = iter(batches)
         # Also when it is garbage or the interpreter exits: workers ignore SIGTERM.
-        self._finalizer = weakref.finalize(self, _close, self._iterator, shared=self._workers > 0)
+        self._finalizer = weakref.finalize(self, _close, self._iterator, workers)
+        atexit.register(self._finalizer)  # before multiprocessing waits for them
 
     def __next__(self) -> Batch:
         if not self._finalizer.alive:
             raise StopIteration
         try:
             batch, bad = self._next()
-            if self._workers:  # out of shared memory, which must be gone before the interpreter is
-                batch = {key: np.array(value) for key, value in batch.items()}
             self._note(bad)
         except StopIteration:
             self.close()
@@ -209,13 +201,11 @@ class Batches(Iterator[Batch]):
         while True:
             try:
                 return next(self._iterator)
-            except RuntimeError as error:
+            except WorkerDied as error:
                 self.close()
-                died = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
-                if not died:
-                    raise
+                code = error.code
             self._deaths += 1
-            what = f"a process that loads data has died (exit code {died[1]}), perhaps for lack of "
+            what = f"a process that loads data has died (exit code {code}), perhaps for lack of "
             if self._deaths > MAX_DEATHS:
                 raise ValueError(
                     f"{what}memory, {self._deaths} times at step {self._step}: lower "
@@ -231,11 +221,12 @@ class Batches(Iterator[Batch]):
                 log.warning("skipped: %s", message)
                 self.bad_images[index] = message
         if self.bad_images and len(self.bad_images) > self._max_bad_images:
-            _refuse(self.bad_images, self._max_bad_images)
+            refuse(self.bad_images, self._max_bad_images)
 
     def close(self) -> None:
         """Stops threads and worker processes; the iterator then is at its end."""
         self._finalizer()
+        atexit.unregister(self._finalizer)
 
     def __enter__(self) -> "Batches":
         return self
@@ -244,122 +235,7 @@ class Batches(Iterator[Batch]):
         self.close()
 
 
-def _close(iterator: grain.DatasetIterator, *, shared: bool) -> None:
+def _close(iterator: grain.DatasetIterator, workers: Workers | None) -> None:
     iterator.close()
-    if shared:
-        gc.collect()  # grain's last arrays are in cycles, and shared memory would leak at exit
-
-
-def _refuse(bad_images: dict[int, str], limit: int) -> None:
-    raise ValueError(
-        f"{len(bad_images)} images cannot be read, config.data.max_bad_images = {limit}; the last: "
-        f"{list(bad_images.values())[-1]}"
-    )
-
-
-def _start_worker(index: int, count: int) -> None:
-    """Runs first in a worker process: signals are for its parent, whose end is its own end."""
-    del index, count
-    # Ctrl-C and a batch system's SIGTERM reach all processes of the group or job. The parent still
-    # wants batches until it has saved, and stops its workers itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-    def follow_parent() -> None:
-        # It waits on a pipe that closes with the parent, however that dies. PR_SET_PDEATHSIG would
-        # watch the thread that started this process, one of grain's own, and only on Linux.
-        multiprocessing.parent_process().join()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=follow_parent, daemon=True).start()
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _MakeBatch:
-    """Random access to batches by step, for grain: (batch, [(index, message) of bad images])."""
-
-    source: Source
-    transform: Transform
-    batch_size: int
-    rows: np.ndarray  # int [L]
-    num_batches: int
-    order: Order | None  # None: evaluation
-    seed: int
-    max_bad_images: int | None  # None: a bad image is an error
-
-    def __len__(self) -> int:
-        return self.num_batches
-
-    def __getitem__(self, step: int) -> tuple[Batch, list[tuple[int, str]]]:
-        count = len(self.source)
-        examples = step * self.batch_size + self.rows  # g of the module's docstring
-        if self.order:
-            per_epoch = count // self.batch_size
-            epoch, step_in_epoch = divmod(step, per_epoch)
-            indices = self.order(epoch)[step_in_epoch * self.batch_size + self.rows]
-            mask = np.ones(len(indices), bool)
-        else:
-            indices = examples % count
-            mask = examples < count
-
-        rng = np.random.Generator(np.random.Philox(0))
-        bad: dict[int, str] = {}
-        images, labels = None, np.empty(len(indices), np.int32)
-        for row, (index, example) in enumerate(zip(indices.tolist(), examples.tolist())):
-            if row and not mask[row]:
-                images[row], labels[row] = images[0], labels[0]
-                continue
-            image, labels[row], found = self._read(index, example, rng, bad)
-            if found != index and not self.order:
-                mask[row] = False
-            if images is None:
-                images = np.empty((len(indices), *image.shape), image.dtype)
-            images[row] = image
-
-        batch = {"image": images, "label": labels}
-        return batch if self.order else batch | {"mask": mask}, list(bad.items())
-
-    def _read(
-        self, index: int, example: int, rng: np.random.Generator, bad: dict[int, str]
-    ) -> tuple[np.ndarray, int, int]:
-        """Returns the first readable image from `index` on, transformed, its label, and which.
-
-        Raises:
-          BadImage: `index` is unreadable and not to be skipped.
-          ValueError: too many are unreadable; a label out of range.
-        """
-        for candidate in range(index, index + len(self.source)):
-            candidate %= len(self.source)
-            try:
-                item = self.source[candidate]
-                _seek(rng.bit_generator, self.seed, example)
-                image = transformed(item, self.transform, rng)
-            except BadImage as error:
-                if self.max_bad_images is None:
-                    raise
-                bad[candidate] = str(error)
-                if len(bad) > self.max_bad_images:
-                    _refuse(bad, self.max_bad_images)
-                continue
-            if not 0 <= item["label"] < len(self.source.class_names):
-                raise ValueError(
-                    f"{item['name']}: the label {item['label']} is out of range, there are "
-                    f"{len(self.source.class_names)} classes"
-                )
-            return image, item["label"], candidate
-        raise ValueError(f"none of the {len(self.source)} images can be read: {bad[index]}")
-
-
-def _seek(bits: np.random.Philox, seed: int, example: int) -> None:
-    """Puts the generator where `Philox(key=[seed, example])` begins, in a sixth of the time."""
-    bits.state = {
-        "bit_generator": "Philox",
-        "state": {
-            "counter": np.zeros(4, np.uint64),
-            "key": np.array([seed, example], np.uint64),
-        },
-        "buffer": np.zeros(4, np.uint64),
-        "buffer_pos": 4,  # nothing in the buffer
-        "has_uint32": 0,
-        "uinteger": 0,
-    }
+    if workers is not None:
+        workers.close()
