@@ -343,17 +343,24 @@ def test_workers_that_die_again_and_again_stop_the_run(caplog):
 
 
 ORPHANS = """
-import multiprocessing, time
-from functools import partial
-import test_loader
-from transforms import slow
-
 if __name__ == "__main__":
-    transform = partial(slow, seconds=0.001)
-    batches = test_loader.train(
-        test_loader.numbered(8), transform, num_steps=10**6, workers=2
+    import multiprocessing, time
+    from functools import partial
+    import numpy as np
+    from jaxcls.data import loader, sources
+    from transforms import slow
+
+    source = sources.Arrays("some", np.zeros((8, 2, 2, 1), np.uint8), np.zeros(8, int), ("a",))
+    batches = loader.train_batches(
+        source,
+        partial(slow, seconds=0.001),
+        batch_size=4,
+        seed=0,
+        start_step=0,
+        num_steps=10**6,
+        workers=2,
     )
-    next(batches), next(batches)  # one from each worker
+    next(batches), next(batches)
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     time.sleep(60)
 """
