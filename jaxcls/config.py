@@ -1,21 +1,49 @@
 """Durations, validation and differences of configs. Imports no jax: config files may use it."""
 
+import ast
+import contextlib
 import dataclasses
 import difflib
+import functools
 import math
+import types
+import warnings
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+BASE = Path(__file__).parents[1] / "configs" / "base.py"
 UNITS = ("epochs", "steps", "examples")
+LARGEST = 2**31 - 1  # what a step, an index or a size on the device may be
+NONE = ("none", "null")  # how None is written on the command line, in any case
+BOOLS = {"true": True, "t": True, "1": True, "yes": True, "y": True, "on": True} | dict.fromkeys(
+    ("false", "f", "0", "no", "n", "off"), False
+)
 
 
 def closest(name: str, options: Iterable[str]) -> str:
-    """Returns ": did you mean ...?" with the options most like `name`; "" if none is."""
-    lower = {option.lower(): option for option in options}
-    close = difflib.get_close_matches(str(name).lower(), lower, n=3, cutoff=0.5)
-    return f": did you mean {' or '.join(lower[m] for m in close)}?" if close else ""
+    """Returns ": did you mean ...?" with the options most like `name`; "" if none is.
+
+    Case counts for nothing, and "-" is "_". Of options such as "section.key", one whose key is that
+    of `name` is most like it.
+    """
+    plain = lambda text: str(text).lower().replace("-", "_")
+    by_plain = {plain(option): option for option in options}
+    whole = plain(name)
+    key = whole.rpartition(".")[2]
+    same = [option for option in by_plain if option.rpartition(".")[2] == key]
+
+    def like(option):
+        begins = 0.3 if whole and option.startswith(whole) else 0.0
+        return begins + difflib.SequenceMatcher(None, option, whole).ratio()
+
+    likeness = {option: like(option) for option in same or by_plain}
+    best = sorted(likeness, key=lambda option: (-likeness[option], option))
+    if not same:  # what is hardly less like it than the best
+        best = [o for o in best if likeness[o] >= max(0.6, likeness[best[0]] - 0.1)]
+    return f": did you mean {' or '.join(by_plain[o] for o in best[:3])}?" if best else ""
 
 
 def choose(kind: str, name: str, options: Iterable[str]) -> str:
@@ -71,6 +99,135 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+@functools.cache
+def defaults() -> tuple[dict[str, Any], dict[str, type]]:
+    """Returns the defaults and the types of `configs/base.py`, by "section.key".
+
+    From the file beside this package: a user's own folder may be called `configs` too.
+    """
+    config = run_file(BASE)["get_config"]()
+    values = flatten(config)
+    kinds = {}
+    for key in values:
+        section, _, name = key.rpartition(".")
+        kinds[key] = (config[section] if section else config).get_type(name)
+    return values, kinds
+
+
+def run_file(path: Path) -> dict[str, Any]:
+    """Returns the globals of a Python file that was run; leaves no byte code beside it."""
+    module = types.ModuleType(path.stem)
+    module.__file__ = str(path)
+    exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    return module.__dict__
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Refuses a config whose keys or types are not those of `configs/base.py`.
+
+    Raises:
+      ValueError: a key is missing, unknown or not of its type; a number is not finite or too large.
+    """
+    values, keys = flatten(config), defaults()[0]
+    for key in keys:
+        if key not in values:
+            section = key.rpartition(".")[0]
+            raise ValueError(
+                f"config.{key} is missing: begin with base.get_config() and change what differs"
+                + (f" in config.{section}" if section else "")
+            )
+    for key, value in values.items():
+        if key not in keys:
+            raise ValueError(f"there is no config.{key}{closest(key, keys)}")
+        check_value(key, value)
+
+
+def check_value(key: str, value: Any) -> None:
+    """Refuses a value that is not of the type of its key.
+
+    Raises:
+      ValueError: it is not; the message says what to write.
+    """
+    default, kind = (table[key] for table in defaults())
+    plain = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+    if value is None and default is None:
+        return
+    if kind is bool:
+        ok, want = isinstance(value, bool), "True or False"
+    elif kind is int:
+        # of a seed all digits may count; what it may be says who uses it
+        most = math.inf if key.endswith("seed") else LARGEST
+        ok = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= most
+        want = "a whole number" if isinstance(value, str) else "a whole number below 2^31"
+    elif kind is float:
+        ok, want = plain(value), "a finite number" if isinstance(value, float) else "a number"
+    elif kind is tuple and default:
+        numbers = int if all(isinstance(x, int) for x in default) else (int, float)
+        ok = isinstance(value, tuple) and all(isinstance(x, numbers) and plain(x) for x in value)
+        want = f"numbers, such as {default!r}"
+    elif kind is tuple:
+        ok, want = isinstance(value, tuple), "a tuple, () for none"
+    else:
+        ok, want = isinstance(value, kind), "a text"
+    if not ok:
+        want += ", or None" if default is None else ""
+        raise ValueError(f"config.{key} = {short(value)}: write {want}")
+
+
+def short(value: Any) -> str:
+    """Returns how to show a value that may be long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def from_text(key: str, text: str) -> Any:
+    """Returns the value of a key that was written on the command line.
+
+    A key whose default is None takes None too. A tuple is written as in Python; a single value
+    stands for a tuple of one.
+
+    Raises:
+      ValueError: it is not of the type of the key.
+    """
+    default, kind = (table[key] for table in defaults())
+    value: Any = text
+    if default is None and text.strip().lower() in NONE:
+        value = None
+    elif kind is bool:
+        value = BOOLS.get(text.strip().lower(), text)
+    elif kind in (int, float):
+        with contextlib.suppress(ValueError):
+            value = kind(text)
+    elif kind is tuple:
+        # what cannot be read is a pattern without quotes; "\\d" would warn
+        unreadable = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
+        with contextlib.suppress(*unreadable), warnings.catch_warnings(action="ignore"):
+            value = ast.literal_eval(text.strip())
+        value = _tuples(value) if isinstance(value, (tuple, list)) else (value,)
+        value = value if text.strip() else ()
+    check_value(key, value)
+    return value
+
+
+def from_json(key: str, value: Any) -> Any:
+    """Returns the value of a key that JSON held, where tuples are lists.
+
+    Raises:
+      ValueError: it is not of the type of the key.
+    """
+    kind = defaults()[1][key]
+    if kind is tuple:
+        value = _tuples(value)
+    elif kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    check_value(key, value)
+    return value
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def differences(config: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -14,11 +14,10 @@ from typing import Any
 
 import jax
 from etils import epath
-from ml_collections import ConfigDict
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from jaxcls.config import Plan, differences, due
+from jaxcls.config import Plan, due
 from jaxcls.console import Console
 
 LAST = ("lr", "skipped", "loss_scale")  # reported as they stand; everything else as a mean
@@ -280,15 +279,6 @@ def write_atomically(path: Path | epath.Path, text: str) -> None:
     temporary.replace(path)
 
 
-def write_config(config: ConfigDict, workdir: epath.Path) -> None:
-    """Writes config.json at the start of a run; later prints what has changed since."""
-    path = workdir / "config.json"
-    ours = json.loads(config.to_json_best_effort())
-    if path.exists():
-        for key, (old, new) in differences(ours, json.loads(path.read_text())).items():
-            print(f"config.{key} was {old!r} when this run began, now {new!r}")
-    else:
-        write_atomically(path, json.dumps(ours, indent=1) + "\n")
 
 
 def better(best: dict | None, new: dict, name: str) -> dict:

@@ -9,7 +9,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxcls import checkpoint, files, metrics, sharding, steps
+from jaxcls import checkpoint, files, metrics, record, sharding, steps
 from jaxcls.config import due
 from jaxcls.console import Console, acknowledge
 from jaxcls.data import cache, sources
@@ -128,7 +128,7 @@ def _run(
     data, program = cache.use(config, data, program)
     batches = train_batches(config, data, program, start_step=first)
     if main_process:
-        metrics.write_config(config, workdir)
+        record.write(config, workdir, step=first)
 
     log = metrics.Log(
         workdir,

@@ -32,14 +32,14 @@ def refused(done, *texts):
     [
         (("--config={config}", "--workdr=x"), ("unknown flag --workdr: did you mean workdir?",)),
         (("--config={config}",), ("--workdir is missing; see", "--help")),
-        (("--workdir={workdir}",), ("--config is missing",)),
+        (("--workdir={workdir}",), ("--config is missing, and", "is not a run that has a config.json")),
         (
             ("--config={config}", "--workdir={workdir}", "--config.optim.momentun=0.8"),
             ("there is no config.optim.momentun: did you mean optim.momentum",),
         ),
         (
             ("--config={config}", "--workdir={workdir}", "--config.optim.momentum=high"),
-            ("--config.optim.momentum=high", "could not convert"),
+            ("config.optim.momentum = 'high': write a number",),
         ),
         (
             ("--config=no/such.py", "--workdir={workdir}", "--config.seed=1"),

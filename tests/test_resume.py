@@ -226,7 +226,7 @@ def test_workers_are_killed_then_the_run_and_they_die_with_it(commands, tmp_path
     assert "Traceback" not in process.err
     done = commands.run(*command, "--config.loader.workers=1")
     assert done.returncode == 0, done.err
-    assert "config.loader.workers was 2 when this run began, now 1" in done.out
+    assert "config.loader.workers was 2 before, now 1" in done.out
     runs.assert_same_run(tmp_path / "run", tmp_path / "whole", end)
 
 

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags, logging
-from ml_collections import config_flags
 
 from jaxcls import benchmark
 from jaxcls.benchmark import compile, input, loop, train
+from jaxcls.command import complain, define_config, exit_with, parse
 from jaxcls.config import choose
-from jaxcls.main import complain, parse
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -30,9 +29,7 @@ def main(argv: Sequence[str] = sys.argv) -> int:
         if not any(arg.partition("=")[0] in ("--config", "-config") for arg in rest):
             rest.insert(0, f"--config={CONFIGS / chosen.CONFIG}")
         options = flags.FlagValues()
-        config_flags.DEFINE_config_file(
-            "config", None, "config file, FILE or FILE:ARG", options, sys_argv=rest
-        )
+        define_config(options)
         chosen.define(options)
         if "--help" in rest:
             print(
@@ -42,7 +39,7 @@ def main(argv: Sequence[str] = sys.argv) -> int:
                 sep="\n",
             )
             return 0
-        parse([argv[0], *rest], options, required=("config",))
+        parse([argv[0], *rest], options)
         logging.set_verbosity(logging.WARNING)
         chosen.run(options.config, options)
         return 0
@@ -54,4 +51,4 @@ def main(argv: Sequence[str] = sys.argv) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -6,7 +6,6 @@ DIR then is what config.init.checkpoint takes.
 import argparse
 import ast
 import hashlib
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ import jax
 import numpy as np
 
 from jaxcls import checkpoint, convert
+from jaxcls.command import complain, exit_with
 from jaxcls.convert import readers
-from jaxcls.main import complain
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -92,4 +91,4 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

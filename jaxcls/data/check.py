@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
+from jaxcls.command import complain, define_config, exit_with, parse
 from jaxcls.config import plan
 from jaxcls.data import sources
 from jaxcls.data.decode import BadImage, decode
-from jaxcls.main import complain, parse
 
 # Bits. Measured: at most 4 differ in every copy of 500 photographs at half the size, or as a JPEG
 # of quality 20; in 99.9 % and 98.2 % of 2,500 of 32x32 pixels at half the size and of quality 50.
@@ -306,15 +306,13 @@ def summary(result: dict[str, Any]) -> str:
 def main(argv: Sequence[str] = sys.argv) -> int:
     """Runs the command and returns its exit code; a user's mistake is one line on stderr."""
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "config file, FILE or FILE:ARG", values, sys_argv=argv
-    )
+    define_config(values)
     flags.DEFINE_string("json", None, "file to write everything to", flag_values=values)
     if "--help" in argv:
         print(__doc__)
         return 0
     try:
-        parse(argv, values, required=("config",))
+        parse(argv, values)
         logging.set_verbosity(logging.WARNING)
         result = check(values.config)
         if values.json:
@@ -330,4 +328,4 @@ def main(argv: Sequence[str] = sys.argv) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -15,13 +15,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from PIL import Image, ImageDraw, ImageFont
 
 from jaxcls import sharding
+from jaxcls.command import complain, define_config, exit_with, parse
 from jaxcls.data import sources
 from jaxcls.data.decode import decode
-from jaxcls.main import complain, parse
 from jaxcls.program import build, train_batches
 
 TILE = (96, 320)  # pixels: smaller images are enlarged to at least that, larger ones made smaller
@@ -140,9 +140,7 @@ def shortened(text: str, width: int, font: ImageFont.ImageFont) -> str:
 def main(argv: Sequence[str] = sys.argv) -> int:
     """Runs the command and returns its exit code; a user's mistake is one line on stderr."""
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "config file, FILE or FILE:ARG", values, sys_argv=argv
-    )
+    define_config(values)
     flags.DEFINE_string("out", None, "image file to write", flag_values=values)
     flags.DEFINE_integer("images", 16, "number of images, at most a batch", flag_values=values)
     flags.DEFINE_integer("step", 0, "step of the run", flag_values=values)
@@ -150,7 +148,7 @@ def main(argv: Sequence[str] = sys.argv) -> int:
         print(__doc__)
         return 0
     try:
-        parse(argv, values, required=("config", "out"))
+        name = parse(argv, values, required=("out",))
         out = Path(values.out)
         if not out.parent.is_dir():
             raise ValueError(f"--out={out}: there is no folder {out.parent}")
@@ -158,7 +156,6 @@ def main(argv: Sequence[str] = sys.argv) -> int:
             raise ValueError(f"--out={out}: write the name of an image file, such as sheet.png")
         logging.set_verbosity(logging.WARNING)
         shown = preview(values.config, images=values.images, step=values.step)
-        name = config_flags.get_config_filename(values["config"])
         title = f"{name}, step {values.step}: each image whole, and as the network gets it"
         sheet(*shown, title).save(out)
     except ValueError as error:
@@ -171,4 +168,4 @@ def main(argv: Sequence[str] = sys.argv) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

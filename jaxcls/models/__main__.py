@@ -5,6 +5,7 @@ import json
 import sys
 
 from jaxcls import models
+from jaxcls.command import exit_with
 from jaxcls.models.count import count
 from jaxcls.models.published import ACCURACY
 
@@ -55,4 +56,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

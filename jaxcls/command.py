@@ -1,0 +1,276 @@
+"""What every command shares: the flags --config and --config.KEY, one-line errors, exit codes."""
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from jaxcls import config as configs
+from jaxcls.synonyms import SYNONYMS
+
+flags.disclaim_key_flags()  # --config belongs to the command, and to its --help
+
+LONGEST = 2000  # characters of a message
+NUMBER = re.compile(r"-[\d.]")
+
+
+def define_config(values: flags.FlagValues) -> None:
+    """Declares --config; `parse` sets it to the config itself."""
+    flags.DEFINE_string(
+        "config",
+        None,
+        "config file, FILE or FILE:ARG; any key of it: --config.section.key=value",
+        flag_values=values,
+    )
+
+
+def parse(
+    argv: Sequence[str],
+    values: flags.FlagValues,
+    required: Sequence[str] = (),
+) -> str:
+    """Parses the command line into `values`; `values.config` then is the config, with overrides.
+
+    Without --config it is that of the run in --workdir, where there is such a flag.
+
+    Args:
+      argv: sys.argv.
+      values: of flags that `define_config` and others have declared.
+      required: flags that must be given, besides.
+
+    Returns:
+      Where the config is from.
+
+    Raises:
+      ValueError: one line about what is wrong with it.
+    """
+    try:
+        argv = values.read_flags_from_files(list(argv), force_gnu=False)
+        argv, files, overrides = _split(argv)
+        rest = values(argv)[1:]
+    except SystemExit:
+        sys.exit(0)  # --help, which absl leaves with 1
+    except flags.UnrecognizedFlagError as e:
+        raise ValueError(_unknown_flag(e.flagvalue, values)) from e
+    except flags.Error as e:
+        raise ValueError(str(e)) from e
+    for argument in rest:
+        raise ValueError(_unexpected(argument))
+    for name in required:
+        if not values[name].value:
+            raise ValueError(f"--{name} is missing; see --help")
+    if len(files) > 1:
+        raise ValueError(f"--config is given twice, {files[0]} and {files[1]}: give one file")
+    if files:
+        config, source = read(files[0]), files[0]
+    else:
+        config, source = _of_run(values)
+    for key, text in overrides:
+        _override(config, key, text)
+    try:
+        config = config.copy_and_resolve_references()  # a reference may compute with an override
+    except Exception as e:
+        raise ValueError(f"--config={source}: {type(e).__name__}: {one_line(e)}") from e
+    configs.check(config)
+    values["config"].value = config
+    return source
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str], list[tuple[str, str | None]]]:
+    """Returns the arguments without those of the config, the config files, and the overrides."""
+    rest, files, overrides = [], [], []
+    arguments = iter(range(len(argv)))
+    for i in arguments:
+        name, equals, value = argv[i].partition("=")
+        flag = name.lstrip("-") if name.startswith("-") and i else ""
+        if flag != "config" and not re.match(r"(no)?config\.", flag):
+            rest.append(argv[i])
+            continue
+        if not equals:  # the value stands in the next argument
+            value = None
+            if i + 1 < len(argv) and (argv[i + 1][:1] != "-" or NUMBER.match(argv[i + 1])):
+                value = argv[next(arguments)]
+        if flag == "config":
+            if not value:
+                raise ValueError("--config needs a file: --config=FILE or --config=FILE:ARG")
+            files.append(value)
+        elif flag.startswith("no"):
+            raise ValueError(f"--{flag}: write --{flag[2:]}=False")
+        else:
+            overrides.append((flag.removeprefix("config."), value))
+    return rest, files, overrides
+
+
+def read(argument: str) -> ConfigDict:
+    """Returns the config of FILE or FILE:ARG, locked; FILE may be a run's config.json too.
+
+    Raises:
+      ValueError: there is no such file, or something is wrong with it.
+    """
+    name, colon, arg = argument, "", ""
+    if not Path(argument).exists():
+        name, colon, arg = argument.rpartition(":")
+        name = name if colon else argument
+    path = Path(name)
+    if not path.exists():
+        raise ValueError(f"--config={argument}: there is no such config file")
+    if path.is_dir():
+        there = path / "config.json"
+        hint = (
+            f"of this run: --config={there}" if there.is_file() else "one such as configs/base.py"
+        )
+        raise ValueError(f"--config={argument} is a directory: give a file, {hint}")
+    if path.suffix == ".json":
+        from jaxcls import record
+
+        return record.read(path)
+    if path.suffix != ".py":
+        raise ValueError(
+            f"--config={argument}: a config is a Python file (FILE.py or FILE.py:ARG) or a run's "
+            "config.json"
+        )
+    try:
+        get_config = configs.run_file(path).get("get_config")
+        if not callable(get_config):
+            raise ValueError("it has no function get_config(), which returns the config")
+        config = get_config(arg) if colon else get_config()
+        if not isinstance(config, ConfigDict):
+            raise ValueError(
+                f"get_config() returns {configs.short(config)}, not a config: "
+                "begin with c = base.get_config(), end with return c"
+            )
+        config = ConfigDict(config)  # not frozen
+        configs.check(config)
+    except (Exception, SystemExit) as e:
+        raise ValueError(_explain(argument, path, e)) from e
+    return config.lock()
+
+
+def _of_run(values: flags.FlagValues) -> tuple[ConfigDict, str]:
+    """Returns the config of the run in --workdir, and its file."""
+    if "workdir" not in values or not values["workdir"].value:
+        raise ValueError("--config is missing: write --config=FILE; see --help")
+    from jaxcls import record
+
+    path = record.find(values["workdir"].value)
+    if path is None:
+        raise ValueError(
+            f"--config is missing, and {values['workdir'].value} is not a run that has "
+            "a config.json: write --config=FILE; see --help"
+        )
+    return record.read(path), str(path)
+
+
+def _override(config: ConfigDict, key: str, text: str | None) -> None:
+    keys, kinds = configs.defaults()
+    if key not in keys:
+        raise ValueError(_no_key(key, text, keys))
+    if text is None and kinds[key] is not bool:
+        raise ValueError(f"--config.{key} needs a value: --config.{key}=VALUE")
+    value = True if text is None else configs.from_text(key, text)
+    section, _, name = key.rpartition(".")
+    section = config[section] if section else config
+    with section.ignore_type():  # a recipe that set None has lost it; `check_value` knows
+        section[name] = value
+
+
+def _no_key(key: str, text: str | None, keys: Iterable[str]) -> str:
+    """Returns that there is no such key, and which one may be meant."""
+    sections = {k.rpartition(".")[0] for k in keys} - {""}
+    what = f"config.{key} is a section" if key in sections else f"there is no config.{key}"
+    hint = hint_at(key, text)
+    return f"{what}: write {hint}" if hint else what + configs.closest(key, keys)
+
+
+def _unknown_flag(argument: str, values: flags.FlagValues) -> str:
+    """Returns that there is no such flag, and what may be meant."""
+    flag, _, text = argument.partition("=")
+    name = flag.lstrip("-")
+    near = configs.closest(name, values)
+    hint = "" if near and name.lower() in near else _hint_at_key(name, text)
+    if not hint and not near:
+        near = configs.closest(name, configs.defaults()[0]).replace("mean ", "mean --config.")
+    return f"unknown flag {flag}" + (f": write {hint}" if hint else near or "; see --help")
+
+
+def _unexpected(argument: str) -> str:
+    """Returns what is wrong with an argument that is no option."""
+    name, equals, text = argument.partition("=")
+    hint = _hint_at_key(name.removeprefix("config."), text) if equals else ""
+    if argument.partition(":")[0].endswith((".py", ".json")):
+        hint = f"--config={argument}"
+    elif argument in ("train", "eval"):
+        hint = f"--mode={argument}"
+    return f"unexpected argument {argument!r}: " + (
+        f"write {hint}" if hint else "every option begins with --"
+    )
+
+
+def _hint_at_key(name: str, text: str | None) -> str:
+    """Returns what to write for a key that stands there without --config; "" if it is none."""
+    if name in configs.defaults()[0]:
+        return f"--config.{name}={_value(text)}"
+    return hint_at(name, text)
+
+
+def hint_at(name: str, text: str | None) -> str:
+    """Returns what to write for what other programs call `name`; "" if that is not known."""
+    name = name.lower().replace("-", "_")
+    template = SYNONYMS.get(name) or SYNONYMS.get(name.rpartition(".")[2])
+    if template is None:
+        return ""
+    value = _value(text)
+    if "{} " in template and not re.fullmatch(r"[\d.]+", value):
+        value = "N"
+    return ("" if template.startswith("--") else "--config.") + template.format(value)
+
+
+def _value(text: str | None) -> str:
+    return text if text else "VALUE"
+
+
+def _explain(argument: str, path: Path, error: BaseException) -> str:
+    """Returns where a config file is wrong, and what is."""
+    frames = traceback.extract_tb(error.__traceback__)
+    numbers = [f.lineno for f in frames if f.filename == str(path)]
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        numbers.append(error.lineno)
+    what = one_line(error)
+    # ml_collections quotes its message, and adds all names there are and the closest
+    if close := re.search('Did you mean "(.*?)" instead of "(.*?)"', what):
+        what = f"there is no {close[2]}: did you mean {close[1]}?"
+    what = re.split(r" Other fields present|\\n", what)[0].strip("'\"")
+    where = f"{path}:{numbers[-1]}" if numbers else argument
+    kind = "" if type(error) is ValueError and not numbers else f"{type(error).__name__}: "
+    return f"--config={where}: {kind}{what}"
+
+
+def one_line(error: BaseException) -> str:
+    """Returns an error's message in one line of at most `LONGEST` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... (JAXCLS_DEBUG=1 shows all)"
+
+
+def complain(error: Exception) -> int:
+    """Prints a user's mistake; JAXCLS_DEBUG=1 shows where it was found. Returns 2."""
+    if os.environ.get("JAXCLS_DEBUG"):
+        raise error
+    before = "\r\x1b[K" if sys.stderr.isatty() else ""  # what was shown while waiting
+    print(f"{before}jaxcls: {one_line(error)}", file=sys.stderr)
+    return 2
+
+
+def exit_with(main: Callable[[], int]) -> None:
+    """Ends the process with the code that `main` returns; 141 if its reader has gone (`| head`)."""
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more
+        code = 141
+    sys.exit(code)
