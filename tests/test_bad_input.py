@@ -32,7 +32,7 @@ def refused(done, *texts):
     [
         (("--config={config}", "--workdr=x"), ("unknown flag --workdr: did you mean workdir?",)),
         (("--config={config}",), ("--workdir is missing; see", "--help")),
-        (("--workdir={workdir}",), ("--config is missing, and", "is not a run that has a config.json")),
+        (("--workdir={workdir}",), ("--config is missing, and", "is not a run that has")),
         (
             ("--config={config}", "--workdir={workdir}", "--config.optim.momentun=0.8"),
             ("there is no config.optim.momentun: did you mean optim.momentum",),

@@ -448,7 +448,7 @@ def test_a_contender_that_fails(photos):
         (["loop", "--data=fale"], "flag --data=fale: value should be one of <fake|config>"),
         (["train", "fast"], "unexpected argument 'fast'"),
         (["train", "--config=nowhere.py"], "--config=nowhere.py: there is no such config file"),
-        (["train", "--config.batchsize=8"], "no config.batchsize: did you mean batch_size"),
+        (["train", "--config.batchsize=8"], "no config.batchsize: write --config.batch_size=8"),
         (["train", "--batch=64,many"], "--batch=many: write whole numbers, such as 128,256"),
         (["train", "--bn_group=nine"], "--bn_group=nine: write whole numbers"),
         (["train", TINY, "--model=ResNet51"], "unknown model 'ResNet51': did you mean ResNet"),
