@@ -279,8 +279,6 @@ def write_atomically(path: Path | epath.Path, text: str) -> None:
     temporary.replace(path)
 
 
-
-
 def better(best: dict | None, new: dict, name: str) -> dict:
     """Returns the better of two evaluations by the metric `name`; of equals the newer one."""
     sign = -1 if name == "loss" else 1
