@@ -3,22 +3,31 @@
 Every tensor's values come from a generator seeded with the CRC-32 of its PaddleClas name, so the
 expected numbers are all that has to be stored: `golden/zoo.json` has, for each architecture, the
 statistics from which the running mean and variance of each BatchNorm are drawn (in the order of the
-layers' names), the number of trainable parameters, the first logits of two images, and the largest
-difference between the two images' logits, against which agreement is measured.
+layers' names), the number of trainable parameters, a hash of the tensors' names and shapes, the
+first logits of two images, and the largest difference between the two images' logits, against
+which agreement is measured. `golden/training.json` has six training steps of two networks: what was
+set, losses, learning rates, logits of an evaluation afterwards, and of each tensor its shape and
+then mean, root mean square and first three values.
 
-`python tests/oracle.py FOLDER` writes that file again from the full reference data.
+`python tests/oracle.py FOLDER` writes both again from the full reference data.
 """
 
 import hashlib
 import json
 import sys
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 
+from jaxcls import convert, models, trees
+from jaxcls.convert import engine
+
 GOLDEN = Path(__file__).parent / "golden" / "zoo.json"
-REFERENCE = Path(__file__).parents[2] / "shared" / "oracle"
+TRAINING = GOLDEN.with_name("training.json")
 LOGITS = 24  # stored of each image
 
 
@@ -47,6 +56,41 @@ def tensor(name: str, shape: tuple[int, ...], kind: str, bn: dict) -> np.ndarray
     return values.astype(np.float32)
 
 
+def places(name: str, tree: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """Returns {PaddleClas's name: (our path, our leaf)}, by our own rules for the names."""
+    module = models.build(name)
+    rule = convert.RULES[models.family_of(name)].paddle
+    found = {}
+    for path, leaf in zip(trees.paths(tree), jax.tree.leaves(tree)):
+        _, *layer, last = path.split("/")
+        key = f"{rule(tuple(layer), module)}.{engine.PADDLE_LEAVES[last]}"
+        assert key not in found, key
+        found[key] = path, leaf
+    return found
+
+
+def layout(leaf: Any) -> tuple[int, ...]:
+    """Returns the shape that PaddleClas gives our leaf."""
+    return tuple(leaf.shape[d] for d in (3, 2, 0, 1)) if len(leaf.shape) == 4 else leaf.shape
+
+
+def tensors(name: str, tree: Mapping[str, Any], bn: dict | None = None) -> dict[str, np.ndarray]:
+    """Returns PaddleClas's tensors of a network with our parameters and statistics `tree`.
+
+    Args:
+      name: of the architecture.
+      tree: arrays or only their shapes.
+      bn: as for `tensor`; None draws all running statistics around 0 and 1.
+    """
+    arrays = {}
+    for key, (path, leaf) in places(name, tree).items():
+        leaf_name, linear = path.rpartition("/")[2], len(leaf.shape) == 2
+        kind = {"scale": "scale", "kernel": "linear" if linear else "other"}.get(leaf_name, "other")
+        around = {key.rpartition(".")[0]: (0, 1)} if bn is None else bn
+        arrays[key] = tensor(key, layout(leaf), kind, around)
+    return arrays
+
+
 def images(size: int, n: int = 2, seed: int = 0) -> np.ndarray:
     """Returns n float32 images [n, size, size, 3]: 8x8 coloured blocks with a little noise."""
     rng = np.random.default_rng(seed)
@@ -56,8 +100,8 @@ def images(size: int, n: int = 2, seed: int = 0) -> np.ndarray:
     return noisy.astype(np.float32).transpose(0, 2, 3, 1)
 
 
-def digest(sizes: dict[str, int]) -> str:
-    """Returns a hash of {name of a tensor: number of elements}."""
+def digest(sizes: dict[str, int | tuple[int, ...]]) -> str:
+    """Returns a hash of {name of a tensor: number of elements, or shape}."""
     lines = "\n".join(f"{name} {size}" for name, size in sorted(sizes.items()))
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
@@ -67,34 +111,51 @@ def golden() -> dict[str, dict]:
     return json.loads(GOLDEN.read_text())
 
 
-def reference(name: str, folder: Path = REFERENCE) -> Path:
-    """Returns the file of the full answers; there is none for names that are only other weights."""
-    return folder / {"ShuffleNetV2": "ShuffleNetV2_x1_0.npz"}.get(name, f"{name}.npz")
+def training() -> dict[str, dict]:
+    """Returns the stored training steps by architecture."""
+    return json.loads(TRAINING.read_text())
 
 
 def write_golden(folder: Path, names: list[str]) -> None:
     """Writes `golden/zoo.json` from the full answers in `folder`."""
-    lines = []
+    entries = {}
     for name in names:
-        if not reference(name, folder).exists():
+        file = folder / {"ShuffleNetV2": "ShuffleNetV2_x1_0.npz"}.get(name, f"{name}.npz")
+        if not file.exists():  # only other weights of another name
             continue
-        full = np.load(reference(name, folder))
+        full = np.load(file)
         bn = json.loads(str(full["bn"]))
         outputs = [full[f"out{i}"] for i in range(3) if f"out{i}" in full]  # auxiliary heads too
-        entry = {
+        entries[name] = {
             "size": int(full["size"]),
             "params": int(full["params"]),
+            "tensors": digest({k: tuple(s) for k, s, _ in json.loads(str(full["meta"]))}),
             "signal": [float(np.abs(out[0] - out[1]).max()) for out in outputs],
             "logits": [
                 [[float(f"{v:.7g}") for v in row[:LOGITS]] for row in out] for out in outputs
             ],
             "bn": [bn[layer] for layer in sorted(bn)],
         }
-        lines.append(f"{json.dumps(name)}: {json.dumps(entry, separators=(',', ':'))}")
-    GOLDEN.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    GOLDEN.write_text(lines(entries))
+
+
+def write_training(folder: Path, names: list[str]) -> None:
+    """Writes `golden/training.json` from the full answers in `folder`."""
+    entries = {}
+    for name in names:
+        run = json.loads((folder / f"train_{name}.json").read_text())
+        after = run.pop("params_after")
+        tensors = {k: [s, *(float(f"{v:.6g}") for v in after[k])] for k, s, _ in run.pop("meta")}
+        entries[name] = {**run, "tensors": tensors}
+    TRAINING.write_text(lines(entries))
+
+
+def lines(entries: dict[str, dict]) -> str:
+    """Returns JSON with a line for each entry."""
+    text = (f"{json.dumps(k)}: {json.dumps(v, separators=(',', ':'))}" for k, v in entries.items())
+    return "{\n" + ",\n".join(text) + "\n}\n"
 
 
 if __name__ == "__main__":
-    from jaxcls import models
-
     write_golden(Path(sys.argv[1]), models.names())
+    write_training(Path(sys.argv[1]), ["ResNet18_vd", "MobileNetV3_small_x0_35"])

@@ -1,8 +1,6 @@
-"""Schedules and optimizers against float64 NumPy formulas (PaddlePaddle's) and the oracle."""
+"""Schedules and optimizers against float64 NumPy formulas (PaddlePaddle's)."""
 
 import inspect
-import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +11,6 @@ import pytest
 from configs import base
 from jaxcls import optim
 from jaxcls.config import stage_mults
-
-SHARED = Path(__file__).parents[2] / "shared"
 
 # -- Schedules ----------------------------------------------------------------------------------
 
@@ -86,25 +82,6 @@ def test_linear_scaling():
     np.testing.assert_allclose(rate(0), 0.05, rtol=1e-6)  # scaled down: none either
     rate = schedule(batch=5, warmup="2 epochs")
     np.testing.assert_allclose([rate(10), rate(20)], [0.2, 0.4], rtol=1e-6)
-
-
-@pytest.mark.parametrize("model", ["ResNet18_vd", "MobileNetV3_small_x0_35"])
-def test_rates_of_the_oracle(model):
-    path = SHARED / "oracle" / f"train_{model}.json"
-    if not path.exists():
-        pytest.skip("the reference data is not here")
-    run = json.loads(path.read_text())
-    spec = run["schedule"]
-    rate = schedule(
-        schedule="cosine",
-        peak=spec["learning_rate"],
-        warmup=f"{spec['warmup_epoch']} epochs",
-        total_steps=spec["epochs"] * spec["step_each_epoch"],
-        steps_per_epoch=spec["step_each_epoch"],
-        batch_size=run["batch"],
-    )
-    got = [rate(s) for s in range(run["steps"])]
-    np.testing.assert_allclose(got, run["learning_rates"], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
