@@ -2,7 +2,8 @@
 
 A recipe starts from `get_config()` and changes what differs. The config is locked: a key that is
 not declared here is an error that names it. A duration is a string of a number and a unit:
-"90 epochs", "500 steps" or "1e6 examples" ("" or "0 steps" = never, where that makes sense).
+"90 epochs", "500 steps" or "1e6 examples" ("" or "0 steps" = never, where that makes sense; less
+than half a step is an error).
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -14,7 +15,7 @@ def get_config(arg=None):
         raise ValueError(f"configs/base.py takes no argument, got {arg!r}")
     c = ConfigDict()
 
-    c.seed = 0  # of initial weights, shuffling, augmentation and dropout
+    c.seed = 0  # of initial weights, shuffling, augmentation and dropout; below 2**64
     c.duration = "90 epochs"  # length of the run; an epoch is floor(training images / batch_size)
     c.batch_size = 256  # images per step, over all devices and processes
 
@@ -45,7 +46,7 @@ def get_config(arg=None):
     c.data.on_bad_image = "error"  # or "skip": take the next readable image instead, and count
     c.data.max_bad_images = 100  # with "skip": more than this many in a run stop it
     c.data.fraction = 1.0  # share of the training images to use, the same of each class
-    c.data.fraction_seed = 0  # which ones; config.seed does not change them
+    c.data.fraction_seed = 0  # which ones; config.seed does not change them; below 2**64
     # which images an epoch has: "shuffle": each once; "balanced", "sqrt": every class equally
     # often, or as the square root of its number of images
     c.data.sampling = "shuffle"
@@ -171,7 +172,7 @@ def get_config(arg=None):
     c.precision.name = "auto"
     c.precision.loss_scale = "auto"  # "none", "static", "dynamic"; auto: dynamic with float16
     c.precision.scale = 65536.0  # static: the scale; dynamic: the first one
-    c.precision.growth = 2.0  # dynamic: factor after `growth_interval` finite steps in a row
+    c.precision.growth = 2.0  # dynamic: factor at the last of `growth_interval` finite steps
     c.precision.growth_interval = 2000  # steps
     c.precision.backoff = 0.5  # dynamic: factor after a step that was not finite
     c.precision.min_scale = 1.0  # dynamic

@@ -120,6 +120,7 @@ RECIPES = (
             "lr.gamma": 0.97,
             "loss.label_smoothing": 0.1,
             "ema.decay": 0.9999,
+            "ema.ramp": True,
             "image.interpolation": "bicubic",
         },
     ),

@@ -65,7 +65,8 @@ def steps_of(duration: str, *, key: str, batch_size: int, steps_per_epoch: int) 
     Rounded to the nearest step; "" is 0.
 
     Raises:
-      ValueError: not a duration; the message names `key`.
+      ValueError: not a duration, or one above 0 that rounds to no step, which would mean never; the
+        message names `key`.
     """
     if not duration:
         return 0
@@ -82,7 +83,26 @@ def steps_of(duration: str, *, key: str, batch_size: int, steps_per_epoch: int) 
             '"90 epochs", "500 steps" or "1e6 examples"'
         )
     scale = {"epochs": steps_per_epoch, "steps": 1, "examples": 1 / batch_size}[unit]
-    return round(value * scale)
+    steps = round(value * scale)
+    if value and not steps:
+        raise ValueError(
+            f"config.{key} = {duration!r} is less than a step (an epoch has {steps_per_epoch} of "
+            f'{batch_size} images): write at least "1 step"'
+        )
+    return steps
+
+
+def check_seed(key: str, seed: int) -> int:
+    """Returns a seed if it is one: each of them gives other numbers, on the host and the device.
+
+    Raises:
+      ValueError: it has more than 64 bits or a sign; the message names `key`.
+    """
+    if not 0 <= seed < 2**64:
+        raise ValueError(
+            f"config.{key} = {seed}: write an integer from 0 to 2**64 - 1 = {2**64 - 1}"
+        )
+    return seed
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -292,8 +312,9 @@ def plan(config: ConfigDict, num_train: int) -> Plan:
     """Returns the lengths of a run over `num_train` training images.
 
     Raises:
-      ValueError: a duration or a batch size that makes no sense.
+      ValueError: a seed, a duration or a batch size that makes no sense.
     """
+    check_seed("seed", config.seed)
     batch = config.batch_size
     if batch < 1 or config.eval.batch_size < 0:
         raise ValueError(f"config.batch_size = {batch}: write a number of images above 0")

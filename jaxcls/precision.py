@@ -62,9 +62,10 @@ class LossScale(struct.PyTreeNode):
     """The factor on the loss that keeps small float16 gradients from vanishing, and its counters.
 
     Part of the train state in every precision, so that skipped steps are counted in all of them.
-    The rule is that of `flax.training.dynamic_scale.DynamicScale`. That class scales, unscales and
-    updates in one call around one gradient; accumulating over micro-batches needs these apart: each
-    micro-batch is scaled, their mean is unscaled and tested, and the scale is updated once a step.
+    The rule is that of PyTorch's GradScaler and MindSpore's DynamicLossScaler. Flax's DynamicScale,
+    which grows one step later, scales, unscales and updates in one call around one gradient;
+    accumulating over micro-batches needs these apart: each micro-batch is scaled, their mean is
+    unscaled and tested, and the scale is updated once a step.
     """
 
     scale: jax.Array  # float32
@@ -90,19 +91,20 @@ class LossScale(struct.PyTreeNode):
     def update(self, finite: jax.Array) -> "LossScale":
         """Returns the state after a step.
 
-        The scale grows at a finite step that follows `growth_interval` finite ones, at most to
-        float32's largest number, and shrinks, at least to `min_scale`, when a step is not finite.
+        The scale grows at the last of `growth_interval` finite steps in a row, at most to float32's
+        largest number, and shrinks, at least to `min_scale`, when a step is not finite.
 
         Args:
           finite: bool scalar, whether loss and gradients of the step were.
         """
-        grow = self.good_steps == self.growth_interval
+        good_steps = self.good_steps + 1
+        grow = good_steps >= self.growth_interval
         largest = jnp.finfo(jnp.float32).max
         grown = jnp.where(grow, jnp.minimum(self.scale * self.growth, largest), self.scale)
         shrunk = jnp.maximum(self.scale * self.backoff, self.min_scale)
         return self.replace(
             scale=jnp.where(finite, grown, shrunk),
-            good_steps=jnp.where(finite & ~grow, self.good_steps + 1, 0),
+            good_steps=jnp.where(finite & ~grow, good_steps, 0),
             skipped=self.skipped + jnp.where(finite, 0, 1),
             skipped_in_a_row=jnp.where(finite, 0, self.skipped_in_a_row + 1),
         )

@@ -38,6 +38,12 @@ def test_what_is_no_duration(text):
         steps(text)
 
 
+@pytest.mark.parametrize("text", ["0.07 epochs", "0.5 steps", "4 examples", "1e-9 epochs"])
+def test_what_rounds_to_no_step_is_not_never(text):
+    with pytest.raises(ValueError, match=f"config.duration = '{text}' is less than a step"):
+        steps(text)
+
+
 def test_due():
     assert [s for s in range(11) if c.due(s, 3, 10)] == [3, 6, 9, 10]
     assert [s for s in range(11) if c.due(s, 0, 10)] == [10]
@@ -80,9 +86,25 @@ def test_plan():
     assert plan.epoch(4) == pytest.approx(4 / 3)
     with pytest.raises(ValueError, match="config.batch_size = 30 is more than the 29 training"):
         c.plan(config, num_train=29)
-    config.duration = "0.1 epochs"
-    with pytest.raises(ValueError, match="config.duration = '0.1 epochs' is less than a step"):
+    for key in ("duration", "eval.every", "checkpoint.every", "log.every"):
+        short = base.get_config()
+        short.batch_size = 30
+        short.update_from_flattened_dict({key: "0.1 epochs"})
+        with pytest.raises(ValueError, match=f"config.{key} = '0.1 epochs' is less than a step"):
+            c.plan(short, num_train=100)
+    config.duration = "0 steps"
+    with pytest.raises(ValueError, match="config.duration = '0 steps' is less than a step"):
         c.plan(config, num_train=100)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 99999999999999999999])
+def test_seeds_of_more_than_64_bits_are_refused(seed):
+    config = base.get_config()
+    config.seed = 2**64 - 1
+    assert c.plan(config, num_train=1000)
+    config.seed = seed
+    with pytest.raises(ValueError, match=f"config.seed = {seed}: write an integer from 0 to 2"):
+        c.plan(config, num_train=1000)
 
 
 def test_configs_are_locked():

@@ -57,7 +57,7 @@ def test_float64_needs_64_bit_mode():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_dynamic_scale_is_that_of_flax(seed):
+def test_dynamic_scale_against_flax(seed):
     rng = np.random.default_rng(seed)
     interval, low = int(rng.integers(1, 6)), 2.0 ** rng.integers(-3, 4)
     growth, backoff = rng.choice([2.0, 4.0, 1.5]), rng.choice([0.5, 0.25, 0.75])
@@ -70,7 +70,8 @@ def test_dynamic_scale_is_that_of_flax(seed):
         backoff=backoff,
         min_scale=low,
     ).initial_loss_scale()
-    theirs = DynamicScale(growth, backoff, interval, scale=first, minimum_scale=low)
+    # Flax's grows at the finite step that follows `growth_interval` others
+    theirs = DynamicScale(growth, backoff, interval - 1, scale=first, minimum_scale=low)
     ours_step = jax.jit(lambda s, finite: s.update(finite))
     theirs_step = jax.jit(lambda s, x: s.value_and_grad(lambda w: w * x)(1.0)[0])
     skipped = in_a_row = 0
@@ -85,6 +86,19 @@ def test_dynamic_scale_is_that_of_flax(seed):
         assert (ours.skipped, ours.skipped_in_a_row) == (skipped, in_a_row)
     assert all(x.dtype == jnp.int32 for x in (ours.good_steps, ours.skipped, ours.skipped_in_a_row))
     assert ours.scale.dtype == jnp.float32
+
+
+# What torch.amp.GradScaler(init_scale=64, growth_interval=3) has after each of these steps.
+FINITE = [1, 1, 1, 1, 1, 0, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1]
+TORCH = [64, 64, 128, 128, 128, 64, 64, 64, 32, 16, 16, 16, 32, 32, 32, 64, 64, 64]
+
+
+def test_dynamic_scale_is_that_of_torch():
+    state, scales = make(name="float16", scale=64.0, growth_interval=3).initial_loss_scale(), []
+    for finite in FINITE:
+        state = state.update(bool(finite))
+        scales.append(float(state.scale))
+    assert scales == TORCH
 
 
 def test_dynamic_scale_stays_within_its_ends():

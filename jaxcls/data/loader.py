@@ -52,7 +52,7 @@ def train_batches(
       source: of N images.
       transform: `ops.make(train=True, ...)`.
       batch_size: images in the global batch.
-      seed: of order and augmentation.
+      seed: of order and augmentation, an int in [0, 2**64).
       start_step: step to begin with: 0, or where a resumed run goes on.
       num_steps: steps of the whole run.
       sampling, repeats: of `sampling.Order`.
@@ -81,12 +81,12 @@ def train_batches(
         order=Order(
             count=len(source),
             batch_size=batch_size,
-            seed=seed % 2**64,
+            seed=seed,
             sampling=sampling,
             repeats=repeats,
             labels=None if sampling == "shuffle" else source.labels,
         ),
-        seed=seed % 2**64,
+        seed=seed,
         max_bad_images=_max_bad_images(on_bad_image, max_bad_images),
     )
     return Batches(make, start_step, threads=threads, workers=workers, prefetch=prefetch)

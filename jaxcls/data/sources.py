@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from jaxcls.config import choose, refuse_unused
+from jaxcls.config import check_seed, choose, refuse_unused
 from jaxcls.data.decode import BadImage
 from jaxcls.data.sampling import WEIGHTS, subset
 
@@ -131,6 +131,7 @@ def open(
         "num_classes": num_classes,
     }
     refuse_unused("data", source, values, DEFAULTS, TAKES[source])
+    check_seed("data.fraction_seed", fraction_seed)
     arguments = {key: values[key] for key in TAKES[source]}
     if source == "fake":
         arguments["image_size"] = image_size
@@ -138,7 +139,7 @@ def open(
         raise ValueError(f"config.data.fraction_seed = {fraction_seed}: not used by fraction = 1.0")
     train_source, eval_source = OPEN[source](**arguments)
     if fraction != 1:
-        indices = subset(train_source.labels, fraction, fraction_seed % 2**64)
+        indices = subset(train_source.labels, fraction, fraction_seed)
         train_source = Subset(train_source, indices)
     return Data(
         train=train_source,
