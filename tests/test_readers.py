@@ -121,10 +121,10 @@ def test_a_module_is_not_a_state_dict():
 def test_arrays_of_python_objects_are_refused(tmp_path):
     content = {"w": np.array(["a", None], object)}
     (tmp_path / "w.pdparams").write_bytes(pickle.dumps(content))
-    with pytest.raises(ValueError, match="no arrays|Python objects"):
+    with pytest.raises(ValueError, match="an array of .O8., not of numbers"):
         readers.read(tmp_path / "w.pdparams")
     np.savez(tmp_path / "w.npz", **content)
-    with pytest.raises(ValueError, match="allow_pickle"):
+    with pytest.raises(ValueError, match="w.npy is not an array of numbers"):
         readers.read(tmp_path / "w.npz")
 
 
