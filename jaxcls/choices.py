@@ -1,0 +1,182 @@
+"""What a config leaves open, chosen from the images, the checkpoint and the devices.
+
+A key of `jaxcls.config.OPEN` whose value is None is chosen by `settled`, by rules that depend on
+nothing else; a key with a value is kept. configs/finetune.py leaves them all open. What was chosen
+stands in the run's config.json, and stays when the run goes on.
+"""
+
+import io
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from jaxcls import checkpoint, config as configs, models, record
+from jaxcls.data import sources
+
+# Of this many parameters and more, a network takes hours to train on a few processor cores, where
+# its new head takes minutes.
+LARGE = 3_000_000
+FEATURES = (r"^(stem|stage\d+|neck)/",)  # all but the heads
+# A part's factor grows from stem to head; in networks of any number of stages.
+FACTORS = ((r"^(stem|stage1)/", 0.1), (r"^(stem|stage[1-3])/", 0.2), (r"^(stem|stage\d+)/", 0.3))
+
+
+def open_data(
+    config: ConfigDict,
+    *,
+    workdir: str = "",
+    weights: str | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> tuple[ConfigDict, sources.Data]:
+    """Returns the config with nothing left open, and the images that its `data` names.
+
+    Args:
+      config: of a run.
+      workdir: of the run: what was chosen when it began is chosen again.
+      weights: the checkpoint that it starts from; None: `config.init.checkpoint`.
+      report: is given a line about what was chosen.
+
+    Raises:
+      ValueError: something is wrong with `config.data` or with the checkpoint.
+    """
+    if not _open_keys(config):
+        return config, sources.open(**config.data, image_size=config.image.size)
+    path = record.find(workdir) if workdir else None
+    if path is not None:
+        before = configs.flatten(record.read(path))
+        config = _with(config, {key: before[key] for key in _open_keys(config)})
+    data = sources.open(**config.data, image_size=config.image.size or 224)
+    if _open_keys(config):
+        config, line = settled(
+            config,
+            images=len(data.train),
+            pixels=short_side(data.train),
+            weights=config.init.checkpoint if weights is None else weights,
+            devices=jax.devices(),
+        )
+        report(line)
+    return config, data
+
+
+def settled(
+    config: ConfigDict, *, images: int, pixels: int, weights: str, devices: list[jax.Device]
+) -> tuple[ConfigDict, str]:
+    """Returns the config with nothing left open, and a line about it.
+
+    With `weights` (fine-tuning), network and images are as there; the whole network is trained for
+    20 epochs, at least 300 steps, at learning rates that grow from stem to head; of one with
+    `LARGE` parameters, only the head where there is no accelerator. Without, a network is trained
+    from scratch: ResNet50_vd on an accelerator, otherwise a small one, at 32 to 128 pixels, for
+    2,000 steps or 20 epochs. A batch is 32 images, or a quarter of them where they are few.
+
+    Args:
+      config: of a run.
+      images: number of training images.
+      pixels: of their short side.
+      weights: the checkpoint to start from, or "".
+      devices: that the batch is divided over.
+
+    Raises:
+      ValueError: there is no such checkpoint.
+    """
+    accelerator = devices[0].platform != "cpu"
+    batch = 2 ** int(np.log2(np.clip(images / 4, 1, 32)))
+    batch = config.batch_size or -(-batch // len(devices)) * len(devices)
+    if weights:
+        choice, parameters = _of_checkpoint(weights)
+        freeze = parameters >= LARGE and not accelerator
+        what = f"{choice['model.name']} of {weights}"
+        if freeze:
+            what = f"no accelerator: only the head of {what} is trained"
+        least_epochs, least_steps, rate, l2 = 20, 300, 0.00375, 1e-6
+    else:
+        choice = _from_scratch(accelerator, pixels)
+        freeze = False
+        what = f"{choice['model.name']} from scratch, as config.init.checkpoint is not set"
+        if not accelerator:
+            what = f"no accelerator: a small {what}"
+        least_epochs, least_steps, rate, l2 = 20, 2000, 0.05, 5e-4
+    steps = max(least_epochs * (images // batch), least_steps)
+    choice |= {
+        "batch_size": batch,
+        "duration": f"{steps} steps",
+        "lr.peak": rate * batch / 32,
+        "lr.warmup": f"{steps // 20} steps",
+        "optim.l2": l2,
+        "optim.frozen": FEATURES if freeze else (),
+        "optim.lr_mults": FACTORS if weights and not freeze else (),
+    }
+    return _with(config, choice), what
+
+
+def short_side(source: sources.Source, samples: int = 16) -> int:
+    """Returns the median of the pixels of the short sides of some images."""
+    sides = []
+    for index in np.linspace(0, len(source) - 1, samples).astype(int).tolist():
+        image = source[index]["image"]
+        if isinstance(image, np.ndarray):
+            sides.append(min(image.shape[:2]))
+            continue
+        try:
+            with Image.open(io.BytesIO(image)) as header:
+                sides.append(min(header.size))
+        except OSError:  # whether it may be skipped is up to the run
+            continue
+    return int(np.median(sides or [224]))
+
+
+def _of_checkpoint(path: str) -> tuple[dict[str, Any], int]:
+    """Returns the keys that a checkpoint knows, and its number of parameters."""
+    variables, meta = checkpoint.load(path, report=lambda line: None)
+    network = meta.get("network") or {"name": meta["model"], "options": meta.get("options") or {}}
+    size = models.input_size(network["name"])
+    images = _images(size=size, eval_resize=round(size * 256 / 224)) | {
+        f"image.{key}": configs.from_json(f"image.{key}", value)
+        for key, value in meta.get("image", {}).items()
+    }
+    choice = {
+        "model.name": network["name"],
+        "model.options": tuple((k, configs.tuples(v)) for k, v in network["options"].items()),
+        **images,
+    }
+    return choice, sum(x.size for x in jax.tree.leaves(variables["params"]))
+
+
+def _from_scratch(accelerator: bool, pixels: int) -> dict[str, Any]:
+    """Returns network and images for a training without a checkpoint."""
+    if accelerator:
+        return {"model.name": "ResNet50_vd", "model.options": (), **_images()}
+    if pixels <= 64:  # the whole image, shifted a little
+        size = max(pixels // 8 * 8, 16)
+        options = (("stem", "small"), ("depths", (1, 1, 1)), ("width", 32))
+        images = _images(size=size, eval_resize=size, crop="shift", shift=size // 8)
+    else:
+        size = min(pixels // 32 * 32, 128)
+        options = (("depths", (1, 1, 1, 1)), ("width", 32))
+        images = _images(size=size, eval_resize=round(size * 256 / 224))
+    return {"model.name": "ResNet18_vd", "model.options": options, **images}
+
+
+def _images(**image: Any) -> dict[str, Any]:
+    """Returns the keys of `image`, with the defaults of configs/base.py for those not given."""
+    defaults = configs.defaults()[0]
+    keys = [key for key in configs.OPEN if key.startswith("image.")]
+    return {key: image.get(key.partition(".")[2], defaults[key]) for key in keys}
+
+
+def _open_keys(config: ConfigDict) -> list[str]:
+    values = configs.flatten(config)
+    return [key for key in configs.OPEN if values[key] is None]
+
+
+def _with(config: ConfigDict, choice: Mapping[str, Any]) -> ConfigDict:
+    """Returns the config with the values of `choice` in the keys that are open."""
+    open_keys = _open_keys(config)
+    config = config.copy_and_resolve_references()
+    with config.ignore_type():
+        config.update_from_flattened_dict({k: v for k, v in choice.items() if k in open_keys})
+    return config
