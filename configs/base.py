@@ -3,7 +3,8 @@
 A recipe starts from `get_config()` and changes what differs. The config is locked: a key that is
 not declared here is an error that names it. A duration is a string of a number and a unit:
 "90 epochs", "500 steps" or "1e6 examples" ("" or "0 steps" = never, where that makes sense; less
-than half a step is an error).
+than half a step is an error). The keys of `jaxcls.config.OPEN` can be None: jaxcls/choices.py then
+chooses, by the images, the checkpoint and the devices.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -37,7 +38,8 @@ def get_config(arg=None):
     # tfds: split, "" is "train"; array_record: file pattern below root, "" is "train*.array_record"
     c.data.train = ""
     c.data.eval = ""  # likewise: "val", "val_list.txt", "validation" or "test", "val*.array_record"
-    c.data.eval_fraction = 0.0  # folder without eval: this share of each class is held out
+    # folder without eval: this share of each class is held out; None: 0.2
+    c.data.eval_fraction = 0.0
     c.data.delimiter = " "  # list: between path and label
     c.data.name = ""  # tfds: name of the set, such as "imagenet2012"
     c.data.num_train = 0  # fake: number of training images

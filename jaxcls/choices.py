@@ -5,16 +5,19 @@ nothing else; a key with a value is kept. configs/finetune.py leaves them all op
 stands in the run's config.json, and stays when the run goes on.
 """
 
+import contextlib
 import io
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 from PIL import Image
 
-from jaxcls import checkpoint, config as configs, models, record
+from jaxcls import checkpoint, models, record
+from jaxcls import config as configs
 from jaxcls.data import sources
 
 # Of this many parameters and more, a network takes hours to train on a few processor cores, where
@@ -45,10 +48,10 @@ def open_data(
     """
     if not _open_keys(config):
         return config, sources.open(**config.data, image_size=config.image.size)
-    path = record.find(workdir) if workdir else None
-    if path is not None:
-        before = configs.flatten(record.read(path))
-        config = _with(config, {key: before[key] for key in _open_keys(config)})
+    path = epath.Path(workdir) / record.FILE
+    if workdir and path.exists():
+        with contextlib.suppress(ValueError):  # it is damaged, and will be written anew
+            config = _with(config, configs.flatten(record.read(path)))
     data = sources.open(**config.data, image_size=config.image.size or 224)
     if _open_keys(config):
         config, line = settled(
@@ -71,7 +74,8 @@ def settled(
     20 epochs, at least 300 steps, at learning rates that grow from stem to head; of one with
     `LARGE` parameters, only the head where there is no accelerator. Without, a network is trained
     from scratch: ResNet50_vd on an accelerator, otherwise a small one, at 32 to 128 pixels, for
-    2,000 steps or 20 epochs. A batch is 32 images, or a quarter of them where they are few.
+    2,000 steps or 20 epochs. A batch is 32 images, or a quarter of all, at least 8, where they are
+    few. There are ten evaluations.
 
     Args:
       config: of a run.
@@ -84,7 +88,7 @@ def settled(
       ValueError: there is no such checkpoint.
     """
     accelerator = devices[0].platform != "cpu"
-    batch = 2 ** int(np.log2(np.clip(images / 4, 1, 32)))
+    batch = 2 ** int(np.log2(min(np.clip(images / 4, 8, 32), images)))
     batch = config.batch_size or -(-batch // len(devices)) * len(devices)
     if weights:
         choice, parameters = _of_checkpoint(weights)
@@ -106,11 +110,21 @@ def settled(
         "duration": f"{steps} steps",
         "lr.peak": rate * batch / 32,
         "lr.warmup": f"{steps // 20} steps",
+        "eval.every": f"{steps // 10} steps",
+        "checkpoint.every": f"{steps // 10} steps",
         "optim.l2": l2,
         "optim.frozen": FEATURES if freeze else (),
         "optim.lr_mults": FACTORS if weights and not freeze else (),
     }
     return _with(config, choice), what
+
+
+def network(config: ConfigDict) -> dict[str, Any]:
+    """Returns what a checkpoint keeps of `config.model`, to build the network again."""
+    options = dict(config.model.options)
+    if config.model.bn_epsilon is not None:
+        options["bn_epsilon"] = config.model.bn_epsilon
+    return {"name": config.model.name, "options": options}
 
 
 def short_side(source: sources.Source, samples: int = 16) -> int:
@@ -133,7 +147,7 @@ def _of_checkpoint(path: str) -> tuple[dict[str, Any], int]:
     """Returns the keys that a checkpoint knows, and its number of parameters."""
     variables, meta = checkpoint.load(path, report=lambda line: None)
     network = meta.get("network") or {"name": meta["model"], "options": meta.get("options") or {}}
-    size = models.input_size(network["name"])
+    size = models.MODELS[network["name"]].size
     images = _images(size=size, eval_resize=round(size * 256 / 224)) | {
         f"image.{key}": configs.from_json(f"image.{key}", value)
         for key, value in meta.get("image", {}).items()
@@ -170,7 +184,8 @@ def _images(**image: Any) -> dict[str, Any]:
 
 def _open_keys(config: ConfigDict) -> list[str]:
     values = configs.flatten(config)
-    return [key for key in configs.OPEN if values[key] is None]
+    # what `data.eval_fraction` is then is up to the source
+    return [k for k in configs.OPEN if values[k] is None and k != "data.eval_fraction"]
 
 
 def _with(config: ConfigDict, choice: Mapping[str, Any]) -> ConfigDict:

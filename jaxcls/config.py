@@ -17,6 +17,29 @@ from ml_collections import ConfigDict
 BASE = Path(__file__).parents[1] / "configs" / "base.py"
 UNITS = ("epochs", "steps", "examples")
 LARGEST = 2**31 - 1  # what a step, an index or a size on the device may be
+# Keys that a config may leave open, with None: jaxcls/choices.py then chooses their value.
+OPEN = (
+    "model.name",
+    "model.options",
+    "data.eval_fraction",
+    "image.size",
+    "image.eval_size",
+    "image.eval_resize",
+    "image.crop",
+    "image.shift",
+    "image.flip",
+    "image.mean",
+    "image.std",
+    "batch_size",
+    "duration",
+    "lr.peak",
+    "lr.warmup",
+    "optim.l2",
+    "optim.lr_mults",
+    "optim.frozen",
+    "eval.every",
+    "checkpoint.every",
+)
 NONE = ("none", "null")  # how None is written on the command line, in any case
 BOOLS = {"true": True, "t": True, "1": True, "yes": True, "y": True, "on": True} | dict.fromkeys(
     ("false", "f", "0", "no", "n", "off"), False
@@ -172,7 +195,7 @@ def check_value(key: str, value: Any) -> None:
     """
     default, kind = (table[key] for table in defaults())
     plain = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
-    if value is None and default is None:
+    if value is None and (default is None or key in OPEN):
         return
     if kind is bool:
         ok, want = isinstance(value, bool), "True or False"
@@ -205,15 +228,15 @@ def short(value: Any) -> str:
 def from_text(key: str, text: str) -> Any:
     """Returns the value of a key that was written on the command line.
 
-    A key whose default is None takes None too. A tuple is written as in Python; a single value
-    stands for a tuple of one.
+    A key whose default is None, and one of `OPEN`, takes None too. A tuple is written as in Python;
+    a single value stands for a tuple of one.
 
     Raises:
       ValueError: it is not of the type of the key.
     """
     default, kind = (table[key] for table in defaults())
     value: Any = text
-    if default is None and text.strip().lower() in NONE:
+    if (default is None or key in OPEN) and text.strip().lower() in NONE:
         value = None
     elif kind is bool:
         value = BOOLS.get(text.strip().lower(), text)
@@ -225,7 +248,7 @@ def from_text(key: str, text: str) -> Any:
         unreadable = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
         with contextlib.suppress(*unreadable), warnings.catch_warnings(action="ignore"):
             value = ast.literal_eval(text.strip())
-        value = _tuples(value) if isinstance(value, (tuple, list)) else (value,)
+        value = tuples(value) if isinstance(value, (tuple, list)) else (value,)
         value = value if text.strip() else ()
     check_value(key, value)
     return value
@@ -239,15 +262,16 @@ def from_json(key: str, value: Any) -> Any:
     """
     kind = defaults()[1][key]
     if kind is tuple:
-        value = _tuples(value)
+        value = tuples(value)
     elif kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     check_value(key, value)
     return value
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+def tuples(value: Any) -> Any:
+    """Returns a value with tuples in place of its lists."""
+    return tuple(map(tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def differences(config: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -86,6 +86,7 @@ class Console:
         self.live = self.enabled and sys.stderr.isatty()
         self.classes = 0  # of the run
         self.total = 0  # steps
+        self.notes: list[str] = []
         self.bar: tqdm | None = None
         self.doing_now = ""  # what the cursor stands behind
         self.shown = False  # whether a row of training has been
@@ -149,6 +150,10 @@ class Console:
 
         return announcing
 
+    def later(self, text: str) -> None:
+        """Takes a line for `describe`."""
+        self.notes.append(text)
+
     def describe(self, config: ConfigDict, workdir: Any, data: Any, program: Any) -> None:
         """Shows what a run is made of: images, devices, network, lengths."""
         self.classes = len(data.class_names)
@@ -171,6 +176,7 @@ class Console:
             *(f"         {line}" for line in rest),
             f"run      {plan.total_steps:,} steps of {plan.batch_size:,} images, "
             f"{plan.epoch(plan.total_steps):.4g} epochs, in {workdir}",
+            *self.notes,
         ]
         self.say("\n".join(lines))
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from jaxcls import checkpoint, sharding
+from jaxcls import checkpoint, choices, record, sharding
 from jaxcls.data import loader, sources
 from jaxcls.program import Program, build, model_arguments, reading
 
@@ -61,16 +61,19 @@ def run(config: ConfigDict, workdir: str) -> int:
 
     `workdir` may be all that `checkpoint.load` takes. Prints a JSON object; returns the exit code.
     """
-    data = sources.open(**config.data, image_size=config.image.size)
+    path = workdir
+    if config.init.checkpoint and not checkpoint.exists(workdir):
+        path = config.init.checkpoint
+    begun = record.find(workdir)
+    config, data = choices.open_data(
+        config, workdir=str(begun.parent) if begun else "", weights=path
+    )
     if data.eval is None:
         raise ValueError(f"config.data: this {config.data.source} source has no evaluation images")
     config = config.copy_and_resolve_references()
     config.ema.decay = 0.0  # the weights to evaluate are in the state itself
     program = build(config, num_train=len(data.train), num_classes=len(data.class_names))
     state = program.init()
-    path = workdir
-    if config.init.checkpoint and not checkpoint.exists(workdir):
-        path = config.init.checkpoint
     variables = checkpoint.initialize(
         {"params": state.params, "batch_stats": state.batch_stats},
         num_classes=config.model.num_classes or len(data.class_names),

@@ -9,7 +9,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxcls import checkpoint, files, metrics, record, sharding, steps
+from jaxcls import checkpoint, choices, files, metrics, record, sharding, steps
 from jaxcls.config import due
 from jaxcls.console import Console, acknowledge
 from jaxcls.data import cache, sources
@@ -26,7 +26,7 @@ def setup(config: ConfigDict) -> tuple[steps.TrainState, Callable, Callable]:
     eval_step(state, batch) -> sums of loss, top1, top5 and count. A batch is
     {"image": uint8 [B, H, W, C], or floating and already normalised, "label": int32 [B]}.
     """
-    data = sources.open(**config.data, image_size=config.image.size)
+    config, data = choices.open_data(config)
     program = build(config, num_train=len(data.train), num_classes=len(data.class_names))
     return start(config, program, data.class_names), program.train_step, program.eval_step
 
@@ -66,7 +66,7 @@ def run(config: ConfigDict, workdir: str) -> int:
     console = Console()
     console.status("looking at the images ...")
     # What is wrong with config and data is found before anything is written.
-    data = sources.open(**config.data, image_size=config.image.size)
+    config, data = choices.open_data(config, workdir=workdir, report=console.later)
     program = build(config, num_train=len(data.train), num_classes=len(data.class_names))
     if data.eval is not None:
         with contextlib.suppress(BadImage):  # whether it may be skipped is up to the evaluation
@@ -103,6 +103,8 @@ def _run(
         state = start(config, program, data.class_names, report=console.say)
         meta = {
             "model": config.model.name,
+            "network": choices.network(config),
+            "image": config.image.to_dict(),
             "class_names": list(data.class_names),
             "window": {},  # of the log
             "best": None,  # evaluations

@@ -18,9 +18,8 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 from PIL import Image, ImageDraw, ImageFont
 
-from jaxcls import sharding
+from jaxcls import choices, sharding
 from jaxcls.command import complain, define_config, exit_with, parse
-from jaxcls.data import sources
 from jaxcls.data.decode import decode
 from jaxcls.program import build, train_batches
 
@@ -66,7 +65,7 @@ def preview(
     Raises:
       ValueError: whatever is wrong with config and data; a number out of range.
     """
-    data = sources.open(**config.data, image_size=config.image.size)
+    config, data = choices.open_data(config)
     program = build(config, num_train=len(data.train), num_classes=len(data.class_names))
     total = program.plan.total_steps
     if not 0 <= step < total:

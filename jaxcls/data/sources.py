@@ -88,7 +88,7 @@ def open(
     root: str,
     train: str,
     eval: str,
-    eval_fraction: float,
+    eval_fraction: float | None,
     delimiter: str,
     name: str,
     num_train: int,
@@ -130,6 +130,8 @@ def open(
         "num_eval": num_eval,
         "num_classes": num_classes,
     }
+    if eval_fraction is None and source != "folder":
+        values["eval_fraction"] = 0.0
     refuse_unused("data", source, values, DEFAULTS, TAKES[source])
     check_seed("data.fraction_seed", fraction_seed)
     arguments = {key: values[key] for key in TAKES[source]}
@@ -300,7 +302,7 @@ def _read(path: str, name: str) -> bytes:
 
 
 def open_folder(
-    *, root: str, train: str, eval: str, eval_fraction: float
+    *, root: str, train: str, eval: str, eval_fraction: float | None
 ) -> tuple[Files, Files | None]:
     """Returns the images of `root/train/CLASS/...` and `root/eval/CLASS/...`.
 
@@ -312,15 +314,18 @@ def open_folder(
       train: sub-folder of training images; "": "train", and `root` itself where that is missing.
       eval: sub-folder of evaluation images; "": "val" where there is one.
       eval_fraction: without an evaluation folder, this share of each class is held out (of two
-        images or more at least one, never all). Which ones depends on their names alone.
+        images or more at least one, never all). Which ones depends on their names alone. None: 0.2
+        without an evaluation folder.
 
     Raises:
       ValueError: a missing folder, no classes, an empty class, a class in `eval` only, nothing to
         hold out.
     """
+    train_folder, eval_folder = _split_folders(_directory(root, "root"), train, eval)
+    if eval_fraction is None:
+        eval_fraction = 0.0 if eval_folder else 0.2
     if not 0 <= eval_fraction < 1:
         raise ValueError(f"config.data.eval_fraction = {eval_fraction}: write a share in [0, 1)")
-    train_folder, eval_folder = _split_folders(_directory(root, "root"), train, eval)
     class_names = _subfolders(train_folder)
     if not class_names:
         raise ValueError(f"{train_folder} has no sub-folders: make one for each class of images")
