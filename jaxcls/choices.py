@@ -16,7 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from PIL import Image
 
-from jaxcls import checkpoint, models, record
+from jaxcls import checkpoint, models, optim, record
 from jaxcls import config as configs
 from jaxcls.data import sources
 
@@ -104,15 +104,20 @@ def settled(
         if not accelerator:
             what = f"no accelerator: a small {what}"
         least_epochs, least_steps, rate, l2 = 20, 2000, 0.05, 5e-4
-    steps = max(least_epochs * (images // batch), least_steps)
-    choice |= {
+    per_epoch = max(images // batch, 1)
+    steps = max(least_epochs * per_epoch, least_steps)
+    if config.duration is not None:
+        steps = configs.steps_of(
+            config.duration, key="duration", batch_size=batch, steps_per_epoch=per_epoch
+        )
+    choice |= _following(config, choice) | {
         "batch_size": batch,
         "duration": f"{steps} steps",
         "lr.peak": rate * batch / 32,
         "lr.warmup": f"{steps // 20} steps",
-        "eval.every": f"{steps // 10} steps",
-        "checkpoint.every": f"{steps // 10} steps",
-        "optim.l2": l2,
+        "eval.every": f"{max(steps // 10, 1)} steps",
+        "checkpoint.every": f"{max(steps // 10, 1)} steps",
+        "optim.l2": l2 if "l2" in optim.OPTIMIZERS.get(config.optim.name, ()) else 0.0,
         "optim.frozen": FEATURES if freeze else (),
         "optim.lr_mults": FACTORS if weights and not freeze else (),
     }
@@ -125,6 +130,20 @@ def network(config: ConfigDict) -> dict[str, Any]:
     if config.model.bn_epsilon is not None:
         options["bn_epsilon"] = config.model.bn_epsilon
     return {"name": config.model.name, "options": options}
+
+
+def _following(config: ConfigDict, choice: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the choices that depend on a key that has a value."""
+    follow: dict[str, Any] = {}
+    if config.model.name not in (None, choice["model.name"]):
+        follow["model.options"] = ()
+    if config.image.size is not None:
+        scale = config.image.size / choice["image.size"]
+        follow["image.eval_size"] = 0
+        follow["image.eval_resize"] = round(choice["image.eval_resize"] * scale)
+    if config.image.crop not in (None, "shift"):
+        follow["image.shift"] = 0
+    return follow
 
 
 def short_side(source: sources.Source, samples: int = 16) -> int:

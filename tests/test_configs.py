@@ -1,12 +1,14 @@
 """Every config: its differences from base, its lengths, and the shapes of its whole step."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pinned
 import pytest
 
-from jaxcls import optim, program
+from jaxcls import choices, optim, program
 from jaxcls.config import plan
 from jaxcls.data import ops
 
@@ -39,6 +41,10 @@ def test_an_argument_is_the_model():
 
 def assert_shapes_of_the_step(config):
     """Asserts that train step and evaluation step fit together, by shapes alone."""
+    accelerator = types.SimpleNamespace(platform="tpu")
+    config, _ = choices.settled(
+        config, images=IMAGES, pixels=224, weights="", devices=[accelerator]
+    )
     config.mesh.data = 1  # not every batch divides over 8
     if config.precision.name == "auto":
         config.precision.name = "bfloat16"  # as on accelerators

@@ -1,0 +1,171 @@
+"""What a config leaves open: the rules, what a checkpoint brings along, what is kept."""
+
+import json
+import types
+
+import cv2
+import jax
+import numpy as np
+import pytest
+import runs
+
+from configs import base, finetune
+from jaxcls import checkpoint, choices, models, program
+from jaxcls.config import OPEN, check, flatten, plan
+
+CPU, TPU = (types.SimpleNamespace(platform=platform) for platform in ("cpu", "tpu"))
+
+
+def settled(images=400, pixels=300, weights="", devices=(CPU,), **keys):
+    """Returns what is chosen, with `keys` set (lr_peak for lr.peak), and the line about it."""
+    config = finetune.get_config()
+    for key, value in keys.items():
+        config.update_from_flattened_dict({key.replace("_", ".", 1): value})
+    config, line = choices.settled(
+        config, images=images, pixels=pixels, weights=weights, devices=list(devices)
+    )
+    return config, line
+
+
+def weights_of(path, name, num_classes=3, meta=(), **options):
+    """Writes weights that are all zero."""
+    module = models.build(name, num_classes=num_classes, **options)
+    image = jax.ShapeDtypeStruct((1, 128, 128, 3), np.float32)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), image)
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), dict(shapes))
+    checkpoint.export(path, zeros, {"model": name, "class_names": None, **dict(meta)})
+    return str(path)
+
+
+def test_nothing_is_left_open_and_what_is_set_stays():
+    config, _ = settled()
+    check(config)
+    values = flatten(config)
+    assert [key for key in OPEN if values[key] is None] == ["data.eval_fraction"]
+    kept = {"batch_size": 5, "duration": "7 epochs", "lr.peak": 0.5, "image.size": 100}
+    kept |= {"optim.frozen": ("^stem/",), "model.name": "GoogLeNet", "model.options": ()}
+    config = finetune.get_config()
+    config.update_from_flattened_dict(kept)
+    config, _ = choices.settled(config, images=400, pixels=300, weights="", devices=[CPU])
+    assert {key: flatten(config)[key] for key in kept} == kept
+    closed = base.get_config()
+    assert choices.settled(closed, images=9, pixels=9, weights="", devices=[CPU])[0] == closed
+
+
+def test_choices_follow_what_is_set():
+    config, _ = settled(duration="40 steps")
+    assert (config.lr.warmup, config.eval.every) == ("2 steps", "4 steps")
+    assert settled(optim_name="adamw")[0].optim.l2 == 0.0
+    assert settled(model_name="GoogLeNet")[0].model.options == ()
+    assert settled(image_size=280)[0].image.eval_resize == 320
+    assert settled(pixels=32, image_crop="random_resized")[0].image.shift == 0
+    for config in (settled(optim_name="adamw")[0], settled(pixels=32, image_size=24)[0]):
+        config.mesh.data = 1
+        program.build(config, num_train=400, num_classes=5)
+
+
+@pytest.mark.parametrize(
+    ("images", "devices", "batch"),
+    [(2, 1, 2), (9, 1, 8), (32, 1, 8), (63, 1, 8), (64, 1, 16), (400, 1, 32), (10**6, 1, 32),
+     (400, 8, 32), (40, 8, 8), (400, 24, 48)],
+)  # fmt: skip
+def test_the_batch_fits_images_and_devices(images, devices, batch):
+    config, _ = settled(images=images, devices=[CPU] * devices)
+    assert config.batch_size == batch
+    lengths = plan(config, max(images, batch))
+    assert lengths.total_steps >= 2000 - lengths.steps_per_epoch
+    assert lengths.total_steps // lengths.eval_every == 10
+    assert lengths.save_every == lengths.eval_every
+
+
+@pytest.mark.parametrize("pixels", [8, 16, 32, 33, 64, 65, 100, 224, 3000])
+def test_a_network_for_a_processor(pixels):
+    """It can be built and trained at the size that is chosen, and costs about the same at any."""
+    config, line = settled(pixels=pixels)
+    assert line.startswith("no accelerator: a small ResNet18_vd from scratch")
+    assert 16 <= config.image.size <= max(16, min(pixels, 128))
+    config.mesh.data = 1
+    built = program.build(config, num_train=400, num_classes=5)
+    assert sum(x.size for x in jax.tree.leaves(built.abstract_state.params)) < 1.5e6
+    assert settled(pixels=pixels, devices=(TPU,))[0].model.name == "ResNet50_vd"
+
+
+def test_a_checkpoint_brings_its_network(tmp_path):
+    small = weights_of(tmp_path / "small", "ResNet18_vd", depths=(1, 1), width=8, meta={
+        "network": {"name": "ResNet18_vd", "options": {"depths": [1, 1], "width": 8}},
+        "image": {"size": 48, "mean": [0.5], "std": [0.25], "crop": "shift", "shift": 3},
+    })  # fmt: skip
+    config, line = settled(weights=small)
+    assert line == f"ResNet18_vd of {small}"
+    assert dict(config.model.options) == {"depths": (1, 1), "width": 8}
+    image = config.image
+    assert (image.size, image.mean, image.crop, image.shift) == (48, (0.5,), "shift", 3)
+    assert config.optim.frozen == ()
+    config.mesh.data = 1
+    program.build(config, num_train=400, num_classes=5)  # the rules match its names
+
+    # converted weights know the name, and options that change what is computed
+    other = weights_of(
+        tmp_path / "other", "InceptionV4", meta={"options": {"bn_epsilon": 0.125}}, num_classes=2
+    )
+    for devices, frozen in (((CPU,), True), ((TPU,), False)):
+        config, line = settled(weights=other, devices=devices)
+        assert (config.model.name, config.image.size) == ("InceptionV4", 299)
+        assert config.model.options == (("bn_epsilon", 0.125),)
+        assert bool(config.optim.frozen) == frozen == line.startswith("no accelerator: only the he")
+        assert bool(config.optim.lr_mults) != frozen
+        config.mesh.data = 1
+        built = program.build(config, num_train=400, num_classes=5)
+        assert built.plan.total_steps == 300
+
+
+def test_images_that_no_rule_names(tmp_path):
+    for i, (height, width) in enumerate([(40, 90), (80, 60), (70, 200)]):
+        (tmp_path / f"class{i}").mkdir()
+        for name in "abc":
+            image = np.zeros((height, width, 3), np.uint8)
+            cv2.imwrite(str(tmp_path / f"class{i}" / f"{name}.png"), image)
+    (tmp_path / "class0" / "broken.jpg").write_bytes(b"no image")
+    config = finetune.get_config()
+    config.data.root = str(tmp_path)
+    lines = []
+    settled_config, data = choices.open_data(config, report=lines.append)
+    assert len(lines) == 1
+    assert (len(data.train), len(data.eval)) == (7, 3)  # a fifth of each class, at least one
+    assert choices.short_side(data.train) in (40, 60, 70)
+    # what a run has chosen stays, whatever the images are now
+    chosen = json.loads(settled_config.to_json_best_effort()) | {"batch_size": 3}
+    run = tmp_path.parent / "run"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps(chosen))
+    again, _ = choices.open_data(config, workdir=str(run), report=lines.append)
+    assert again.batch_size == 3
+    assert len(lines) == 1
+
+
+def test_fine_tuning_needs_no_key_of_the_network(commands, tmp_path):
+    """Fine-tuning from a run of another network needs no key but these two."""
+    first = tmp_path / "first"
+    done = commands.fork(
+        f"--config={runs.TINY}:plain", f"--workdir={first}", "--config.duration=3 steps",
+        "--config.lr.warmup=",
+    )  # fmt: skip
+    assert done.returncode == 0, done.err
+    root, rng = tmp_path / "photos", np.random.default_rng(0)
+    for name in ("dark", "light"):
+        (root / name).mkdir(parents=True)
+        for i in range(12):
+            image = rng.integers(0, 128, (20, 24, 3), np.uint8) + 127 * (name == "light")
+            cv2.imwrite(str(root / name / f"{i}.png"), image)
+    second = tmp_path / "second"
+    command = (
+        f"--config={runs.ROOT / 'configs' / 'finetune.py'}", f"--config.init.checkpoint={first}",
+        f"--config.data.root={root}", f"--workdir={second}", "--config.duration=4 steps",
+    )  # fmt: skip
+    done = commands.fork(*command)
+    assert done.returncode == 0, done.err
+    assert f"of {first}" in done.out
+    again = commands.fork(f"--workdir={second}", "--mode=eval")
+    assert again.returncode == 0, again.err
+    last = runs.lines(second)[-1]
+    assert json.loads(again.out)["loss"] == pytest.approx(last["loss"], rel=1e-5)
