@@ -18,6 +18,7 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from jaxcls import config as configs
 from jaxcls import trees
 
 WIDTH = 100  # columns of a row at most
@@ -295,6 +296,28 @@ def parts(
         )
         lines.append(f"{part:<8}{counts.total():>12,}  {how}".rstrip())
     return lines
+
+
+def hints(config: ConfigDict, workdir: Any, *, evaluated: bool) -> list[str]:
+    """Returns lines about what to do with a run that is complete; the commands run as they stand.
+
+    Args:
+      config, workdir: of the run.
+      evaluated: whether its data has evaluation images.
+    """
+    lines = []
+    if evaluated:
+        lines.append(f"evaluate:  {command(('workdir', workdir), ('mode', 'eval'))}")
+    images = {f"data.{key}": value for key, value in config.data.items()}
+    defaults = configs.defaults()[0] | {"data.source": "folder"}  # of configs/finetune.py
+    images = {k: v for k, v in images.items() if v is not None and v != defaults[k]}
+    tune = command(
+        ("config", config_file("finetune.py")),
+        ("config.init.checkpoint", workdir),
+        *((f"config.{key}", value) for key, value in images.items()),
+        ("workdir", f"{workdir}-tuned"),
+    )
+    return [*lines, f"fine-tune: {tune}", "           (other images: --config.data.root=FOLDER)"]
 
 
 def command(*flags: tuple[str, Any]) -> str:

@@ -5,20 +5,25 @@ import contextlib
 import json
 import math
 import os
+import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax
 import jax
+from clu import parameter_overview
 from etils import epath
+from ml_collections import ConfigDict
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+import jaxcls
 from jaxcls.config import Plan, due
-from jaxcls.console import Console
+from jaxcls.console import Console, hints
 
 LAST = ("lr", "skipped", "loss_scale")  # reported as they stand; everything else as a mean
 
@@ -279,6 +284,32 @@ def write_atomically(path: Path | epath.Path, text: str) -> None:
     temporary.replace(path)
 
 
+def write_names(workdir: epath.Path, class_names: Sequence[str], params: Any) -> None:
+    """Writes classes.txt, a class a line in label order, and parameters.txt, a table of them."""
+    write_atomically(workdir / "classes.txt", "".join(f"{name}\n" for name in class_names))
+    table = parameter_overview.get_parameter_overview(params, include_stats=False)
+    write_atomically(workdir / "parameters.txt", table + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """Returns the devices and the versions that a run has."""
+    devices = jax.devices()
+    return {
+        "devices": {
+            "count": len(devices),
+            "kind": devices[0].device_kind,
+            "platform": devices[0].platform,
+            "processes": jax.process_count(),
+        },
+        "versions": {
+            "jaxcls": jaxcls.__version__,
+            "jax": jax.__version__,
+            "flax": flax.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
 def better(best: dict | None, new: dict, name: str) -> dict:
     """Returns the better of two evaluations by the metric `name`; of equals the newer one."""
     sign = -1 if name == "loss" else 1
@@ -286,6 +317,7 @@ def better(best: dict | None, new: dict, name: str) -> dict:
 
 
 def finish(
+    config: ConfigDict,
     workdir: epath.Path,
     plan: Plan,
     step: int,
@@ -300,7 +332,8 @@ def finish(
         "steps": step,
         "epochs": plan.epoch(step),
         "skipped": skipped,
-        **{key: meta[key] for key in ("best", "last", "seconds", "bad_images")},
+        **{key: meta[key] for key in ("best", "last", "seconds", "bad_images", "class_names")},
+        **environment(),
     }
     write_atomically(workdir / "summary.json", json.dumps(summary, indent=1) + "\n")
     if not complete:
@@ -309,16 +342,12 @@ def finish(
     print(f"\n{meta['model']}: {step} steps, {plan.epoch(step):g} epochs, {meta['seconds']} s")
     for which in ("best", "last"):
         if result := summary[which]:
-            top1, top5 = (f"{100 * result[name]:6.2f} %" for name in ("top1", "top5"))
-            print(
-                f"  {which}  top-1 {top1}  top-5 {top5}  loss {result['loss']:.4f}"
-                f"  (step {result['step']})"
-            )
+            shown = f"top-1 {100 * result['top1']:6.2f} %"
+            if len(meta["class_names"]) > 5:
+                shown += f"  top-5 {100 * result['top5']:6.2f} %"
+            print(f"  {which}  {shown}  loss {result['loss']:.4f}  (step {result['step']})")
     if meta["bad_images"]:
         print(f"  {meta['bad_images']} unreadable training image(s), replaced by others")
     print(f"  {workdir}: checkpoints/, metrics.jsonl, summary.json, config.json, tensorboard/")
-    print(f"  evaluate:  python -m jaxcls.main --config=... --workdir={workdir} --mode=eval")
-    print(
-        "  fine-tune: python -m jaxcls.main --config=configs/finetune.py "
-        f"--config.init.checkpoint={workdir} --config.data.root=IMAGES --workdir=NEW"
-    )
+    for line in hints(config, workdir, evaluated=summary["last"] is not None):
+        print(f"  {line}")

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from jaxcls import config as configs
 from jaxcls.metrics import write_atomically
 
 FILE = "config.json"
+ABOUT = "run"  # what is no key of the config: class names, devices, versions
 HISTORY = "history"  # what was changed since the run began: [{"step", "time", "changes"}, ...]
 
 
@@ -51,9 +53,9 @@ def read(path: Path | epath.Path) -> ConfigDict:
 
 
 def _values(path: Path | epath.Path) -> dict[str, Any]:
-    """Returns the keys in a config.json without the history."""
+    """Returns the keys of the config in a config.json."""
     values = _content(path)
-    return {key: value for key, value in values.items() if key != HISTORY}
+    return {key: value for key, value in values.items() if key not in (HISTORY, ABOUT)}
 
 
 def _content(path: Path | epath.Path) -> dict[str, Any]:
@@ -70,13 +72,16 @@ def _content(path: Path | epath.Path) -> dict[str, Any]:
     return content
 
 
-def write(config: ConfigDict, workdir: epath.Path, step: int) -> None:
+def write(
+    config: ConfigDict, workdir: epath.Path, step: int, about: Mapping[str, Any] | None = None
+) -> None:
     """Writes config.json; a run that goes on prints and records what has changed in it.
 
     Args:
       config: of the run, from now on.
       workdir: of the run.
       step: where it begins or goes on.
+      about: what else is to be known of the run, since its last start.
     """
     path = workdir / FILE
     ours = json.loads(config.to_json_best_effort())
@@ -92,9 +97,11 @@ def write(config: ConfigDict, workdir: epath.Path, step: int) -> None:
         changes = configs.differences(ours, before)
         for key, (old, new) in changes.items():
             print(f"config.{key} was {old!r} before, now {new!r}", flush=True)
-        if not changes:
+        if not changes and _content(path).get(ABOUT) == about:
             return
         now = datetime.datetime.now().isoformat(" ", "seconds")
         changed = {key: list(values) for key, values in changes.items()}
-        history.append({"step": step, "time": now, "changes": changed})
-    write_atomically(path, json.dumps(ours | {HISTORY: history}, indent=1) + "\n")
+        if changes:
+            history.append({"step": step, "time": now, "changes": changed})
+    content = ours | {ABOUT: about, HISTORY: history}
+    write_atomically(path, json.dumps(content, indent=1) + "\n")

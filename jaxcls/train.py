@@ -122,7 +122,7 @@ def _run(
         saved.close()
         if main_process:
             print(f"{workdir}: the run is complete")
-            metrics.finish(workdir, plan, first, int(state.loss_scale.skipped), meta, True)
+            metrics.finish(config, workdir, plan, first, int(state.loss_scale.skipped), meta, True)
         return 0
     if first:
         console.describe(config, workdir, data, program)
@@ -130,7 +130,9 @@ def _run(
     data, program = cache.use(config, data, program)
     batches = train_batches(config, data, program, start_step=first)
     if main_process:
-        record.write(config, workdir, step=first)
+        about = {"class_names": list(data.class_names), **metrics.environment()}
+        record.write(config, workdir, step=first, about=about)
+        metrics.write_names(workdir, data.class_names, state.params)
 
     log = metrics.Log(
         workdir,
@@ -192,5 +194,5 @@ def _run(
         saved.close()
     if main_process:
         skipped = int(state.loss_scale.skipped)
-        metrics.finish(workdir, plan, step, skipped, meta, complete(step))
+        metrics.finish(config, workdir, plan, step, skipped, meta, complete(step))
     return 0 if complete(step) else 128 + (stop.signal or signal.SIGTERM)

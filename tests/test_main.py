@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -63,7 +64,8 @@ def test_help_needs_no_jax(commands):
 def test_files_of_a_run(finished):
     workdir, done = finished
     assert {p.name for p in workdir.iterdir()} == {
-        "checkpoints", "metrics.jsonl", "summary.json", "config.json", "tensorboard", ".lock"
+        "checkpoints", "metrics.jsonl", "summary.json", "config.json", "tensorboard", ".lock",
+        "classes.txt", "parameters.txt",
     }  # fmt: skip
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     training = [line for line in lines if line["split"] == "train"]
@@ -96,11 +98,61 @@ def test_files_of_a_run(finished):
     config = json.loads((workdir / "config.json").read_text())
     assert config["mix"]["mixup"] == 0.0
     assert config["optim"]["momentum"] == 0.9
+    assert (workdir / "classes.txt").read_text().splitlines() == list("0123456789")
+    assert "stage1/block1/conv1/conv/kernel" in (workdir / "parameters.txt").read_text()
+    for about in (summary, config["run"]):
+        assert about["class_names"] == list("0123456789")
+        assert about["devices"] == {
+            "count": 1, "kind": "cpu", "platform": "cpu", "processes": 1
+        }  # fmt: skip
+        assert about["versions"]["jax"] == jax.__version__
+        assert about["versions"].keys() == {"jaxcls", "jax", "flax", "python"}
     assert all(p.name.isdigit() for p in (workdir / "checkpoints").iterdir())
     assert any("tfevents" in p.name for p in (workdir / "tensorboard").iterdir())
 
     assert f"best  top-1 {100 * summary['best']['top1']:6.2f} %" in done.out
     assert f"--workdir={workdir} --mode=eval" in done.out
+
+
+def test_what_a_run_says_where_there_is_no_terminal(finished):
+    workdir, done = finished
+    said = done.out.splitlines()
+    assert max(len(line) for line in said if str(workdir) not in line) <= 100
+    first = next(i for i, line in enumerate(said) if line.startswith("train"))
+    before = "\n".join(said[:first])
+    for text in (
+        "images   898 to train, 899 to evaluate",
+        "classes  10: 0, 1, 2",
+        "devices  1 x cpu, float16",
+        "network  ResNet18_vd at 8x8 pixels, ",
+        "compiling the train step ... ",
+    ):
+        assert text in before
+    assert said[first].startswith("train  step  1/30  epoch 0.14  loss ")
+    assert [line for line in said if line.startswith("saved")] == [
+        f"saved  step {step:>2}/30" for step in (4, 8, 12, 16, 20, 24, 28, 30)
+    ]
+    skipped = [line for line in said if "skipped" in line]
+    assert 0 < len(skipped) < len([line for line in said if line.startswith("train")])
+
+
+def test_the_hints_at_the_end_run_as_they_stand(commands, tmp_path):
+    workdir = tmp_path / "a run's"
+    short = "--config.duration=3 steps", "--config.lr.warmup="
+    done = commands.fork(f"--config={runs.TINY}:plain", f"--workdir={workdir}", *short)
+    assert done.returncode == 0, done.err
+    hints = [line.partition("python -m jaxcls.main ")[2] for line in done.out.splitlines()]
+    evaluate, tune = (shlex.split(hint) for hint in hints if hint)
+    again = commands.fork(*evaluate)
+    assert again.returncode == 0, again.err
+    assert json.loads(again.out)["images"] == 899
+    tuned = commands.fork(*tune, "--config.duration=2 steps")
+    assert tuned.returncode == 0, tuned.err
+    tensors, other = (runs.saved(tmp_path / name, step)[0] for name, step in (
+        (f"{workdir.name}", 3), (f"{workdir.name}-tuned", 2)
+    ))  # fmt: skip
+    names = [path for path in tensors if path.startswith("params/")]
+    assert [tensors[path].shape for path in names] == [other[path].shape for path in names]
 
 
 def test_mode_eval_is_the_last_evaluation_and_raw_weights_are_others(commands, finished):
