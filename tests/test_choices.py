@@ -57,7 +57,7 @@ def test_choices_follow_what_is_set():
     assert (config.lr.warmup, config.eval.every) == ("2 steps", "4 steps")
     assert settled(optim_name="adamw")[0].optim.l2 == 0.0
     assert settled(model_name="GoogLeNet")[0].model.options == ()
-    assert settled(image_size=280)[0].image.eval_resize == 320
+    assert settled(image_size=256)[0].image.eval_resize == 292
     assert settled(pixels=32, image_crop="random_resized")[0].image.shift == 0
     for config in (settled(optim_name="adamw")[0], settled(pixels=32, image_size=24)[0]):
         config.mesh.data = 1
@@ -106,11 +106,11 @@ def test_a_checkpoint_brings_its_network(tmp_path):
 
     # converted weights know the name, and options that change what is computed
     other = weights_of(
-        tmp_path / "other", "InceptionV4", meta={"options": {"bn_epsilon": 0.125}}, num_classes=2
+        tmp_path / "other", "MobileNetV1", meta={"options": {"bn_epsilon": 0.125}}, num_classes=2
     )
     for devices, frozen in (((CPU,), True), ((TPU,), False)):
         config, line = settled(weights=other, devices=devices)
-        assert (config.model.name, config.image.size) == ("InceptionV4", 299)
+        assert (config.model.name, config.image.size) == ("MobileNetV1", 224)
         assert config.model.options == (("bn_epsilon", 0.125),)
         assert bool(config.optim.frozen) == frozen == line.startswith("no accelerator: only the he")
         assert bool(config.optim.lr_mults) != frozen

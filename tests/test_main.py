@@ -321,7 +321,7 @@ MAY_IMPORT = {
     "steps": {"losses", "optim", "objectives", "precision", "trees"},
     "files": set(),
     "checkpoint": {"files", "trees"},
-    "console": {"trees"},
+    "console": {"config", "trees"},
     "metrics": {"config", "console"},
 }
 PURE = {"trees", "losses", "models.spec", "models.layers"}  # arrays in, arrays out
