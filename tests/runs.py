@@ -65,14 +65,14 @@ class Done(NamedTuple):
 
 
 class Commands:
-    """`python -m jaxcls.main` with compiled programs that all tests of a session share.
+    """`python -m jaxcls.main` with the compiled programs that all tests share (`conftest`).
 
     `run` is the command itself; `fork` is its `main` in a fork of a process that has imported
     everything, which saves some seconds.
     """
 
-    def __init__(self, folder: Path, cache: Path):
-        self.folder, self.cache = folder, cache
+    def __init__(self, folder: Path):
+        self.folder = folder
         self._forks: subprocess.Popen | None = None
 
     def fork(self, *arguments: Any, devices: int = 1) -> Done:
@@ -107,8 +107,6 @@ class Commands:
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "JAX_COMPILATION_CACHE_DIR": str(self.cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             **variables,
         }
 

@@ -114,15 +114,12 @@ def test_a_damaged_checkpoint(commands, reference, tmp_path):
 
 
 @pytest.fixture
-def in_process(commands, monkeypatch):
+def in_process(monkeypatch):
     """Returns run(workdir, *where) -> (exit code, digests of the training batches, in order).
 
     A SIGTERM comes before a batch, which is a pair ("train" or "eval", number in this run).
     """
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    cache = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(commands.cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     original = sharding.put
 
     def run(workdir, *where, cache="auto"):
@@ -143,7 +140,6 @@ def in_process(commands, monkeypatch):
         return train.run(config, str(workdir)), digests
 
     yield run
-    jax.config.update("jax_compilation_cache_dir", cache)
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
