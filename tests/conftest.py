@@ -1,4 +1,4 @@
-"""What all tests share: eight virtual CPU devices, set before JAX is imported, and compiled programs.
+"""What tests share: eight virtual CPU devices, set before JAX is imported, and compiled programs.
 
 A test is in one of three tiers, by its marker:
 - none, what `pytest` runs: messages, formulas, a small network of each family, one run that is

@@ -313,6 +313,7 @@ def fill(path):
                 raise
 
 
+@pytest.mark.ci
 def test_a_full_disk_while_saving(commands, tmp_path):
     if not mounted(tmp_path, "size=4m"):
         pytest.skip("needs a small file system: root that may mount")

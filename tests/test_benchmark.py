@@ -57,6 +57,7 @@ def options(**values):
     return parsed
 
 
+@pytest.mark.ci
 def test_loop_compares_the_real_run_with_the_bare_step(run):
     result = json.loads(run("loop", TINY, "--steps=8", "--repetitions=3", "--json"))
     assert result["model"] == "ResNet18_vd"
@@ -90,6 +91,7 @@ def test_loop_as_text(monkeypatch, capsys):
     ]
 
 
+@pytest.mark.ci
 def test_compile_of_each_model(capsys):
     models = ("ResNet18", "ResNet50")
     assert main(["benchmark", "compile", TINY, f"--model={','.join(models)}", "--json"]) == 0
@@ -100,6 +102,7 @@ def test_compile_of_each_model(capsys):
     assert rows[1]["operations"] > 1.1 * rows[0]["operations"]  # a block has one convolution more
 
 
+@pytest.mark.ci
 def test_train_measures_every_combination(run):
     arguments = ("--batch=8", "--bn_group=none,4", "--repetitions=2", "--json")
     out = run("train", TINY, *arguments, devices=2)
@@ -322,6 +325,7 @@ def input_config(photos):
     return config
 
 
+@pytest.mark.ci
 def test_input_runs_each_in_its_own_process(photos, run):
     changes = ("--config.batch_size=4", "--config.image.size=16", "--config.data.source=folder")
     arguments = (*changes, f"--config.data.root={photos}", "--images=9", "--repetitions=2")

@@ -423,6 +423,7 @@ sys.exit("was not killed")
 """
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("patch", "survivor"),
     [
@@ -558,6 +559,7 @@ with files.lock(directory):
 """
 
 
+@pytest.mark.ci
 def test_two_processes_agree_on_what_is_damaged(tmp_path):
     with socket.socket() as s:
         s.bind(("localhost", 0))

@@ -92,6 +92,7 @@ def test_names_and_sizes_are_theirs(theirs):
     assert oracle.digest(sizes) == entry["tensors"]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("theirs", [t for t, entry in GOLDEN.items() if "logits" in entry])
 def test_logits_are_pytorch(theirs):
     entry = GOLDEN[theirs]

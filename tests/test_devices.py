@@ -14,6 +14,8 @@ import runs
 from jaxcls import evaluate, models, program, sharding
 from jaxcls.data import loader, sources
 
+pytestmark = pytest.mark.ci
+
 STEPS = 20
 BATCH = 64
 

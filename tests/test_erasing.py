@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 from scipy import stats
 
@@ -397,26 +396,6 @@ def test_half_precision_stays(dtype):
     batch = normalised(n=2, dtype=dtype)
     got = make("cutout", length=8, fill="pixel")(jax.random.key(0), batch, 0)
     assert got["image"].dtype == dtype
-
-
-def test_eight_devices_give_what_one_gives():
-    assert len(jax.devices()) >= 8
-    results = []
-    for n in (1, 8):
-        mesh = jax.make_mesh(
-            (n,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:n]
-        )
-        rows = NamedSharding(mesh, PartitionSpec("data"))
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        shardings = everywhere, rows, everywhere
-        args = jax.device_put((jax.random.key(3), normalised(), np.int32(7)), shardings)
-        step = jax.jit(every_method, in_shardings=shardings, out_shardings=rows)
-        step = step.lower(*args).compile()
-        results.append(step(*args))
-        words = ("all-reduce", "all-gather", "all-to-all", "collective-permute")
-        assert not any(word in step.as_text() for word in words)
-    for one, eight in zip(*results):
-        np.testing.assert_array_equal(one, eight)
 
 
 def test_off():

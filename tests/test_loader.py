@@ -317,6 +317,7 @@ def test_workers_outlive_signals_but_not_close():
     assert list(batches) == []
 
 
+@pytest.mark.ci
 def test_workers_take_over_from_killed_ones(caplog):
     transform = partial(slow, seconds=0.001)
     batches = train(numbered(8), transform, num_steps=60, workers=2)
@@ -332,6 +333,7 @@ def test_workers_take_over_from_killed_ones(caplog):
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.ci
 def test_workers_that_die_again_and_again_stop_the_run(caplog):
     with (
         caplog.at_level(logging.WARNING),

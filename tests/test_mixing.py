@@ -1,4 +1,4 @@
-"""Normalising, flipping and mixing on the device, on one device and on eight.
+"""Normalising, flipping and mixing on the device; with erasing, on one device and on eight.
 
 Statistical tests have a fixed key; their bounds are 5 standard deviations or p = 1e-4.
 """
@@ -15,7 +15,7 @@ from scipy.special import logsumexp
 
 from configs import base
 from jaxcls import objectives
-from jaxcls.data import device, mixing
+from jaxcls.data import device, erasing, mixing
 
 N = 10_000
 
@@ -439,23 +439,45 @@ def test_precisions():
             np.testing.assert_allclose(got["lam"], single[k]["lam"], rtol=1e-6)
 
 
-def both(group, changes):
-    """Returns the device work of a training step: flip, normalise, mix."""
+def whole(group, changes, methods, size):
+    """Returns all the device work of a training step: flip, normalise, erase, mix."""
     ready, mix = prepare(), make(group=group, **changes)
+    arguments = {"size": size, "batch_size": 1, "steps_per_epoch": 1}
+    erase = [
+        erasing.make(**(dict(base.get_config().erase) | {"fill": "pixel"} | method), **arguments)
+        for method in methods
+    ]
 
     def f(rng, batch):
-        a, b = jax.random.split(rng)
-        return mix(b, ready(a, batch))
+        a, b, *keys = jax.random.split(rng, 2 + len(erase))
+        batch = ready(a, batch)
+        for key, one in zip(keys, erase):
+            batch = one(key, batch, 0)
+        return mix(b, batch)
 
     return f
 
 
+METHODS = {
+    "cutout": {"length": 16, "holes": 2},
+    "random_erasing": {"prob": 0.7},
+    "hide_and_seek": {"grids": (0, 2, 5, 8)},
+    "grid_mask": {"d1": 14, "d2": 32, "rotate": 360},
+}
+
+
+@pytest.mark.ci
 @pytest.mark.parametrize(
-    ("group", "changes"),
-    [(None, {"mixup": 0.4}), (16, {"cutmix": 1.0}), (4, ALL | {"prob": 0.9})],
+    ("group", "changes", "methods"),
+    [
+        (None, {"mixup": 0.4}, ["cutout", "hide_and_seek"]),
+        (16, {"cutmix": 1.0}, ["random_erasing"]),
+        (4, ALL | {"prob": 0.9}, ["grid_mask"]),
+    ],
 )
-def test_eight_devices_give_what_one_gives(group, changes):
-    batch = pixels(n=64)
+def test_eight_devices_give_what_one_gives(group, changes, methods):
+    batch = pixels(n=64, size=32)
+    methods = [{"name": name, **METHODS[name]} for name in methods]
     assert len(jax.devices()) >= 8
     results = []
     for n in (1, 8):
@@ -464,7 +486,8 @@ def test_eight_devices_give_what_one_gives(group, changes):
         )
         rows = NamedSharding(mesh, PartitionSpec("data"))
         everywhere = NamedSharding(mesh, PartitionSpec())
-        step = jax.jit(both(group, changes), in_shardings=(everywhere, rows), out_shardings=rows)
+        step = whole(group, changes, methods, size=32)
+        step = jax.jit(step, in_shardings=(everywhere, rows), out_shardings=rows)
         args = jax.device_put(jax.random.key(3), everywhere), jax.device_put(batch, rows)
         results.append(jax.tree.map(np.asarray, step(*args)))
         program = step.lower(*args).compile().as_text()

@@ -17,13 +17,8 @@ from jaxcls.models.layers import BatchNorm
 from jaxcls.models.spec import Ctx
 
 GOLDEN = oracle.golden()
-QUICK = {  # at least one of each family; the others: -m zoo
+SMALL = {  # one of each family
     "ResNet18",
-    "ResNet50",
-    "ResNet50_vc",
-    "ResNet18_vd",
-    "SE_ResNet18_vd",
-    "ResNeXt50_32x4d",
     "Res2Net50_14w_8s",
     "HRNet_W18_C",
     "DarkNet53",
@@ -31,8 +26,6 @@ QUICK = {  # at least one of each family; the others: -m zoo
     "MobileNetV2_x0_25",
     "MobileNetV3_small_x0_35",
     "ShuffleNetV2_x0_25",
-    "ShuffleNetV2_swish",
-    "EfficientNetB0",
     "EfficientNetB0_small",
     "SqueezeNet1_0",
     "AlexNet",
@@ -40,9 +33,18 @@ QUICK = {  # at least one of each family; the others: -m zoo
     "GoogLeNet",
     "InceptionV4",
     "Xception41",
-    "Xception41_deeplab",
     "DPN68",
     "DenseNet121",
+}
+CI = {  # what their families can do besides; all others: -m zoo
+    "ResNet50",
+    "ResNet50_vc",
+    "ResNet18_vd",
+    "SE_ResNet18_vd",
+    "ResNeXt50_32x4d",
+    "ShuffleNetV2_swish",
+    "EfficientNetB0",
+    "Xception41_deeplab",
 }
 
 
@@ -55,7 +57,12 @@ def paddle_tensors(name):
     return oracle.tensors(name, tree, bn)
 
 
-EVERY = [n if n in QUICK else pytest.param(n, marks=pytest.mark.zoo) for n in GOLDEN]
+def tier(name):
+    """Returns the markers of a network's test."""
+    return [] if name in SMALL else [pytest.mark.ci] if name in CI else [pytest.mark.zoo]
+
+
+EVERY = [pytest.param(name, marks=tier(name)) for name in GOLDEN]
 
 
 @pytest.mark.parametrize("name", EVERY)

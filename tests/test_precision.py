@@ -168,6 +168,7 @@ LEVELS = [n for n in precision.DTYPES if n not in ("float64", "float32", "float1
 UNOPTIMISED = {"xla_backend_optimization_level": 0}
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", LEVELS)
 def test_every_level_trains(name):
     config = runs.tiny("plain")

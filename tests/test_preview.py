@@ -108,6 +108,7 @@ def test_mixed_images_are_their_originals_with_the_weights_below():
         assert min(abs(image - m).max() for m in mixed) < 0.51  # rounded
 
 
+@pytest.mark.ci
 def test_augmented_images_are_those_of_training():
     changes = {
         "augment.policy": "randaugment",
@@ -195,6 +196,7 @@ def command(*arguments):
     return preview.main(["preview", *map(str, arguments)])
 
 
+@pytest.mark.ci
 def test_the_command_writes_a_sheet(tmp_path, capsys):
     out = tmp_path / "sheet.png"
     options = ("--images=6", "--step=2", "--config.mesh.data=1", "--config.erase.name=cutout")
@@ -228,6 +230,7 @@ def test_mistakes_are_one_line(arguments, message, capsys, tmp_path, monkeypatch
 # -- The recipes ---------------------------------------------------------------------------------
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", augment.NAMES)
 def test_recipes_can_be_built(name):
     config = augment.get_config(name)

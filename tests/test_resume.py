@@ -62,6 +62,7 @@ def test_kill_9_in_mid_epoch_and_in_mid_save(commands, reference, tmp_path):
     runs.assert_same_run(tmp_path, reference, END)
 
 
+@pytest.mark.ci
 def test_sigterm_and_ctrl_c(commands, reference, tmp_path):
     command = f"--config={runs.TINY}", f"--workdir={tmp_path}"
     with commands.started(*command) as process:
@@ -144,6 +145,7 @@ def in_process(monkeypatch):
         signal.signal(number, handler)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("cache", ["decoded", "device"])
 def test_order_of_images_and_sigterm_during_evaluations(in_process, tmp_path, cache):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -194,6 +196,7 @@ def descendants(pid):
 in_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes there")
 
 
+@pytest.mark.ci
 @in_proc
 def test_workers_are_killed_then_the_run_and_they_die_with_it(commands, tmp_path):
     end = 60
@@ -226,6 +229,7 @@ def test_workers_are_killed_then_the_run_and_they_die_with_it(commands, tmp_path
     runs.assert_same_run(tmp_path / "run", tmp_path / "whole", end)
 
 
+@pytest.mark.ci
 @in_proc
 def test_ctrl_c_with_workers(commands, tmp_path):
     command = f"--config={runs.TINY}:plain", f"--workdir={tmp_path}", "--config.loader.workers=2"
@@ -265,6 +269,7 @@ def alive(pid):
         return False
 
 
+@pytest.mark.ci
 def test_from_1_device_to_2_processes_with_2_and_back(commands, tmp_path):
     """In float64, so that the whole run agrees; float16 restores bit for bit, see below."""
     end = 50
@@ -314,6 +319,7 @@ def test_from_1_device_to_2_processes_with_2_and_back(commands, tmp_path):
         np.testing.assert_allclose(state[path], array, rtol=1e-9, atol=1e-12, err_msg=path)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("data", "fsdp"), [(1, 1), (4, 1), (2, 2)])
 def test_the_state_is_restored_bit_for_bit_on_other_devices(reference, tmp_path, data, fsdp):
     config = runs.tiny()

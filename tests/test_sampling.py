@@ -199,6 +199,7 @@ def test_batches_on_hosts_and_from_a_step_on(sampling):
     assert np.array_equal(np.stack(parts, -1).reshape(20, 8), whole)
 
 
+@pytest.mark.ci
 def test_a_run_counts_the_subset(commands, tmp_path):
     options = "fraction=0.3", "sampling=balanced", "repeats=2"
     command = f"--config={runs.TINY}:plain", "--config.batch_size=64", "--config.duration=2 epochs"

@@ -1,6 +1,8 @@
 """Every network: its tensors and outputs by shapes alone, and what all of them promise.
 
-By default the promises are tested on a small sibling of each family; `-m zoo` tests every name.
+By default shapes are tested on one network of each family and the promises on small siblings of a
+few; `-m ci` tests the shapes of every name and the promises on a sibling of each family, `-m zoo`
+the promises of every name.
 """
 
 import re
@@ -60,7 +62,11 @@ def residual(name):
 # -- By shapes alone -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", pinned.NETWORKS)
+FIRST = {name for name, _ in SIBLINGS.values()}
+EVERY = [pytest.param(n, marks=[] if n in FIRST else [pytest.mark.ci]) for n in pinned.NETWORKS]
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_tensors_and_outputs(name):
     out, variables = pinned.trace(name)
     pinned.assert_pinned(pinned.MODELS, pinned.table(pinned.rows() | {name: pinned.row(variables)}))
@@ -280,7 +286,14 @@ LARGE = ("hrnet", "inception_v4", "vgg")
 ALL = {"devices": (8,), "precisions": ("bfloat16", "float16"), "remat": (False, True)}
 
 
-@pytest.mark.parametrize("family", [f for f in SIBLINGS if f not in LARGE])
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(f, marks=[] if f in CHEAP else [pytest.mark.ci])
+        for f in SIBLINGS
+        if f not in LARGE
+    ],
+)
 def test_siblings_keep_their_promises(family):
     name, overrides = SIBLINGS[family]
     keeps_its_promises(name, overrides, **(ALL if family in CHEAP else {"remat": (True,)}))
