@@ -198,9 +198,12 @@ def get_config(arg=None):
 
     # -- Output: jaxcls.checkpoint.Checkpoints(**checkpoint), jaxcls.metrics ---------------------
     c.checkpoint = ConfigDict()
-    c.checkpoint.every = "1 epochs"  # and at the end
+    c.checkpoint.every = "1 epochs"  # and before each evaluation, and at the end
     c.checkpoint.keep = 3  # newest; the best one is kept besides
     c.checkpoint.best = "top1"  # metric of the evaluation that tells the best ("loss": the least)
+    # "accept": resume also if images or labels are others than those of the checkpoint, or classes
+    # were renamed in their place
+    c.checkpoint.changed_data = "refuse"
     c.eval = ConfigDict()
     c.eval.every = "1 epochs"  # and at the end
     c.eval.batch_size = 0  # 0: batch_size

@@ -1,13 +1,15 @@
 """Checkpoints of a run (orbax), weights for fine-tuning and evaluation.
 
-A checkpoint is a directory that orbax writes, with the items `state` (arrays), `meta` (JSON) and
-`metrics` (JSON), and `checksums.json`: the SHA-256 of every file. The checksums are written before
-orbax's atomic rename, so a checkpoint has them from the moment it exists and loses them with it.
+A checkpoint is a directory that orbax writes, with the items `state` (arrays) and `meta` (JSON),
+and `checksums.json`: the SHA-256 of every file. The checksums are written before orbax's atomic
+rename, so a checkpoint has them from the moment it exists and loses them with it. A checkpoint is
+saved before it is evaluated; what came out is added in `evaluation.json`, with a digest of itself.
 An export is the same without optimizer state: `state` is {"params", "batch_stats"}.
 """
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -23,17 +25,20 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from jaxcls import trees
+from jaxcls import files, trees
 from jaxcls.files import any_process
 
 CHECKSUMS = "checksums.json"
+EVALUATION = "evaluation.json"
 STAMPED = "_CHECKPOINT_METADATA"  # orbax adds the time of the commit after the checksums
+UNLISTED = (CHECKSUMS, EVALUATION, STAMPED, "commit_success.txt")  # files without a checksum
+LISTED = 10  # tensors in a message; it says how many more there are
+RENAMED = "the classes have other names"
 HEADS = r"(aux\d+/)?head/"  # where the classifiers are
 Variables = Mapping[str, Any]  # {"params": tree, "batch_stats": tree}
 
-# A failed save reaches the user as one line of ours. Orbax logs its own tracebacks besides, and
-# warnings about what is meant here (no metrics at a step that was not evaluated). Writes that are
-# still under way when it gives up end in asyncio's complaints.
+# A failed save reaches the user as one line of ours. Orbax logs its own tracebacks besides. Writes
+# that are still under way when it gives up end in asyncio's complaints.
 logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
@@ -76,36 +81,23 @@ class Checkpoints:
           best: metric that tells the best one, which is kept besides: the least if its name is
             "loss", otherwise the greatest.
           report: is given a line about each checkpoint that is damaged, on process 0.
+
+        Raises:
+          ValueError: all checkpoints are damaged.
+          files.StorageError: they cannot be read at the moment.
         """
         if keep < 1:
             raise ValueError(f"config.checkpoint.keep = {keep}: keep at least 1 checkpoint")
+        self.best: dict[str, Any] | None = None  # {"step", metrics} of the best evaluation
+        self.last: dict[str, Any] | None = None  # of the last one
         self._directory = _absolute(directory)
-        self._best = best
+        self._keep, self._metric = keep, best
         self._report = _only_process_0(report)
         self._saving: int | None = None  # step of the newest save that was begun
         self._told: int | None = None  # by `finished`
         self._save_failed = False
-        lowest = best == "loss"
-
-        def metric(metrics):
-            # A run that is resumed with another `best` has steps without that metric.
-            return metrics.get(best, math.inf if lowest else -math.inf)
-
-        policies = ocp.checkpoint_managers
         options = ocp.CheckpointManagerOptions(
-            best_fn=metric,
-            best_mode="min" if lowest else "max",
-            preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(keep),
-                    policies.BestN(
-                        get_metric_fn=metric,
-                        reverse=lowest,
-                        n=1,
-                        keep_checkpoints_without_metrics=False,
-                    ),
-                ]
-            ),
+            preservation_policy=self,
             cleanup_tmp_directories=True,
             async_options=ocp.options.AsyncOptions(
                 post_finalization_callback=lambda: _add_checksums(
@@ -121,48 +113,72 @@ class Checkpoints:
             }
             return ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
+        def open_patiently():
+            return files.patiently(open_manager, self._directory, self._report)
+
+        # Orbax takes a folder that it cannot list for an empty one.
+        steps = files.patiently(lambda: _steps(self._directory), self._directory, self._report)
         try:
-            self._manager = open_manager()
+            self._manager = open_patiently()
+        except files.StorageError:
+            raise
         except (ValueError, KeyError, TypeError):
             # Orbax reads some files of every step and gives up if one is damaged.
-            for step in _steps(self._directory):
+            damaged = {}
+            for step in steps:
                 try:
-                    _verify_together(self._directory / str(step))
+                    _verify_together(self._directory / str(step), self._report)
                 except DamageError as e:
-                    self._set_aside(step, e)
-            self._manager = open_manager()
+                    damaged[step] = e
+            self._set_aside(damaged, intact=len(damaged) < len(steps))
+            self._manager = open_patiently()
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Returns which checkpoints stay, oldest first (orbax's PreservationPolicy)."""
+        del context
+        old = len(checkpoints) - self._keep
+        best = self.best and self.best["step"]
+        return [i >= old or info.step == best for i, info in enumerate(checkpoints)]
 
     def latest_step(self) -> int | None:
         """Returns the newest step, also while it is still being written; None without any."""
         return self._manager.latest_step()
 
-    def best_step(self) -> int | None:
-        """Returns the step of the best metric; None if no checkpoint has metrics."""
-        return self._manager.best_step()
+    def evaluated(self, step: int, metrics: Mapping[str, float | None]) -> None:
+        """Adds the evaluation of the newest checkpoint; the better one of all is kept.
+
+        Raises:
+          SaveError: that checkpoint, or this, could not be written.
+        """
+        self.wait()
+        evaluation = {"step": step, **metrics}
+        if jax.process_index() == 0:
+            path = self._directory / str(step) / EVALUATION
+            try:
+                files.write_atomically(path, json.dumps(_signed(evaluation), allow_nan=False))
+            except OSError as e:
+                raise SaveError(f"{path} could not be written: {_reason(e)}") from e
+        self._take(evaluation)
+
+    def _take(self, evaluation: dict[str, Any]) -> None:
+        self.last = evaluation
+        self.best = better(self.best, evaluation, self._metric)
 
     def reached_preemption(self, step: int) -> bool:
         """Returns whether all processes are to save at `step`, since one received SIGTERM."""
         return self._manager.reached_preemption(step)
 
-    def save(
-        self,
-        step: int,
-        state: Any,
-        meta: Mapping[str, Any],
-        metrics: Mapping[str, float] | None = None,
-    ) -> bool:
+    def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> bool:
         """Begins to save and returns when `state` may be donated; True unless `step` is saved.
 
         Args:
           step: global step, not below the newest checkpoint.
           state: tree of arrays; None leaves are kept.
           meta: what JSON can hold: class names, data position, config, ...
-          metrics: of the evaluation at this step, if there was one.
 
         Raises:
           SaveError: the save before, or this one, could not be written. The checkpoints before it
             are intact and the half-written one is gone.
-          ValueError: `metrics` lacks the metric that tells the best checkpoint.
         """
         self.wait()
         latest = self.latest_step()
@@ -170,46 +186,70 @@ class Checkpoints:
             return False
         # Orbax would skip it without a word.
         assert latest is None or step > latest, f"step {step} is below the checkpoint {latest}"
-        metrics = {k: float(v) for k, v in (metrics or {}).items()}
-        if metrics and self._best not in metrics:
-            raise ValueError(
-                f"config.checkpoint.best = {self._best!r} is not a metric of the evaluation; "
-                f"choose one of {', '.join(sorted(metrics))}"
-            )
-        if not math.isfinite(metrics.get(self._best, math.nan)):
-            metrics = None  # sorting by NaN would lose the best one
+        meta = {**meta, "best": self.best, "last": self.last}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            meta=ocp.args.JsonSave(json.loads(json.dumps(meta))),
+            meta=ocp.args.JsonSave(json.loads(json.dumps(meta, allow_nan=False))),
         )
         self._saving = step
         try:
-            saved = self._manager.save(step, args=args, metrics=metrics, force=True)
+            saved = self._manager.save(step, args=args, force=True)
         except OSError as e:
             raise self._failed(e) from e
         assert saved, f"orbax did not save step {step}"
         return True
 
-    def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any]] | None:
+    def restore(
+        self,
+        abstract_state: Any,
+        check: Callable[[dict[str, Any], epath.Path], None] = lambda meta, path: None,
+    ) -> tuple[Any, dict[str, Any]] | None:
         """Returns (state, meta) of the newest checkpoint that is intact; None without any.
 
-        One that is damaged is reported and renamed to damaged-STEP, and the one before is tried.
+        One that is damaged is reported and renamed to damaged-STEP if one before it is intact.
 
         Args:
           abstract_state: tree of `jax.ShapeDtypeStruct` with the shardings that the state is to
             have, on any number of devices and processes.
+          check: is given meta and the checkpoint's directory first; raises a ValueError if this run
+            cannot go on from it.
 
         Raises:
-          ValueError: the newest checkpoint is intact, but of another model or configuration; the
-            message names the tensors that differ.
+          ValueError: no checkpoint is intact; or the newest is, but of another model or
+            configuration; the message names the tensors that differ.
+          files.StorageError: the newest cannot be read at the moment.
         """
-        while (step := self.latest_step()) is not None:
+        damaged: dict[int, DamageError] = {}
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
             try:
-                return self._restore(step, abstract_state)
+                restored = self._restore(step, abstract_state, check)
             except DamageError as e:
-                self._set_aside(step, e)
-                self._manager.reload()
+                damaged[step] = e
+            else:
+                self._set_aside(damaged, intact=True)
+                self._recall(step, restored[1])
+                return restored
+        if damaged or _aside(self._directory):
+            self._set_aside(damaged, intact=False)
         return None
+
+    def _recall(self, step: int, meta: Mapping[str, Any]) -> None:
+        """Takes up the evaluations that the checkpoints know, up to `step`."""
+        there = {s for s in self._manager.all_steps() if s <= step}
+        known = {}
+        for s in there:
+            directory = self._directory / str(s)
+            read = functools.partial(_read_evaluation, directory, s)
+            known[s] = files.patiently(read, directory / EVALUATION, self._report)
+        for evaluation in (meta.get("best"), meta.get("last")):
+            if evaluation:
+                known[evaluation["step"]] = evaluation
+        for s in sorted(known):
+            if known[s]:
+                self.last = known[s]
+                if s in there:  # another, once it was not the best one any more, is gone
+                    self.best = better(self.best, known[s], self._metric)
 
     def wait(self) -> None:
         """Returns when the last save is complete.
@@ -221,6 +261,8 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except Exception as e:
             raise self._failed(e) from e
+        if self._saving is not None and not _remote(self._directory):
+            files.sync(self._directory)
 
     def finished(self) -> int | None:
         """Returns the step of a save that has come to its end since the last call, or None."""
@@ -246,34 +288,48 @@ class Checkpoints:
         if self._save_failed:
             self._remove_unfinished()  # of writes that were still under way
 
-    def _restore(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
+    def _restore(
+        self, step: int, abstract_state: Any, check: Callable
+    ) -> tuple[Any, dict[str, Any]]:
         path = self._directory / str(step)
-        verified = _verify_together(path)
+        verified = _verify_together(path, self._report)
         if not verified:
             self._report(f"checkpoint {path} has no {CHECKSUMS}: it is used unverified")
-        differences, restored, damage = [], None, None
+
+        def read(item, args):
+            restore = functools.partial(
+                self._manager.restore, step, args=ocp.args.Composite(**{item: args})
+            )
+            return files.patiently(restore, path, self._report)[item]
+
+        differences, state, meta, damage = [], None, None, None
         try:
+            meta = read("meta", ocp.args.JsonRestore())
+            if not isinstance(meta, dict):
+                raise DamageError("its meta data are not what was written")
             # Orbax casts dtypes silently and restores part of a tree into a larger one.
-            saved = self._manager.item_metadata(step).state.tree
+            metadata = functools.partial(self._manager.item_metadata, step)
+            saved = files.patiently(metadata, path, self._report).state.tree
             differences = _differences(saved, abstract_state)
             if not differences:
-                args = ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract_state), meta=ocp.args.JsonRestore()
-                )
-                restored = self._manager.restore(step, args=args)
+                state = read("state", ocp.args.StandardRestore(abstract_state))
         except Exception as e:  # on damaged files orbax raises errors of all types
-            # If the files are what was written, or memory is short, it is not damage.
-            if verified or isinstance(e, (MemoryError, jax.errors.JaxRuntimeError)):
+            # If the files are what was written, or cannot be read, or memory is short, it is no
+            # damage.
+            if verified or isinstance(
+                e, (files.StorageError, MemoryError, jax.errors.JaxRuntimeError)
+            ):
                 raise
             damage = e
         if any_process(damage is not None):
             raise DamageError(_line(damage))
+        check(meta, path)
         if differences:
             raise ValueError(
                 f"checkpoint {path} is of another model or configuration, so that this run cannot "
                 f"go on from it: choose another --workdir. {_some(differences)}"
             )
-        return restored.state, restored.meta
+        return state, meta
 
     def _failed(self, error: Exception) -> SaveError:
         """Removes what the failed save wrote and returns the error for the user."""
@@ -295,18 +351,44 @@ class Checkpoints:
                 with contextlib.suppress(OSError):  # somebody is still writing
                     path.rmtree(missing_ok=True)
 
-    def _set_aside(self, step: int, damage: DamageError) -> None:
+    def _set_aside(self, damaged: Mapping[int, DamageError], *, intact: bool) -> None:
+        """Renames damaged checkpoints, if the run can go on without them."""
+        if not intact:
+            lines = [f"{self._directory / str(s)} ({e})" for s, e in damaged.items()]
+            raise ValueError(
+                "every checkpoint of this run is damaged: "
+                + (_some(lines) if lines else ", ".join(map(str, _aside(self._directory))))
+                + f". To start over, choose another --workdir, or remove {self._directory}"
+            )
+        if not damaged:
+            return
         if jax.process_index() == 0:
             names = {path.name for path in self._directory.iterdir()}
-            free = f"damaged-{step}"
-            while free in names:
-                free += "-"
-            (self._directory / str(step)).rename(self._directory / free)
-            self._report(
-                f"checkpoint {self._directory / str(step)} is damaged "
-                f"({damage}): set aside as {free}"
-            )
+            for step, damage in damaged.items():
+                free = f"damaged-{step}"
+                while free in names:
+                    free += "-"
+                (self._directory / str(step)).rename(self._directory / free)
+                self._report(
+                    f"checkpoint {self._directory / str(step)} is damaged "
+                    f"({damage}): set aside as {free}"
+                )
         any_process(False)  # wait for process 0
+        if hasattr(self, "_manager"):
+            self._manager.reload()
+
+
+def better(best: dict[str, Any] | None, new: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """Returns the better of two evaluations by the metric `name`; of equals the newer one.
+
+    One whose metric is missing or not finite is never better, and None until there is another.
+    """
+    value = new.get(name)
+    if not (isinstance(value, (int, float)) and math.isfinite(value)):
+        return best
+    sign = -1 if name == "loss" else 1
+    known = best.get(name) if best else None
+    return new if known is None or sign * value >= sign * known else best
 
 
 def export(path: str | os.PathLike, variables: Variables, meta: Mapping[str, Any]) -> None:
@@ -358,22 +440,23 @@ def load(
 
     Raises:
       ValueError: there is no checkpoint, or no intact one.
+      files.StorageError: it cannot be read at the moment.
     """
-    candidates = _candidates(_absolute(path))
+    report = _only_process_0(report)
+    candidates = files.patiently(lambda: _candidates(_absolute(path)), path, report)
     if not candidates:
         raise ValueError(
             f"{path}: no checkpoint there; give a run's working directory, one of its checkpoints "
             "(WORKDIR/checkpoints/STEP) or an export"
         )
-    report = _only_process_0(report)
     for candidate in candidates:
         verified = False
         try:
-            verified = _verify_together(candidate)
+            verified = _verify_together(candidate, report)
             if not verified:
                 report(f"checkpoint {candidate} has no {CHECKSUMS}: it is used unverified")
-            return _read(candidate, ema)
-        except PermissionError:
+            return files.patiently(functools.partial(_read, candidate, ema), candidate, report)
+        except files.StorageError:
             raise
         except Exception as e:  # on damaged files orbax raises errors of all types
             if verified:
@@ -393,6 +476,7 @@ def initialize(
     *,
     num_classes: int,
     class_names: Sequence[str] = (),
+    model: str = "",
     options: Mapping[str, Any] | None = None,
     checkpoint: str | os.PathLike,
     ema: bool = True,
@@ -411,6 +495,7 @@ def initialize(
       variables: {"params", "batch_stats"} as initialised; their dtypes and shardings are kept.
       num_classes: of the model.
       class_names: of the training data.
+      model: its name, for messages.
       options: arguments that the model was built with, to be compared with those that converted
         weights need: some change what is computed but no shape.
       checkpoint: see `load`.
@@ -439,7 +524,11 @@ def initialize(
     names = {path: path.partition("/")[2] for path in theirs | ours}  # without "params/"
     trees.check(reset, dict.fromkeys(names.values(), 0), "init.reset")
     before, now = list(meta.get("class_names") or ()), list(class_names)
-    renamed = len(before) == len(now) and before != now
+    renamed = [
+        f"class {i} is {a!r} there, {b!r} here"
+        for i, (a, b) in enumerate(zip(before, now))
+        if a != b
+    ]
 
     headless = not any(re.match(HEADS, names[path]) for path in theirs)
     fresh, wrong = {}, {}
@@ -456,9 +545,20 @@ def initialize(
         elif re.match(HEADS, name) and b.shape == (*a.shape[:-1], num_classes) != a.shape:
             fresh[path] = f"{a.shape[-1]} classes in the checkpoint, {num_classes} here"
         elif re.match(HEADS, name) and b.shape == (*a.shape[:-1], num_classes) and renamed:
-            fresh[path] = "the classes have other names"
+            fresh[path] = RENAMED
         elif a.shape != b.shape:
             wrong[path] = f"{_spec(a)} in the checkpoint, {_spec(b)} in the model"
+    theirs_is = meta.get("model")
+    if wrong and model and theirs_is and theirs_is != model:
+        raise ValueError(
+            f"checkpoint {os.fspath(checkpoint)} is {theirs_is}, the config asks for {model}: set "
+            f"config.model.name = {theirs_is!r}, or choose another checkpoint"
+        )
+    if strict and RENAMED in fresh.values():
+        raise ValueError(
+            f"{RENAMED} in checkpoint {os.fspath(checkpoint)}: {_some(renamed, 3)}; evaluate on "
+            "data with its classes"
+        )
     if strict and (wrong := wrong | fresh):
         raise ValueError(f"checkpoint {os.fspath(checkpoint)} does not fit: {_reasons(wrong)}")
     if wrong:
@@ -475,8 +575,10 @@ def initialize(
 
     taken = len(ours.keys() - fresh.keys())
     report(f"initialised {taken} of {len(ours)} tensors from {os.fspath(checkpoint)}")
-    for path, reason in fresh.items():
+    for path, reason in list(fresh.items())[:LISTED]:
         report(f"  not taken: {path} ({reason})")
+    if len(fresh) > LISTED:
+        report(f"  and {len(fresh) - LISTED} more that were not taken")
     return trees.map_with_path(place, dict(variables))
 
 
@@ -488,19 +590,36 @@ def _absolute(path: str | os.PathLike) -> epath.Path:
     return epath.Path(path if "://" in path else os.path.abspath(path))
 
 
+def _remote(path: epath.Path) -> bool:
+    return "://" in os.fspath(path)
+
+
+def _names(directory: epath.Path) -> list[str]:
+    """Returns what is in a folder; nothing if there is no such folder, but errors of storage."""
+    try:
+        if _remote(directory):
+            return [path.name for path in directory.iterdir()]
+        return os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def _steps(directory: epath.Path) -> list[int]:
     """Returns the steps that have a directory, the newest first."""
-    if not directory.is_dir():
-        return []
-    named = [p for p in directory.iterdir() if p.name.isdigit()]
+    named = [directory / n for n in _names(directory) if n.isascii() and n.isdecimal()]
     # In an object store, one that is being written has its final name already.
     steps = [int(p.name) for p in named if ocp.utils.is_checkpoint_finalized(p)]
     return sorted(steps, reverse=True)
 
 
+def _aside(directory: epath.Path) -> list[epath.Path]:
+    """Returns the checkpoints that were set aside."""
+    return [directory / name for name in sorted(_names(directory)) if name.startswith("damaged-")]
+
+
 def _candidates(path: epath.Path) -> list[epath.Path]:
     """Returns the checkpoints that `path` may mean, the newest first."""
-    if (path / "state").exists() or (path / CHECKSUMS).exists():
+    if {"state", CHECKSUMS} & set(_names(path)):
         return [path]
     return [base / str(step) for base in (path / "checkpoints", path) for step in _steps(base)]
 
@@ -532,29 +651,74 @@ def _digest(path: epath.Path) -> str:
 def _add_checksums(directory: epath.Path, name: str) -> None:
     # Object stores have no rename: orbax writes to the final place and marks it at the end.
     for path in _unfinished(directory, name) or [directory / name]:
-        digests = {n: _digest(file) for n, file in sorted(_files(path)) if n != STAMPED}
+        written = sorted(_files(path))
+        digests = {n: _digest(file) for n, file in written if n != STAMPED}
         (path / CHECKSUMS).write_text(json.dumps(digests, indent=0))
+        if not _remote(path):  # durable before orbax gives it its name
+            for folder, _, names in os.walk(path, topdown=False):
+                for entry in (*names, ""):
+                    files.sync(os.path.join(folder, entry))
 
 
-def _verify(path: epath.Path) -> bool:
-    """Returns whether the checkpoint has checksums; raises DamageError if they do not hold."""
-    if not (path / CHECKSUMS).exists():
-        return False
+def _verify(path: epath.Path, report: Callable[[str], None]) -> bool:
+    """Returns whether the checkpoint has checksums.
+
+    Raises:
+      DamageError: they do not hold.
+      files.StorageError: they cannot be read at the moment.
+    """
+
+    def digest_of(name):
+        return files.patiently(lambda: _digest(path / name), path / name, report)
+
     name = CHECKSUMS
     try:
-        digests = json.loads((path / CHECKSUMS).read_text())
-        for name, digest in digests.items():
-            if _digest(path / name) != digest:
-                raise DamageError(f"{name} is not what was written")
+        text = files.patiently((path / CHECKSUMS).read_bytes, path / CHECKSUMS, report)
     except FileNotFoundError:
-        raise DamageError(f"{name} is missing") from None
-    except PermissionError:
-        raise
-    except OSError as e:
-        raise DamageError(f"{name} cannot be read: {e.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        return False
+    except (NotADirectoryError, IsADirectoryError):
         raise DamageError(f"{CHECKSUMS} is not what was written") from None
+    try:
+        digests = json.loads(text)
+    except (ValueError, RecursionError):
+        digests = None
+    # Files that are in no list hold nothing that was checked; hidden ones are not orbax's.
+    if not (digests and isinstance(digests, dict)):
+        raise DamageError(f"{CHECKSUMS} is not what was written")
+    there = files.patiently(lambda: [n for n, _ in _files(path)], path, report)
+    for name in there:
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if name not in digests and name not in UNLISTED and not hidden:
+            raise DamageError(f"{name} is not in {CHECKSUMS}")
+    for name, digest in digests.items():
+        try:
+            if name not in there:
+                raise FileNotFoundError
+            if digest_of(name) != digest:
+                raise DamageError(f"{name} is not what was written")
+        except files.KINDS:
+            raise DamageError(f"{name} is missing") from None
     return True
+
+
+def _signed(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    text = json.dumps(evaluation, sort_keys=True)
+    return {**evaluation, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _read_evaluation(path: epath.Path, step: int) -> dict[str, Any] | None:
+    """Returns {"step", metrics} of a checkpoint; None if it was not evaluated, or that is damaged.
+
+    Then it is evaluated again.
+    """
+    try:
+        evaluation = json.loads((path / EVALUATION).read_bytes())
+        digest = evaluation.pop("sha256", None)
+        if evaluation.get("step") == step and _signed(evaluation)["sha256"] == digest:
+            return evaluation
+    except (*files.KINDS, ValueError, TypeError, AttributeError, RecursionError):
+        pass
+    return None
 
 
 def _read(path: epath.Path, ema: bool) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -595,13 +759,13 @@ def _differences(saved: Any, abstract: Any) -> list[str]:
     ]
 
 
-def _some(lines: Sequence[str], limit: int = 10) -> str:
+def _some(lines: Sequence[str], limit: int = LISTED) -> str:
     more = f"; and {len(lines) - limit} more" if len(lines) > limit else ""
     return "; ".join(lines[:limit]) + more
 
 
 def _reasons(reasons: Mapping[str, str]) -> str:
-    return "; ".join(f"{path}: {reason}" for path, reason in reasons.items())
+    return _some([f"{path}: {reason}" for path, reason in reasons.items()])
 
 
 def _line(error: Exception | None) -> str:
@@ -625,14 +789,16 @@ def _only_process_0(report: Callable[[str], None]) -> Callable[[str], None]:
     return report if jax.process_index() == 0 else lambda line: None
 
 
-def _verify_together(path: epath.Path) -> bool:
+def _verify_together(path: epath.Path, report: Callable[[str], None]) -> bool:
     """As `_verify`, once, by process 0, with the same outcome everywhere."""
-    verified, damage = False, None
+    verified, problem = False, None
     if jax.process_index() == 0:
         try:
-            verified = _verify(path)
-        except DamageError as e:
-            damage = e
-    if any_process(damage is not None):
-        raise damage or DamageError("found by process 0")
+            verified = _verify(path, report)
+        except (DamageError, files.StorageError) as e:
+            problem = e
+    if any_process(isinstance(problem, files.StorageError)):
+        raise problem or files.StorageError(f"process 0 cannot read {path}")
+    if any_process(problem is not None):
+        raise problem or DamageError("found by process 0")
     return any_process(verified)

@@ -2,9 +2,7 @@
 
 import collections
 import contextlib
-import os
 import shlex
-import signal
 import sys
 import textwrap
 import threading
@@ -253,18 +251,6 @@ class Console:
 def show_passing(text: str) -> None:
     """Overwrites the last line of the terminal on stderr."""
     print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-
-
-def acknowledge(number: int) -> None:
-    """Tells a user at once that a signal has come: for signal handlers, so without Python's files.
-
-    A second signal ends the process at once.
-    """
-    name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-    text = f"{name}: saving after this step, then leaving; once more leaves at once"
-    before, after = ("\r\x1b[K", "\r\n") if sys.stderr.isatty() else ("", "\n")
-    with contextlib.suppress(OSError):  # nobody may be listening any more
-        os.write(2, f"{before}{text}{after}".encode())
 
 
 def parts(

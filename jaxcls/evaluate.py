@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from jaxcls import checkpoint, choices, record, sharding
 from jaxcls.data import loader, sources
+from jaxcls.metrics import plain
 from jaxcls.program import Program, build, model_arguments, reading
 
 
@@ -78,6 +79,7 @@ def run(config: ConfigDict, workdir: str) -> int:
         {"params": state.params, "batch_stats": state.batch_stats},
         num_classes=config.model.num_classes or len(data.class_names),
         class_names=data.class_names,
+        model=config.model.name,
         options=model_arguments(config),
         checkpoint=path,
         ema=config.eval.ema,
@@ -86,5 +88,5 @@ def run(config: ConfigDict, workdir: str) -> int:
     )
     result = evaluate(program, config, data, state.replace(**variables))
     if jax.process_index() == 0:
-        print(json.dumps({"checkpoint": path, **result}))
+        print(json.dumps({"checkpoint": path, **plain(result)}, allow_nan=False))
     return 0

@@ -1,35 +1,187 @@
-"""Files of a run that are not checkpoints: the lock of its working directory."""
+"""Files of a run: the lock of its working directory, whole writes, patient reads."""
 
 import contextlib
 import datetime
 import errno
+import json
 import os
+import re
+import shutil
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import filelock
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
+from jaxcls import signals
+
+T = TypeVar("T")
+
 LOCK = ".lock"
+# What a run makes in its working directory before its first step is done.
+OURS = {LOCK, "checkpoints", "tensorboard", "metrics.jsonl", "config.json"}
+OURS |= {"classes.txt", "parameters.txt"}
+DELAYS = (0.5, 1, 2, 4, 8)  # seconds until storage that failed is tried again
+# What trying again does not change. All other errors (ESTALE, EIO, ETIMEDOUT, EMFILE, errors of
+# remote file systems, which have no number) may pass.
+KINDS = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+LASTING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG)
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # Lustre mounted without them, ...
 
 
+class StorageError(ValueError):
+    """A file is there, but cannot be read: storage, network, permission. Nothing is known of it."""
+
+
+def patiently(
+    read: Callable[[], T], path: Any, report: Callable[[str], None] = lambda line: None
+) -> T:
+    """Returns `read()`, tried again for about 15 seconds where storage fails.
+
+    Args:
+      read: may be called several times.
+      path: that errors are about, unless they name another.
+      report: is given a line before each wait.
+
+    Raises:
+      StorageError: it still fails; at once where waiting does not help (no permission).
+      FileNotFoundError, NotADirectoryError, IsADirectoryError: as `read` does, at once.
+    """
+    for delay in (*DELAYS, 0):
+        try:
+            return read()
+        except KINDS:
+            raise
+        except Exception as e:
+            reason = storage_problem(e)
+            if reason is None:
+                raise
+            name = getattr(e, "filename", None) or os.fspath(path)
+            what = f"{name} cannot be read: {reason}"
+            if getattr(e, "errno", None) in LASTING:
+                raise StorageError(what) from e
+            error = e
+        if delay:
+            report(f"{what}; trying again in {delay} s")
+            time.sleep(delay)
+    raise StorageError(
+        f"{what}, also after {sum(DELAYS):g} s. Nothing was changed: try again when the storage "
+        "answers"
+    ) from error
+
+
+def storage_problem(error: BaseException) -> str | None:
+    """Returns what the storage says in an error of the system or of TensorStore; None in others."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error) or type(error).__name__
+    # "...: Failed to ...: Disk quota exceeded [os_error_code='EDQUOT'", "UNAVAILABLE: ..."
+    if found := re.search(r"([^:]+) \[os_error_code", str(error)):
+        return found[1].strip()
+    if found := re.match(r"(?:UNAVAILABLE|DEADLINE_EXCEEDED): ([^\n\[]*)", str(error)):
+        return found[1].strip()
+    return None
+
+
+def write_atomically(path: str | os.PathLike, text: str) -> None:
+    """Writes a small file so that it is there whole or not at all, also after a loss of power."""
+    if "://" in os.fspath(path):
+        epath.Path(path).write_text(text)  # object stores know no half-written objects
+        return
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8", newline="") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    temporary.replace(path)
+    sync(path.parent)
+
+
+def sync(path: str | os.PathLike) -> None:
+    """Makes a local file or the names in a folder durable, where the system can."""
+    with contextlib.suppress(OSError):  # Windows opens no folders, some file systems do not sync
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+
+def read_json(path: str | os.PathLike, kind: type) -> Any:
+    """Returns what a JSON file holds, which is a `kind` (dict, list).
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      StorageError: see `patiently`.
+      ValueError: it is no file, damaged, or holds something else; the message names it.
+    """
+    try:
+        value = json.loads(patiently(epath.Path(path).read_bytes, path))
+    except StorageError:
+        raise
+    except (NotADirectoryError, IsADirectoryError):
+        raise ValueError(f"{os.fspath(path)} is a folder, not a file") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"{os.fspath(path)} is damaged: it is not JSON") from None
+    if not isinstance(value, kind):
+        raise ValueError(f"{os.fspath(path)} is damaged: it does not hold what a run writes there")
+    return value
+
+
+def check_kinds(workdir: str | os.PathLike) -> None:
+    """Refuses a working directory where a folder is in the place of a file, or the reverse.
+
+    Raises:
+      ValueError: it is so, or what is there cannot be written; the message names it.
+    """
+    workdir = Path(workdir)
+    for name in ("metrics.jsonl", "config.json", "summary.json", "tensorboard", "checkpoints"):
+        path = workdir / name
+        folder = "." not in name
+        if not os.path.lexists(path):
+            continue
+        if path.is_dir() != folder or (not folder and not path.is_file()):
+            here, wanted = ("a folder", "a file") if path.is_dir() else ("no folder", "a folder")
+            here = here if path.exists() else "a broken link"
+            raise ValueError(
+                f"{path} is {here}, where the run keeps {wanted}: move it away, or choose another "
+                "--workdir"
+            )
+        if not os.access(path, os.W_OK | os.R_OK | (os.X_OK if folder else 0)):
+            raise ValueError(
+                f"{path} cannot be read and written: change its permissions, or choose another "
+                "--workdir"
+            )
+
+
 @contextlib.contextmanager
-def lock(workdir: str | os.PathLike) -> Iterator[None]:
+def lock(workdir: str | os.PathLike) -> Iterator[Callable[[], None]]:
     """Holds a working directory, which is made if need be, against a second run.
 
     Process 0 holds WORKDIR/.lock; the system releases it however the process ends. Remote
-    directories (gs://) know no locks: nothing is held there. If the block fails and no file was
-    written in a directory that was made here, the directory goes again.
+    directories (gs://) know no locks: nothing is held there. If the block fails, or a signal ends
+    the process, before it has called what it is given, a directory that was made here goes again,
+    unless there are files of others in it.
 
     Raises:
       ValueError: another run holds it, or it cannot be written.
     """
     workdir = os.fspath(workdir)
     held, made, problem = None, [], ""
+
+    def undo():
+        if held is not None and made:
+            _remove(made)
+
+    def keep():
+        made.clear()
+
     if jax.process_index() == 0 and "://" not in workdir:
         paths = (Path(workdir), *Path(workdir).parents)
         made = [path for path in paths if not os.path.exists(path)]
@@ -42,12 +194,14 @@ def lock(workdir: str | os.PathLike) -> Iterator[None]:
     try:
         if any_process(bool(problem)):
             raise ValueError(problem or f"process 0 could not lock the working directory {workdir}")
-        yield
+        signals.before_exit.append(undo)
+        yield keep
     except BaseException:
-        if held is not None and made:
-            _remove_empty(made)
+        undo()
         raise
     finally:
+        if undo in signals.before_exit:
+            signals.before_exit.remove(undo)
         if held is not None:
             os.close(held)
 
@@ -57,6 +211,18 @@ def any_process(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))
+
+
+def union(numbers: Iterable[int]) -> list[int]:
+    """Returns the numbers, not negative, that any process has, sorted; every process calls it."""
+    here = np.array(sorted(numbers), np.int64)
+    if jax.process_count() > 1:
+        most = int(np.max(multihost_utils.process_allgather(np.int32(len(here)))))
+        # as halves, because JAX cuts off 64 bits
+        padded = np.concatenate([here, np.full(most - len(here), -1)]).view(np.int32)
+        gathered = np.ascontiguousarray(multihost_utils.process_allgather(padded), np.int32)
+        here = np.setdiff1d(gathered.view(np.int64), -1)
+    return here.tolist()
 
 
 def _acquire(workdir: str) -> int:
@@ -89,12 +255,10 @@ def _acquire(workdir: str) -> int:
     return file
 
 
-def _remove_empty(made: list[Path]) -> None:
-    """Removes the working directory made[0] and its parents in `made` if all is empty."""
+def _remove(made: list[Path]) -> None:
+    """Removes the working directory made[0] with what a run writes, and its parents in `made`."""
     with contextlib.suppress(OSError):  # Windows removes no open file
-        if [name for _, _, names in os.walk(made[0]) for name in names] == [LOCK]:
-            os.remove(made[0] / LOCK)
-            for folder, _, _ in os.walk(made[0], topdown=False):
-                os.rmdir(folder)
+        if OURS.issuperset(name.removesuffix(".tmp") for name in os.listdir(made[0])):
+            shutil.rmtree(made[0])
             for folder in made[1:]:
                 folder.rmdir()

@@ -12,6 +12,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxcls import signals
+
+if __name__ == "__main__":  # before the imports that take a while
+    signals.watch()
+
 from absl import app, flags, logging
 
 from jaxcls.command import complain, define_config, exit_with, parse

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import io
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 import jaxcls
+from jaxcls import files
 from jaxcls.config import Plan, due
 from jaxcls.console import Console, hints
 
@@ -42,6 +44,7 @@ class Log:
         from_step: int,
         meta: dict[str, Any],
         console: Console,
+        evaluated: int,
     ):
         """Opens the files; what was written after `from_step` is removed.
 
@@ -52,8 +55,12 @@ class Log:
           max_skipped: skipped steps in a row that stop the run.
           tensorboard: write events too.
           from_step: where the run goes on.
-          meta: of its checkpoint: the window, the last evaluation.
+          meta: of its checkpoint: the window, the lines of the log.
+          evaluated: step of the last evaluation that stays.
           console: shows the lines.
+
+        Raises:
+          ValueError: the log that is there is damaged.
         """
         enabled = jax.process_index() == 0
         self.plan, self.every, self.max_skipped = plan, every, max_skipped
@@ -63,9 +70,12 @@ class Log:
         console.begin(plan.total_steps)
         self.writer = None
         if enabled:
-            evaluated = meta["last"]["step"] if meta["last"] else 0
             self.writer = Writer(
-                workdir, tensorboard=tensorboard, from_step=from_step, evaluated=evaluated
+                workdir,
+                tensorboard=tensorboard,
+                from_step=from_step,
+                evaluated=evaluated,
+                lines=meta["lines"],
             )
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -102,10 +112,12 @@ class Log:
             self.writer.write(step, self.plan.epoch(step), split, metrics)
         self.console.report(step, self.plan.epoch(step), split, metrics)
 
-    def sync(self) -> None:
-        """Makes everything written durable, before a checkpoint that counts on it."""
-        if self.writer:
-            self.writer.sync()
+    def sync(self) -> int:
+        """Makes everything written durable, before a checkpoint; returns the lines of the log."""
+        if not self.writer:
+            return 0
+        self.writer.sync()
+        return self.writer.lines
 
     def close(self) -> None:
         """Syncs and closes everything."""
@@ -127,8 +139,7 @@ def _diverged(step: int, values: dict[str, float], skipped: int) -> str:
         )
     return (
         f"step {step}: {what} not finite (loss {values['loss']:g}, gradient norm "
-        f"{values['grad_norm']:g}, learning rate {values['lr']:.4g}); {advice}. The last "
-        "checkpoint is good"
+        f"{values['grad_norm']:g}, learning rate {values['lr']:.4g}); {advice}"
     )
 
 
@@ -194,13 +205,21 @@ class Writer:
     A remote working directory (gs://...) has local copies, which `sync` copies there.
     """
 
-    def __init__(self, workdir: epath.Path, *, tensorboard: bool, from_step: int, evaluated: int):
+    def __init__(
+        self,
+        workdir: epath.Path,
+        *,
+        tensorboard: bool,
+        from_step: int,
+        evaluated: int,
+        lines: int | None,
+    ):
         self.remote = workdir if "://" in os.fspath(workdir) else None
         self.local = Path(tempfile.mkdtemp(prefix="jaxcls-")) if self.remote else Path(workdir)
         path = self.local / "metrics.jsonl"
         if self.remote and (self.remote / "metrics.jsonl").exists():
             path.write_bytes((self.remote / "metrics.jsonl").read_bytes())
-        cut_back(path, from_step, evaluated)
+        self.lines = cut_back(path, from_step, evaluated, lines)
         self.file = path.open("a")
         self.board = None
         if tensorboard:
@@ -217,8 +236,9 @@ class Writer:
         """Appends a line {"step", "epoch", "split", "time", ...}; time is in seconds since 1970."""
         now = round(time.time(), 3)
         line = {"step": step, "epoch": round(epoch, 6), "split": split, "time": now, **metrics}
-        self.file.write(json.dumps(_plain(line)) + "\n")
+        self.file.write(json.dumps(plain(line)) + "\n")
         self.file.flush()
+        self.lines += 1
         if self.board:
             finite = {k: v for k, v in metrics.items() if v is not None and math.isfinite(v)}
             values = [Summary.Value(tag=f"{split}/{k}", simple_value=v) for k, v in finite.items()]
@@ -251,44 +271,61 @@ class Writer:
             shutil.rmtree(self.local)
 
 
-def _plain(line: dict[str, Any]) -> dict[str, Any]:
-    # JSON has no NaN and no infinity
+def plain(line: dict[str, Any]) -> dict[str, Any]:
+    """Returns it as JSON can hold it: no NaN and no infinity."""
     return {
         k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()
     }
 
 
-def cut_back(path: Path, step: int, evaluated: int) -> None:
+def cut_back(path: Path, step: int, evaluated: int, lines: int | None = None) -> int:
     """Removes the lines after `step` from a metrics.jsonl, and a last line that was cut off.
 
-    An evaluation at `step` itself stays only if `evaluated`, the last one in the checkpoint, is it.
+    An evaluation at `step` itself stays only if `evaluated`, the last one that the checkpoints
+    know, is it. Returns the number of lines that stay.
+
+    Args:
+      lines: that the checkpoint of `step` knows, to which the evaluation at `step` may come; None:
+        not known. Without a file the log begins anew.
+
+    Raises:
+      ValueError: a line that should stay is damaged or missing.
     """
-    if not path.exists():
-        return
+    if not path.exists() or not path.stat().st_size:
+        if lines:
+            print(f"{path} is missing or empty: the log begins anew at step {step}")
+        return 0
     last = {"train": step, "eval": min(step, evaluated)}
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
+    kept: list[bytes] = []
+    damaged: list[int] = []
+    content = files.patiently(path.read_bytes, path, print)
+    for number, line in enumerate(io.BytesIO(content), start=1):
         try:
-            entry = json.loads(line)
-        except ValueError:
+            entry = json.loads(line.decode())
+            stays = line.endswith(b"\n") and entry["step"] <= last[entry["split"]]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            damaged.append(number)
             continue
-        if line.endswith("\n") and entry["step"] <= last[entry["split"]]:
+        if stays:
+            if damaged:
+                break
             kept.append(line)
-    write_atomically(path, "".join(kept))
-
-
-def write_atomically(path: Path | epath.Path, text: str) -> None:
-    """Writes a small file so that it is there whole or not at all."""
-    temporary = path.parent / (path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    else:
+        if lines is None or len(kept) >= lines + (0 < step == evaluated):
+            files.write_atomically(path, b"".join(kept).decode())
+            return len(kept)
+    where = f"{path}:{damaged[0]} is damaged" if damaged else f"lines of {path} are missing"
+    raise ValueError(
+        f"{where}: put back the file, or remove it and the log begins anew at step {step}"
+    )
 
 
 def write_names(workdir: epath.Path, class_names: Sequence[str], params: Any) -> None:
     """Writes classes.txt, a class a line in label order, and parameters.txt, a table of them."""
-    write_atomically(workdir / "classes.txt", "".join(f"{name}\n" for name in class_names))
+    names = "".join(f"{name}\n" for name in class_names)
+    files.write_atomically(workdir / "classes.txt", names)
     table = parameter_overview.get_parameter_overview(params, include_stats=False)
-    write_atomically(workdir / "parameters.txt", table + "\n")
+    files.write_atomically(workdir / "parameters.txt", table + "\n")
 
 
 def environment() -> dict[str, Any]:
@@ -310,12 +347,6 @@ def environment() -> dict[str, Any]:
     }
 
 
-def better(best: dict | None, new: dict, name: str) -> dict:
-    """Returns the better of two evaluations by the metric `name`; of equals the newer one."""
-    sign = -1 if name == "loss" else 1
-    return new if best is None or sign * new[name] >= sign * best[name] else best
-
-
 def finish(
     config: ConfigDict,
     workdir: epath.Path,
@@ -332,10 +363,12 @@ def finish(
         "steps": step,
         "epochs": plan.epoch(step),
         "skipped": skipped,
-        **{key: meta[key] for key in ("best", "last", "seconds", "bad_images", "class_names")},
+        **{key: meta[key] for key in ("best", "last", "seconds", "class_names")},
+        "bad_images": len(meta["bad_images"]),
         **environment(),
     }
-    write_atomically(workdir / "summary.json", json.dumps(summary, indent=1) + "\n")
+    text = json.dumps(summary, indent=1, allow_nan=False)
+    files.write_atomically(workdir / "summary.json", text + "\n")
     if not complete:
         print(f"stopped at step {step} of {plan.total_steps}, and saved; the same command resumes")
         return
@@ -345,9 +378,10 @@ def finish(
             shown = f"top-1 {100 * result['top1']:6.2f} %"
             if len(meta["class_names"]) > 5:
                 shown += f"  top-5 {100 * result['top5']:6.2f} %"
-            print(f"  {which}  {shown}  loss {result['loss']:.4f}  (step {result['step']})")
+            loss = "not finite" if result["loss"] is None else f"{result['loss']:.4f}"
+            print(f"  {which}  {shown}  loss {loss}  (step {result['step']})")
     if meta["bad_images"]:
-        print(f"  {meta['bad_images']} unreadable training image(s), replaced by others")
+        print(f"  {len(meta['bad_images'])} unreadable training image(s), replaced by others")
     print(f"  {workdir}: checkpoints/, metrics.jsonl, summary.json, config.json, tensorboard/")
     for line in hints(config, workdir, evaluated=summary["last"] is not None):
         print(f"  {line}")

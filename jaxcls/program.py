@@ -202,6 +202,7 @@ def start(
         {"params": state.params, "batch_stats": state.batch_stats},
         num_classes=config.model.num_classes or len(class_names),
         class_names=class_names,
+        model=config.model.name,
         options=model_arguments(config),
         report=report,
         **config.init,

@@ -10,7 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxcls import config as configs
-from jaxcls.metrics import write_atomically
+from jaxcls.files import write_atomically
 
 FILE = "config.json"
 ABOUT = "run"  # what is no key of the config: class names, devices, versions

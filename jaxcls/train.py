@@ -1,18 +1,20 @@
 """The run: build, restore, loop, save. Read this first; it goes from top to bottom, once."""
 
 import contextlib
+import functools
 import signal
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxcls import checkpoint, choices, files, metrics, record, sharding, steps
+from jaxcls import checkpoint, choices, files, metrics, record, sharding, signals, steps
 from jaxcls.config import due
-from jaxcls.console import Console, acknowledge
-from jaxcls.data import cache, sources
+from jaxcls.console import Console
+from jaxcls.data import cache, identity, sources
 from jaxcls.data.decode import BadImage
 from jaxcls.data.ops import transformed
 from jaxcls.evaluate import evaluate
@@ -31,37 +33,12 @@ def setup(config: ConfigDict) -> tuple[steps.TrainState, Callable, Callable]:
     return start(config, program, data.class_names), program.train_step, program.eval_step
 
 
-class Stop:
-    """Remembers that SIGTERM or Ctrl-C came, so that the loop can save and leave.
-
-    With several processes JAX itself takes SIGTERM and all processes agree on the step at which
-    they stop (`Checkpoints.reached_preemption`); a handler of ours would disable that. Ctrl-C is
-    handed to it as a SIGTERM.
-    """
-
-    def __init__(self):
-        self.signal = 0
-        if jax.process_count() == 1:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._received)
-        else:
-            signal.signal(signal.SIGINT, lambda *_: signal.raise_signal(signal.SIGTERM))
-
-    def _received(self, number, frame):
-        self.signal = number
-        acknowledge(number)
-        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
-
-    def __bool__(self):
-        return self.signal != 0
-
-
 def run(config: ConfigDict, workdir: str) -> int:
     """Trains to the end, or from where the working directory stands. Returns the exit code.
 
     Raises:
       ValueError: a user's mistake.
-      FloatingPointError: training has diverged; the last checkpoint is good.
+      FloatingPointError: training has diverged; the message says which checkpoint there is.
     """
     console = Console()
     console.status("looking at the images ...")
@@ -71,8 +48,8 @@ def run(config: ConfigDict, workdir: str) -> int:
     if data.eval is not None:
         with contextlib.suppress(BadImage):  # whether it may be skipped is up to the evaluation
             transformed(data.eval[0], program.eval_transform, None)
-    with files.lock(workdir):
-        return _run(config, epath.Path(workdir), data, program, console)
+    with signals.watched(jax.process_count()) as stop, files.lock(workdir) as keep:
+        return _run(config, epath.Path(workdir), data, program, console, stop, keep)
 
 
 def _run(
@@ -81,9 +58,22 @@ def _run(
     data: sources.Data,
     program: Program,
     console: Console,
+    stop: signals.Signals,
+    keep: Callable[[], None],
 ) -> int:
     began, main_process = time.time(), jax.process_index() == 0
     plan, total = program.plan, program.plan.total_steps
+    files.check_kinds(workdir)
+    meta = {
+        "model": config.model.name,
+        "network": choices.network(config),
+        "image": config.image.to_dict(),
+        **identity.of(data),
+        "lines": 0,  # of the log
+        "window": {},  # means since its last line
+        "seconds": 0.0,
+        "bad_images": [],  # numbers of the unreadable training images met so far
+    }
     saved = checkpoint.Checkpoints(
         workdir / "checkpoints",
         keep=config.checkpoint.keep,
@@ -96,39 +86,46 @@ def _run(
         eval_step=console.announced("compiling the evaluation step", program.eval_step),
     )
     console.status("looking for checkpoints ...")
-    if restored := saved.restore(program.abstract_state):
-        state, meta = restored
+    check = functools.partial(_check, meta, config.checkpoint.changed_data, console.say)
+    if restored := saved.restore(program.abstract_state, check):
+        state, before = restored
+        if (before.get("data") or {}).get("train") == meta["data"]["train"]:
+            meta["bad_images"] = before["bad_images"]
+        meta |= {key: before.get(key) for key in ("lines", "window", "seconds")}
     else:
         console.describe(config, workdir, data, program)
         state = start(config, program, data.class_names, report=console.say)
-        meta = {
-            "model": config.model.name,
-            "network": choices.network(config),
-            "image": config.image.to_dict(),
-            "class_names": list(data.class_names),
-            "window": {},  # of the log
-            "best": None,  # evaluations
-            "last": None,
-            "seconds": 0.0,
-            "bad_images": 0,
-        }
 
     def complete(step):  # with the evaluation of its last step
-        last = meta["last"]["step"] if meta["last"] else 0
-        return step > total or (step == total and (data.eval is None or last == total))
+        return step > total or (step == total and (data.eval is None or evaluated(total)))
 
-    first = int(state.step)
+    def evaluated(step):
+        return saved.last is not None and saved.last["step"] == step
+
+    def finish(step):
+        if main_process:
+            meta["seconds"] = elapsed()
+            skipped = int(state.loss_scale.skipped)
+            evaluations = {"best": saved.best, "last": saved.last}
+            known = meta | evaluations
+            metrics.finish(config, workdir, plan, step, skipped, known, complete(step))
+
+    def elapsed():
+        return round(seconds + time.time() - began, 1)
+
+    first, seconds = int(state.step), meta["seconds"] or 0.0
     if complete(first):
         saved.close()
         if main_process:
             print(f"{workdir}: the run is complete")
-            metrics.finish(config, workdir, plan, first, int(state.loss_scale.skipped), meta, True)
+        finish(first)
         return 0
     if first:
         console.describe(config, workdir, data, program)
         console.say(f"resuming at step {first} of {total}")
     data, program = cache.use(config, data, program)
     batches = train_batches(config, data, program, start_step=first)
+    batches.know_bad_images(meta["bad_images"])
     if main_process:
         about = {"class_names": list(data.class_names), **metrics.environment()}
         record.write(config, workdir, step=first, about=about)
@@ -143,41 +140,48 @@ def _run(
         from_step=first,
         meta=meta,
         console=console,
+        evaluated=saved.last["step"] if saved.last else 0,
     )
-    before = {key: meta[key] for key in ("seconds", "bad_images")}
-    stop = Stop()
     try:
-        # The order, kept in every iteration: log what is done, evaluate and save if due, leave if
-        # asked to, next batch, step. Metrics are read one step late: the device never waits.
+        # The order, kept in every iteration: log what is done; save if that, an evaluation or the
+        # end is due; evaluate, log that, add it to the checkpoint; leave if asked to; next batch,
+        # step. So whatever ends an evaluation (a signal, an unreadable image, kill -9), the epoch
+        # before it is saved, and a resume at this step evaluates unless the checkpoint has that
+        # already: it is added last, and the line that the log has without it is cut off.
+        # A save goes on while the evaluation runs. Metrics are read one step late: the device
+        # never waits.
         for step in range(first, total + 1):
-            evaluated = meta["last"] is not None and meta["last"]["step"] == step
-            evaluating = data.eval is not None and due(step, plan.eval_every, total)
-            saving = due(step, plan.save_every, total)
-            stopping = bool(stop) or saved.reached_preemption(step)
-            log.drain(keep=0 if evaluating or saving or stopping else 1)
-            result = None
-            if evaluating and not evaluated and not stopping:
+            evaluating = (
+                data.eval is not None and due(step, plan.eval_every, total) and not evaluated(step)
+            )
+            saving = due(step, plan.save_every, total) or evaluating
+            stopping = bool(stop.received) or saved.reached_preemption(step)
+            log.drain(keep=0 if saving or stopping else 1)
+            if (saving or stopping) and saved.latest_step() != step:
+                with log.window.paused():
+                    meta["lines"] = log.sync()
+                    meta["window"] = log.window.sums
+                    meta["seconds"] = elapsed()
+                    meta["bad_images"] = files.union(batches.bad_images)
+                    batches.know_bad_images(meta["bad_images"])
+                    saved.save(step, state, meta)
+            if evaluating and not stopping:
                 with log.window.paused():
                     result = evaluate(
                         program,
                         config,
                         data,
                         state,
-                        stop=lambda: bool(stop),
+                        stop=lambda: bool(stop.received),
                         progress=console.evaluating,
                     )
-                stopping = bool(stop)
-            if result:
-                log.report(step, "eval", result)
-                meta["last"] = {"step": step, **result}
-                meta["best"] = metrics.better(meta["best"], meta["last"], config.checkpoint.best)
-            if (saving or stopping) and saved.latest_step() != step:
-                with log.window.paused():
-                    log.sync()
-                    meta["window"] = log.window.sums
-                    meta["seconds"] = round(before["seconds"] + time.time() - began, 1)
-                    meta["bad_images"] = before["bad_images"] + len(batches.bad_images)
-                    saved.save(step, state, meta, result)
+                    if result:
+                        saved.wait()
+                        result = metrics.plain(result)
+                        log.report(step, "eval", result)
+                        log.sync()
+                        saved.evaluated(step, result)
+                stopping = bool(stop.received)
             console.saved(saved.finished())
             if stopping or step == total:
                 break
@@ -185,14 +189,40 @@ def _run(
                 batch = sharding.put(next(batches), program.batch_sharding)
             state, values = program.train_step(state, batch)
             log.add(step + 1, values)
+            if step == first:  # compiled and under way: from here on there is something to save
+                keep()
+                stop.save_first(pass_on=jax.process_count() > 1)
         saved.wait()
         console.saved(saved.finished())
         log.sync()
+    except FloatingPointError as e:
+        saved.wait()
+        there = saved.latest_step()
+        last = f"The checkpoint of step {there} is good"
+        last = "There is no checkpoint yet" if there is None else last
+        raise FloatingPointError(f"{e}. {last}") from None
     finally:
         log.close()
         batches.close()
         saved.close()
-    if main_process:
-        skipped = int(state.loss_scale.skipped)
-        metrics.finish(config, workdir, plan, step, skipped, meta, complete(step))
-    return 0 if complete(step) else 128 + (stop.signal or signal.SIGTERM)
+    finish(step)
+    return 0 if complete(step) else 128 + (stop.received or signal.SIGTERM)
+
+
+def _check(
+    ours: dict[str, Any],
+    changed_data: str,
+    report: Callable[[str], None],
+    theirs: dict[str, Any],
+    path: epath.Path,
+) -> None:
+    """Refuses a checkpoint (`theirs`, its meta data) that is not of this network and this data."""
+    if theirs.get("model", ours["model"]) != ours["model"]:
+        raise ValueError(
+            f"checkpoint {path} is {theirs['model']}, the config asks for {ours['model']}: choose "
+            "another --workdir"
+        )
+    if "data" not in theirs:
+        report(f"checkpoint {path} does not know its data: only the classes are compared")
+    before = {"data": ours["data"], "class_names": ours["class_names"]} | theirs
+    identity.check(before, ours, accept=changed_data == "accept", path=path)

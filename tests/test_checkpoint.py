@@ -31,6 +31,7 @@ from jaxcls import checkpoint, trees
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "ckpt"
+NOTHING = {"best": None, "last": None}  # no evaluation yet
 TX = optax.chain(optax.trace(0.9), optax.scale_by_schedule(lambda count: -0.1), optax.identity())
 
 
@@ -139,7 +140,7 @@ def test_a_state_comes_back_bit_for_bit(tmp_path, changes):
         assert checkpoints.latest_step() == 7
     restored, lines = restore(tmp_path, state)
     assert_same(restored[0], state)
-    assert restored[1] == meta
+    assert restored[1] == meta | NOTHING
     assert lines == []
 
 
@@ -197,38 +198,47 @@ def test_from_1_to_4_devices_and_back(tmp_path):
 
 
 def test_keeps_the_newest_and_the_best(tmp_path):
-    top1 = {1: 0.1, 2: 0.9, 3: 0.3, 4: float("nan"), 5: None, 6: 0.4}
+    top1 = {1: None, 2: 0.9, 3: 0.3, 4: 0.1, 5: None, 6: 0.4}
     with opened(tmp_path, keep=2) as (checkpoints, _):
         for step, value in top1.items():
-            metrics = None if value is None else {"loss": 1.0, "top1": value}
-            checkpoints.save(step, make_state(step), {}, metrics)
-        checkpoints.wait()
-        assert checkpoints.best_step() == 2
+            checkpoints.save(step, make_state(step), {})
+            if value is not None:
+                checkpoints.evaluated(step, {"loss": 1.0, "top1": value})
+        assert checkpoints.best == {"step": 2, "loss": 1.0, "top1": 0.9}
+        assert checkpoints.last == {"step": 6, "loss": 1.0, "top1": 0.4}
         assert checkpoints.latest_step() == 6
     assert steps_in(tmp_path) == [2, 5, 6]
-    with opened(tmp_path, keep=2) as (checkpoints, _):  # the metrics were stored
-        assert checkpoints.best_step() == 2
-        checkpoints.save(7, make_state(7), {}, {"loss": 1.0, "top1": 0.95})
+    with opened(tmp_path, keep=2) as (checkpoints, _):  # the evaluations were stored
+        checkpoints.restore(abstract(make_state(0)))
+        assert checkpoints.best == {"step": 2, "loss": 1.0, "top1": 0.9}
+        assert checkpoints.last == {"step": 6, "loss": 1.0, "top1": 0.4}
+        checkpoints.save(7, make_state(7), {})
+        checkpoints.evaluated(7, {"loss": 1.0, "top1": 0.95})
+        checkpoints.save(8, make_state(8), {})
         checkpoints.wait()
-        assert checkpoints.best_step() == 7
-    assert steps_in(tmp_path) == [6, 7]
+        assert checkpoints.best["step"] == 7
+    assert steps_in(tmp_path) == [7, 8]
 
 
 def test_the_best_loss_is_the_least(tmp_path):
     with opened(tmp_path, keep=1, best="loss") as (checkpoints, _):
         for step, loss in ((1, 0.5), (2, 0.2), (3, 0.4), (4, 0.3)):
-            checkpoints.save(step, make_state(step), {}, {"loss": loss})
+            checkpoints.save(step, make_state(step), {})
+            checkpoints.evaluated(step, {"loss": loss})
     assert steps_in(tmp_path) == [2, 4]
 
 
 def test_resuming_with_another_best_metric(tmp_path):
     with opened(tmp_path, keep=1) as (checkpoints, _):
-        checkpoints.save(1, make_state(1), {}, {"top1": 0.9})
+        for step, top1, loss in ((1, 0.9, 0.5), (2, 0.8, 0.4)):
+            checkpoints.save(step, make_state(step), {})
+            checkpoints.evaluated(step, {"top1": top1, "loss": loss})
+        assert checkpoints.best["step"] == 1
     with opened(tmp_path, keep=1, best="loss") as (checkpoints, _):
-        for step, loss in ((2, 0.2), (3, 0.4)):
-            checkpoints.save(step, make_state(step), {}, {"loss": loss})
-        checkpoints.wait()
-        assert checkpoints.best_step() == 2
+        checkpoints.restore(abstract(make_state(0)))
+        assert checkpoints.best["step"] == 2
+        checkpoints.save(3, make_state(3), {})
+        checkpoints.evaluated(3, {"top1": 0.95, "loss": 0.6})
     assert steps_in(tmp_path) == [2, 3]
 
 
@@ -243,11 +253,11 @@ def test_saving_a_step_again_and_an_older_one(tmp_path):
 def test_bad_arguments(tmp_path):
     with pytest.raises(ValueError, match=r"config.checkpoint.keep = 0"):
         checkpoint.Checkpoints(tmp_path, keep=0, best="top1")
-    with opened(tmp_path, best="top7") as (checkpoints, _):
-        with pytest.raises(ValueError, match=r"config.checkpoint.best = 'top7'.*loss, top1"):
-            checkpoints.save(1, make_state(1), {}, {"loss": 0.1, "top1": 0.5})
+    with opened(tmp_path) as (checkpoints, _):
         with pytest.raises(TypeError, match="JSON"):
             checkpoints.save(1, make_state(1), {"x": object()})
+        with pytest.raises(ValueError, match="JSON"):
+            checkpoints.save(1, make_state(1), {"x": float("nan")})
 
 
 # -- Damage --------------------------------------------------------------------------------------
@@ -270,7 +280,6 @@ DAMAGES = {
     "a truncated manifest": lambda d: truncate(d / "state/manifest.ocdbt"),
     "a flipped bit in the meta data": lambda d: flip(d / "meta/metadata"),
     "a flipped bit in orbax's metadata": lambda d: flip(d / "state/_METADATA"),
-    "truncated metrics": lambda d: truncate(d / "metrics/metrics"),
     "truncated checksums": lambda d: truncate(d / checkpoint.CHECKSUMS),
     "a deleted state": lambda d: shutil.rmtree(d / "state"),
     "unverified and a deleted array": lambda d: (
@@ -289,12 +298,12 @@ DAMAGES = {
 def test_a_damaged_checkpoint_is_set_aside(tmp_path, damage):
     with opened(tmp_path) as (checkpoints, _):
         for step in (1, 2):
-            checkpoints.save(step, make_state(step), {"step": step}, {"top1": 0.5})
+            checkpoints.save(step, make_state(step), {"step": step})
     DAMAGES[damage](tmp_path / "2")
     with opened(tmp_path) as (checkpoints, lines):
         state, meta = checkpoints.restore(abstract(make_state(0)))
         assert_same(state, make_state(1))
-        assert meta == {"step": 1}
+        assert meta["step"] == 1
         (line,) = [line for line in lines if "unverified" not in line]
         assert str(tmp_path / "2") in line
         assert "is damaged (" in line
@@ -320,23 +329,34 @@ def test_orbax_record_of_a_checkpoint_holds_nothing_that_is_needed(tmp_path, dam
 
 
 def test_all_damaged(tmp_path):
+    """Nothing is touched, and nothing starts over: neither at once nor the next time."""
     save(tmp_path, 1, 2)
     flip(array_file(tmp_path / "1"))
     flip(array_file(tmp_path / "2"))
-    restored, lines = restore(tmp_path)
-    assert restored is None
-    assert [line.rpartition("set aside as ")[2] for line in lines] == [
-        "damaged-2",
-        "damaged-1",
-    ]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="every checkpoint of this run is damaged") as e:
+            restore(tmp_path)
+        assert f"{tmp_path / '2'} (state/d/" in str(e.value)
+        assert f"choose another --workdir, or remove {tmp_path}" in str(e.value)
+        assert steps_in(tmp_path) == [1, 2]
+
+
+def test_the_last_intact_one_is_removed(tmp_path):
+    save(tmp_path, 1, 2)
+    flip(array_file(tmp_path / "2"))
+    restore(tmp_path)
+    shutil.rmtree(tmp_path / "1")
+    with pytest.raises(ValueError, match=f"damaged: {tmp_path / 'damaged-2'}. To start over"):
+        restore(tmp_path)
 
 
 def test_the_same_step_damaged_twice(tmp_path):
+    save(tmp_path, 1)
     for _ in range(2):
-        save(tmp_path, 1)
-        flip(array_file(tmp_path / "1"))
-        assert restore(tmp_path)[0] is None
-    assert len(list(tmp_path.glob("damaged-1*"))) == 2
+        save(tmp_path, 2)
+        flip(array_file(tmp_path / "2"))
+        assert_same(restore(tmp_path)[0][0], make_state(1))
+    assert len(list(tmp_path.glob("damaged-2*"))) == 2
 
 
 def test_without_checksums_a_checkpoint_is_used_and_reported(tmp_path):
@@ -449,7 +469,7 @@ def test_kill_9_in_the_middle_of_a_save(tmp_path, patch, survivor):
     with opened(tmp_path, keep=1) as (checkpoints, lines):
         state, meta = checkpoints.restore(abstract(make_state(0)))
         assert_same(state, make_state(survivor))
-        assert meta == {"step": survivor}
+        assert meta == {"step": survivor} | NOTHING
         assert lines == []
         checkpoints.save(survivor + 1, make_state(survivor + 1), {})
     assert {p.name for p in tmp_path.iterdir()} - {"1"} == {str(survivor + 1)}
@@ -484,7 +504,7 @@ def assert_failed_save_leaves_the_one_before(checkpoints, small, large, make_roo
         assert {p.name for p in Path(checkpoints._directory).iterdir()} == {"1"}
         restored, meta = checkpoints.restore(abstract(small))
         assert_same(restored, small)
-        assert meta == {"step": 1}
+        assert meta == {"step": 1} | NOTHING
 
 
 def test_a_save_that_cannot_be_written(tmp_path, capfd):
@@ -542,14 +562,16 @@ def put(step):
 with files.lock(directory):
     with opened(directory / "checkpoints") as (checkpoints, _):
         for step in (1, 2, 3):
-            checkpoints.save(step, put(step), {{"step": step}}, {{"top1": 0.5}})
+            checkpoints.save(step, put(step), {{"step": step}})
+            checkpoints.evaluated(step, {{"top1": step / 10}})
     if jax.process_index() == 0:
         flip(array_file(directory / "checkpoints/3"))
-        truncate(directory / "checkpoints/2/metrics/metrics")  # orbax fails when it lists
+        (directory / "checkpoints/2/state/_METADATA").write_text("[]")
     multihost_utils.sync_global_devices("damaged")
     with opened(directory / "checkpoints") as (checkpoints, lines):
         state, meta = checkpoints.restore(abstract(put(0)))
-        assert meta == {{"step": 1}}, meta
+        assert meta["step"] == 1, meta
+        assert checkpoints.best == checkpoints.last == {{"step": 1, "top1": 0.1}}
         for shard in state["params"]["x"].addressable_shards:
             assert (np.asarray(shard.data) == np.arange(8.0)[shard.index] + 1).all()
         assert len(lines) == (2 if jax.process_index() == 0 else 0), lines
@@ -598,7 +620,7 @@ def test_load_accepts_a_workdir_its_checkpoints_one_of_them_and_an_export(tmp_pa
         variables, meta = checkpoint.load(tmp_path / path, ema=False)
         assert_same(variables, variables_of(make_state(step)))
         assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(variables))
-        assert meta == {"step": step, "class_names": names}
+        assert meta == {"step": step, "class_names": names} | NOTHING
         variables, _ = checkpoint.load(tmp_path / path, ema=True)
         assert_same(variables, make_state(step).ema)
     checkpoint.export(tmp_path / "out/weights", variables, {"model": "Tiny", "class_names": names})
@@ -789,4 +811,5 @@ if __name__ == "__main__":
     shutil.rmtree(GOLDEN, ignore_errors=True)
     with opened(GOLDEN) as (golden, _):
         meta = {"class_names": ["a", "b", "c", "d"], "window": {"loss": 0.25}}
-        golden.save(7, jax.device_put(golden_state()), meta, {"loss": 0.25, "top1": 0.5})
+        golden.save(7, jax.device_put(golden_state()), meta)
+        golden.evaluated(7, {"loss": 0.25, "top1": 0.5})

@@ -3,11 +3,9 @@
 import os
 import pty
 import re
-import signal
 import subprocess
 import sys
 import termios
-import time
 
 import jax
 import jax.numpy as jnp
@@ -165,18 +163,3 @@ def test_the_live_line():
     screen = [line.rpartition("\r")[2] for line in written.replace("\r\n", "\n").split("\n")]
     screen = [re.sub(r"\x1b\[[\dA-Z]*", "", line).rstrip() for line in screen]
     assert [line for line in screen if line] == ["first line", compiled, *rows]
-
-
-def test_a_signal_is_acknowledged_at_once(capfd):
-    before = signal.signal(signal.SIGINT, lambda number, frame: console.acknowledge(number))
-    try:
-        signal.raise_signal(signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith("Ctrl-C: ")
-    assert len(line) <= 80
-    began = time.monotonic()
-    console.acknowledge(signal.SIGTERM)
-    assert time.monotonic() - began < 1
-    assert capfd.readouterr().err.startswith("SIGTERM: ")

@@ -106,12 +106,21 @@ def test_a_start_that_fails_leaves_no_directory(tmp_path):
     for workdir in (tmp_path / "new" / "run", tmp_path / "old" / "run"):
         fails(workdir, "checkpoints/")
     assert {path.name for path in tmp_path.rglob("*")} == {"old"}
-    # One that was there, or that holds something by now, stays.
-    for workdir in (tmp_path / "old", tmp_path / "new"):
-        fails(workdir, "metrics.jsonl")
-        (workdir / "metrics.jsonl").unlink()
+    # What a run writes first goes too. One that was there, or has files of others in it, stays.
+    fails(tmp_path / "new", "metrics.jsonl")
+    assert not (tmp_path / "new").exists()
+    for workdir, name in ((tmp_path / "old", "metrics.jsonl"), (tmp_path / "new", "mine.txt")):
+        fails(workdir, name)
+        (workdir / name).unlink()
     fails(tmp_path / "old", "checkpoints/")
     assert {path.name for path in tmp_path.rglob("*")} == {"old", "new", ".lock", "checkpoints"}
+
+
+def test_a_start_that_was_successful_keeps_its_directory(tmp_path):
+    with contextlib.suppress(RuntimeError), files.lock(tmp_path / "new") as keep:
+        keep()
+        raise RuntimeError
+    assert (tmp_path / "new" / ".lock").exists()
 
 
 def test_a_lock_file_that_was_removed_in_between_is_not_held(tmp_path, monkeypatch):

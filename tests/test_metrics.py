@@ -25,7 +25,7 @@ PLAN = Plan(
 STEP = {"grad_norm": 1.0, "finite": 1.0, "skipped": 0, "skipped_in_a_row": 0, "lr": 0.1}
 
 
-def open_log(workdir, from_step=0, window=None, max_skipped=1, last=None, tensorboard=False):
+def open_log(workdir, from_step=0, window=None, max_skipped=1, tensorboard=False):
     return metrics.Log(
         epath.Path(workdir),
         PLAN,
@@ -33,7 +33,8 @@ def open_log(workdir, from_step=0, window=None, max_skipped=1, last=None, tensor
         max_skipped=max_skipped,
         tensorboard=tensorboard,
         from_step=from_step,
-        meta={"window": window or {}, "last": last},
+        meta={"window": window or {}, "lines": None},
+        evaluated=0,
         console=Console(),
     )
 
@@ -138,10 +139,3 @@ def test_tensorboard_events(tmp_path):
         found |= {v.tag: (event.step, v.simple_value) for v in event.summary.value}
         data = data[16 + length :]
     assert found == {"eval/top1": (4, 0.75)}
-
-
-def test_better():
-    a, b = {"top1": 0.5, "loss": 1.0, "step": 1}, {"top1": 0.5, "loss": 2.0, "step": 2}
-    assert metrics.better(None, a, "top1") is a
-    assert metrics.better(a, b, "top1") is b
-    assert metrics.better(a, b, "loss") is a

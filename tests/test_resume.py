@@ -242,7 +242,7 @@ def test_ctrl_c_with_workers(commands, tmp_path):
         assert_end(everyone)
     (*_, stopped) = runs.checkpoints(tmp_path)
     assert f"stopped at step {stopped} of 9999, and saved" in process.out
-    assert process.err == ""
+    assert process.err == "Ctrl-C: saving after this step, then leaving; once more leaves at once\n"
 
 
 def workers_of(process):

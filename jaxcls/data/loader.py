@@ -9,7 +9,7 @@ import atexit
 import logging
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import grain
 import numpy as np
@@ -58,7 +58,7 @@ def train_batches(
       sampling, repeats: of `sampling.Order`.
       rows: numbers of this process's rows in the global batch; None: all.
       on_bad_image: "error", or "skip": the next readable image of the source takes its place.
-      max_bad_images: with "skip", more different ones than this in this process are an error.
+      max_bad_images: with "skip", more different ones than this are an error.
       threads: in each process, 0: one for each core; with workers they share the cores.
       workers: processes; 0: threads of this process.
       prefetch: batches ready in advance, at least 1, besides those that threads are making.
@@ -215,13 +215,23 @@ class Batches(Iterator[Batch]):
             log.warning("%smemory; starting all again at step %d", what, self._step)
             self._start()
 
-    def _note(self, bad: list[tuple[int, str]]) -> None:
+    def _note(self, bad: list[tuple[int, str]], quietly: bool = False) -> None:
         for index, message in bad:
             if index not in self.bad_images:
-                log.warning("skipped: %s", message)
+                if not quietly:
+                    log.warning("skipped: %s", message)
                 self.bad_images[index] = message
-        if self.bad_images and len(self.bad_images) > self._max_bad_images:
+        limit = self._max_bad_images
+        if limit is not None and len(self.bad_images) > limit:
             refuse(self.bad_images, self._max_bad_images)
+
+    def know_bad_images(self, indices: Iterable[int]) -> None:
+        """Counts images as bad that were met before this run was resumed, or by other processes.
+
+        Raises:
+          ValueError: they are too many.
+        """
+        self._note([(i, f"image {i}") for i in indices if i not in self.bad_images], quietly=True)
 
     def close(self) -> None:
         """Stops threads and worker processes; the iterator then is at its end."""

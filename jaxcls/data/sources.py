@@ -5,6 +5,9 @@ for it) and `source[i]`, a dict of
   image  bytes (encoded) or uint8 [H, W, C]
   label  int, 0 <= label < len(class_names): the loader makes sure of it
   name   str, what error messages call the image
+`source.identity` tells it from others: digests {"images", "labels"} of what the images are called
+below their root and of their labels; of records, which would have to be read for both, one of their
+files' names, sizes and numbers of records.
 It pickles (files are opened late) and may be read from several threads at once.
 """
 
@@ -62,6 +65,7 @@ DEFAULTS = {
 class Source(Protocol):
     class_names: tuple[str, ...]
     labels: np.ndarray
+    identity: dict[str, str]
 
     def __len__(self) -> int: ...
 
@@ -170,11 +174,21 @@ class Subset:
     def labels(self) -> np.ndarray:
         return self.source.labels[self.indices]
 
+    @property
+    def identity(self) -> dict[str, str]:
+        chosen = digest([self.indices.tolist()])
+        return {key: digest([value, chosen]) for key, value in self.source.identity.items()}
+
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.source[int(self.indices[index])]
+
+
+def digest(things: Any) -> str:
+    """Returns a digest of what JSON can hold."""
+    return hashlib.sha256(json.dumps(things).encode()).hexdigest()
 
 
 def for_all(f: Callable[[int], T], count: int, what: str) -> Iterator[T]:
@@ -214,6 +228,10 @@ class Arrays:
     images: np.ndarray
     labels: np.ndarray  # int [number of images]
     class_names: tuple[str, ...]
+
+    @property
+    def identity(self) -> dict[str, str]:
+        return {"images": digest([self.kind, len(self)]), "labels": digest(self.labels.tolist())}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -282,6 +300,11 @@ class Files:
     class_names: tuple[str, ...]
     listed: str = ""
     lines: np.ndarray | None = None  # int32, line numbers in `listed`
+
+    @property
+    def identity(self) -> dict[str, str]:
+        names = [Path(path).as_posix() for path in self.paths]
+        return {"images": digest(names), "labels": digest(self.labels.tolist())}
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -563,6 +586,11 @@ class Records:
     records: Any  # array_record's data source: opens files late, pickles
     class_names: tuple[str, ...]
 
+    @property
+    def identity(self) -> dict[str, str]:
+        files = [(Path(file).name, os.path.getsize(file)) for file in self.files]
+        return {"images": digest([files, len(self)])}
+
     @functools.cached_property
     def labels(self) -> np.ndarray:
         return np.array(list(for_all(lambda i: self[i]["label"], len(self), "reading labels")))
@@ -643,6 +671,7 @@ class Tfds:
     label: str  # "imagenet2012/train"
     records: Any  # TFDS's data source: opens files late, pickles
     class_names: tuple[str, ...]
+    identity: dict[str, str]
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
@@ -710,7 +739,10 @@ def _split(builder: Any, name: str, split: str) -> Tfds:
     except ValueError as error:
         known = ", ".join(builder.info.splits)
         raise ValueError(f"TFDS set {name!r}: no split {split!r}, choose from {known}") from error
-    return Tfds(f"{name}/{split}", records, tuple(builder.info.features["label"].names))
+    parts = builder.info.splits[split].file_instructions
+    identity = digest([[Path(p.filename).name, p.skip, p.examples_in_shard, p.take] for p in parts])
+    class_names = tuple(builder.info.features["label"].names)
+    return Tfds(f"{name}/{split}", records, class_names, {"images": identity})
 
 
 OPEN = {
