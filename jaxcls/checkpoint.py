@@ -765,7 +765,11 @@ def _some(lines: Sequence[str], limit: int = LISTED) -> str:
 
 
 def _reasons(reasons: Mapping[str, str]) -> str:
-    return _some([f"{path}: {reason}" for path, reason in reasons.items()])
+    def from_the_start(path):  # of the network
+        collection, _, name = path.partition("/")
+        return collection != "params", not name.startswith("stem"), path
+
+    return _some([f"{path}: {reasons[path]}" for path in sorted(reasons, key=from_the_start)])
 
 
 def _line(error: Exception | None) -> str:

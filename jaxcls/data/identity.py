@@ -29,7 +29,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Returns what differs between two identities, in words; nothing if they are the same."""
     found = _classes(before["class_names"], now["class_names"])
     for key, what in (("train", "training images"), ("eval", "evaluation images")):
-        a, b = (x["data"][key] or {"number": 0} for x in (before, now))
+        a, b = (x["data"][key] for x in (before, now))
+        if not (a and b):  # a run may begin, or cease, to evaluate
+            continue
         if a["number"] != b["number"]:
             found.append(f"{a['number']} {what} before, {b['number']} now")
         elif a.get("images") != b.get("images"):
