@@ -1,0 +1,216 @@
+"""What the README shows runs: every command and every snippet, on small data under its names.
+
+A command is run as it stands there, in a folder that has what it names; `EXTRA` shortens it. What
+cannot run here (a cluster, a cloud, the network) runs up to the program that is not here, in whose
+place a script writes down what it is called with. A command that no rule covers is an error.
+"""
+
+import os
+import pickle
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+
+import cv2
+import numpy as np
+import oracle
+import pinned
+import pytest
+import runs
+
+README = (runs.ROOT / "README.md").read_text()
+OUTSIDE = re.sub(r"```.*?```", "", README, flags=re.DOTALL).replace("\n", " ")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+SHELL = [text for kind, text in BLOCKS if kind == "bash"]
+PYTHON = [text for kind, text in BLOCKS if kind == "python"]
+INLINE = re.findall(r"`((?:python|pytest|pip|launch/)[^`]* [^`]*)`", OUTSIDE)
+
+# Places that a reader has to fill in -> what stands there here.
+PLACES = {"/tmp/": "./", "gs://bucket/": "./", "/shared/": "./", "FILE": "configs/digits.py"}
+
+# What makes a command short, by the beginning of its arguments.
+SHORT = ["--config.duration=2 steps", "--config.lr.warmup=", "--config.checkpoint.every="]
+FAKE = ["--config.data.source=fake", "--config.data.name=", "--config.data.root="]
+FAKE += [f"--config.data.{key}=64" for key in ("num_train", "num_eval")]
+FAKE += ["--config.data.num_classes=4", "--config.batch_size=64", "--config.image.size=32"]
+FAKE += ["--config.model.options=(('depths', (1, 1)), ('width', 8), ('stem', 'small'))"]
+EXTRA = {
+    "-m jaxcls.main --config=configs/resnet50_vd.py": [*SHORT, *FAKE],
+    "-m jaxcls.main": SHORT,
+    "-m jaxcls.models": [],
+    "-m jaxcls.convert": [],
+    "-m jaxcls.data.check --config=configs/cifar10.py": [
+        "--config.data.root=photos", "--config.data.eval=", "--config.data.eval_fraction=0.2",
+    ],
+    "-m jaxcls.data.check": [],
+    "-m jaxcls.data.preview": [],
+    "-m jaxcls.benchmark loop": ["--steps=2", "--repetitions=1"],
+    "-m jaxcls.benchmark train": [
+        "--batch=4", "--compare=", "--repetitions=1", "--config.model.bn_group=2",
+        "--config.image.size=32",
+    ],
+    "-m jaxcls.benchmark input": ["--images=16", "--repetitions=1", "--cores=1", "--compare="],
+    "-m jaxcls.benchmark compile": ["--model=SqueezeNet1_1"],
+    "data_prep/imagenet.py": [],
+}  # fmt: skip
+NEEDS_PYTORCH = ("tests/timm_parity.py", "tests/timm_augment.py")
+
+
+def commands_in(text):
+    """Returns the commands of a block, each as it would be typed on one line."""
+    lines = [line for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        while "&&" in words:
+            yield words[: words.index("&&")]
+            words = words[words.index("&&") + 1 :]
+        if words:
+            yield words
+
+
+def extra(words):
+    """Returns what shortens a Python command; None: there is no rule for it."""
+    line = " ".join(words)
+    return next((more for begin, more in EXTRA.items() if line.startswith(begin)), None)
+
+
+def rule_of(words):
+    """Returns what is done with a command: "run", "stubs", "look", or ""."""
+    program = words[0]
+    if program == "python":
+        return (
+            "look" if words[1] in NEEDS_PYTORCH else "run" if extra(words[1:]) is not None else ""
+        )
+    if program in ("pip", "pytest"):
+        return "look"
+    if program in ("sbatch", "tfds") or program == "launch/tpu_vm.sh":
+        return "stubs"
+    return "run" if program == "launch/local.sh" else ""
+
+
+def test_there_is_a_rule_for_every_command():
+    known = [*SHELL, *INLINE]
+    assert len(SHELL) > 5
+    assert len(INLINE) > 5
+    missing = [words for text in known for words in commands_in(text) if not rule_of(words)]
+    assert not missing
+
+
+def test_what_it_names_is_there():
+    project = tomllib.loads((runs.ROOT / "pyproject.toml").read_text())["project"]
+    named = re.findall(r"\.\[([\w,]+)\]", README)
+    assert {name for names in named for name in names.split(",")} <= {
+        *project["optional-dependencies"]
+    }
+    missing = [
+        path
+        for path in re.findall(
+            r"[`(\s]((?:jaxcls|configs|tests|launch|data_prep)/[\w/.]+\.\w+)", README
+        )
+        if not (runs.ROOT / path).is_file()
+    ]
+    tests = "".join(p.read_text() for p in (runs.ROOT / "tests").glob("test_*.py"))
+    missing += [n for n in re.findall(r"`(test_\w+)`", README) if f"def {n}(" not in tests]
+    assert not missing
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, commands):
+    """A folder with the files that the README names, all small; and programs that are not here."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("configs", "data_prep", "launch", "tests", "jaxcls"):
+        (folder / name).symlink_to(runs.ROOT / name)
+    rng = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        (folder / "photos" / name).mkdir(parents=True)
+        for i in range(10):
+            image = rng.integers(0, 256, (72, 96, 3), np.uint8)
+            cv2.imwrite(str(folder / "photos" / name / f"{i}.jpg"), image)
+    (folder / "bin").mkdir()
+    for name in ("gcloud", "srun", "tfds", "tar"):
+        stub = folder / "bin" / name
+        stub.write_text(f'#!/bin/sh\nprintf "%s\\n" {name} "$@" >> called\n')
+        stub.chmod(0o755)
+    sbatch = folder / "bin" / "sbatch"  # runs the script, without the options
+    sbatch.write_text(
+        '#!/bin/sh\nwhile case "$1" in -*) ;; *) false;; esac; do shift; done\nexec bash "$@"\n'
+    )
+    sbatch.chmod(0o755)
+    for name in ("python", "python3"):
+        (folder / "bin" / name).symlink_to(sys.executable)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def here(folder, commands):
+    """The command in that folder."""
+    here = runs.Commands(folder, cache=commands.cache)
+    yield here
+    here.close()
+
+
+def run(words, here):
+    """Runs a command in the folder."""
+    folder = here.folder
+    for place, ours in PLACES.items():
+        words = [word.replace(place, ours) for word in words]
+    if words[1:3] == ["-m", "jaxcls.main"]:
+        done = here.fork(*words[3:], *extra(words[1:]))
+        assert done.returncode == 0, f"{shlex.join(words)}\n{done.err}"
+        return
+    more = extra(words[1:]) if words[0] == "python" else SHORT if "local.sh" in words[0] else []
+    done = subprocess.run(
+        [*words, *more],
+        cwd=folder,
+        env=here.environment(PATH=f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr}"
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("text", SHELL, ids=lambda text: shlex.join(next(commands_in(text)))[:60])
+def test_a_block_of_commands_runs(text, folder, here):
+    if "init.checkpoint=runs/" in text:  # a run of another network than the recipe's
+        name = re.search(r"init.checkpoint=(\S+)", text)[1]
+        done = here.fork(f"--config={runs.TINY}:plain", f"--workdir={name}", *SHORT)
+        assert done.returncode == 0, done.err
+    for name, network in re.findall(r"--from ((\w+?)_pretrained\.pdparams)", text):
+        weights = oracle.tensors(network, pinned.trace(network)[1])
+        (folder / name).write_bytes(pickle.dumps(weights, protocol=4))
+    for words in commands_in(text):
+        if rule_of(words) != "look":
+            (folder / "called").unlink(missing_ok=True)
+            run(words, here)
+        if rule_of(words) == "stubs" and "--config=configs/resnet50_vd.py" in words:
+            called = (folder / "called").read_text()
+            assert "python3 -m jaxcls.main --distributed" in called.replace("\n", " ")
+            assert "--config=configs/resnet50_vd.py" in called
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize(
+    "words", [w for text in INLINE for w in commands_in(text) if rule_of(w) == "run"], ids=" ".join
+)
+def test_an_inline_command_runs(words, here):
+    run(words, here)
+
+
+# What a snippet that is a part of a config begins with.
+CONFIG = "from configs import base\nfrom jaxcls.config import stage_mults\nc = base.get_config()\n"
+
+
+@pytest.mark.parametrize("text", PYTHON, ids=lambda text: text.splitlines()[0])
+def test_a_snippet_runs(text, commands, tmp_path):
+    program = CONFIG + text if re.match(r"c\.", text) else text
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=commands.environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
