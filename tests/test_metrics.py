@@ -25,11 +25,11 @@ PLAN = Plan(
 STEP = {"grad_norm": 1.0, "finite": 1.0, "skipped": 0, "skipped_in_a_row": 0, "lr": 0.1}
 
 
-def open_log(workdir, from_step=0, window=None, max_skipped=1, tensorboard=False):
+def open_log(workdir, from_step=0, window=None, max_skipped=1, tensorboard=False, every=4):
     return metrics.Log(
         epath.Path(workdir),
         PLAN,
-        every=PLAN.log_every,
+        every=every,
         max_skipped=max_skipped,
         tensorboard=tensorboard,
         from_step=from_step,
@@ -63,6 +63,28 @@ def test_means_of_a_window(tmp_path):
     assert [line["epoch"] for line in written] == [0.8, 1.6, 2.4, 3.2, 4.0]
     keys = {"split", "lr", "grad_norm", "images_per_sec", "data_wait", "skipped"}
     assert all(keys < line.keys() for line in written)
+
+
+def test_the_first_throughput_leaves_compilation_out(tmp_path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now)
+    log = open_log(tmp_path)
+    for step in range(1, 9):
+        now += 100 if step == 1 else 2  # seconds
+        log.add(step, {**STEP, "loss": 1.0, "loss_scale": 1.0})
+        log.drain(keep=0)
+    log.close()
+    assert [line["images_per_sec"] for line in lines(tmp_path)] == [2.0, 2.0]
+
+    (tmp_path / "b").mkdir()
+    log = open_log(tmp_path / "b", every=1)
+    for step in (1, 2):
+        log.add(step, {**STEP, "loss": 1.0, "loss_scale": 1.0})
+        now += 2
+        log.drain(keep=0)
+    first, second = lines(tmp_path / "b")
+    assert (first["images_per_sec"], first["data_wait"]) == (None, None)  # nothing was measured
+    assert second["images_per_sec"] == 2.0
 
 
 def test_window_goes_on_after_a_checkpoint(tmp_path):
