@@ -182,6 +182,7 @@ def test_lists(commands, photos):
     assert not (photos.parent / "run").exists()
 
 
+@pytest.mark.ci
 def test_an_unreadable_image_stops_the_run_or_is_skipped_and_counted(commands, photos):
     truncated, missing = photos / "dog" / "3.jpg", photos / "cat" / "5.jpg"
     truncated.write_bytes(truncated.read_bytes()[:100])

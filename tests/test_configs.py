@@ -71,8 +71,24 @@ def assert_shapes_of_the_step(config):
     )
 
 
+DEFAULT = {
+    "digits.py",
+    "finetune.py",
+    "resnet50_vd.py",
+    "augment.py:ssld_v2",
+    "imagenet.py:GoogLeNet",
+}
+
+
+def tier(name, config):
+    """Returns the markers of the test of a whole step."""
+    if name.removeprefix("configs/") in DEFAULT:
+        return []
+    return [pytest.mark.zoo if config.model.name in SLOW else pytest.mark.ci]
+
+
 WHOLE = [
-    pytest.param(name, marks=[pytest.mark.zoo] if config.model.name in SLOW else [])
+    pytest.param(name, marks=tier(name, config))
     for name, config in ALL.items()
     if name not in RECIPES or config.model.name in CHEAP | SLOW
 ]

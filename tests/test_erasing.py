@@ -127,6 +127,7 @@ def authors_rectangles(size, area, aspect, n, rng):
     return np.array(found).T
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("area", "aspect"),
     [((0.02, 0.4), (0.3, 1 / 0.3)), ((0.5, 0.9), (0.3, 1 / 0.3)), ((0.1, 0.1), (0.5, 0.5))],
@@ -146,6 +147,7 @@ def test_rectangles_are_those_of_the_authors_loop(area, aspect):
     assert (got[:2] + got[2:] <= 96).all()
 
 
+@pytest.mark.ci
 def test_area_and_aspect_are_uniform_where_every_rectangle_fits():
     _, _, height, width = rectangles(
         erasing.random_erasing, 224, area=(0.02, 0.4), aspect=(0.5, 2.0)
@@ -380,6 +382,7 @@ def every_method(rng, batch, step):
     return [make(name, **options, **SMALL[name])(rng, batch, step)["image"] for name in SMALL]
 
 
+@pytest.mark.ci
 def test_double_precision_erases_the_same():
     args = jax.random.key(0), normalised(dtype=np.float32), np.int32(7)
     single = [image != args[1]["image"] for image in jax.jit(every_method)(*args)]

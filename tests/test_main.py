@@ -178,6 +178,7 @@ def test_mode_eval_is_the_last_evaluation_and_raw_weights_are_others(commands, f
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
 
 
+@pytest.mark.ci
 def test_the_moving_average_is_what_is_evaluated():
     config = runs.tiny("plain")
     config.ema.decay = 0.5
@@ -243,6 +244,7 @@ def test_fine_tuning_on_other_classes_with_frozen_parameters(commands, finished,
     assert result == pytest.approx({k: last[k] for k in result}, rel=1e-6)
 
 
+@pytest.mark.ci
 def test_fine_tuning_starts_from_the_average_and_averages_anew(finished):
     workdir, _ = finished
     config = runs.tiny()
@@ -259,6 +261,7 @@ def test_fine_tuning_starts_from_the_average_and_averages_anew(finished):
     np.testing.assert_array_equal(stem, source["params/stem/conv1/conv/kernel"])
 
 
+@pytest.mark.ci
 def test_stage_mults_scale_the_updates():
     batch = {
         "image": np.random.default_rng(0).normal(size=(128, 8, 8, 1)).astype(np.float32),

@@ -313,6 +313,7 @@ def test_masks_are_the_highest_of_the_landscape(shape, decay_power, max_soft):
         assert abs(float(got.mean()) - lam) < 1 / pixels
 
 
+@pytest.mark.ci
 def test_masks_are_as_smooth_as_the_papers():
     shape, count = (32, 32), 1000
 
@@ -366,6 +367,7 @@ def kind_of(got):
     return "cutmix" if set(np.unique(image)) == {0.0, 1.0} else "fmix"
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("options", "want"),
     [
@@ -421,6 +423,7 @@ def test_soft_labels_sum_to_one_and_give_the_loss(smoothing):
     assert seen == {True, False}  # mixed batches and others
 
 
+@pytest.mark.ci
 def test_precisions():
     mix = make(**ALL, prob=0.8)
     for dtype in (np.float16, jnp.bfloat16):

@@ -178,6 +178,7 @@ def same(image, rng):
     return image
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("sampling", ["balanced", "sqrt"])
 def test_batches_on_hosts_and_from_a_step_on(sampling):
     labels = np.random.default_rng(0).choice(3, 50, p=(0.8, 0.15, 0.05))
