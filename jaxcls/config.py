@@ -305,6 +305,20 @@ def refuse_unused(
         raise ValueError(f"{keys}: not used by {chosen!r}, which takes {allowed}")
 
 
+def refuse_open(config: Mapping[str, Any]) -> None:
+    """Refuses a config that leaves keys open, where nothing chooses them.
+
+    Raises:
+      ValueError: a key of `OPEN` is None; the message names them.
+    """
+    values = flatten(config)
+    # what `data.eval_fraction` is then is up to the source
+    left = [k for k in OPEN if values[k] is None and k != "data.eval_fraction"]
+    if left:
+        keys = ", ".join(f"config.{key}" for key in left)
+        raise ValueError(f"not set, and only chosen where images are read for a run: {keys}")
+
+
 def stage_mults(*factors: float) -> tuple[tuple[str, float], ...]:
     """Returns learning-rate factors for the stem and each stage, for `optim.lr_mults`.
 

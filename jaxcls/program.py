@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from jaxcls import checkpoint, models, objectives, optim, precision, sharding, steps, trees
-from jaxcls.config import Plan, choose, plan
+from jaxcls.config import Plan, choose, plan, refuse_open
 from jaxcls.data import augment, device, erasing, loader, mixing, ops, sampling
 from jaxcls.data.sources import Data
 
@@ -37,6 +37,7 @@ def build(config: ConfigDict, *, num_train: int, num_classes: int) -> Program:
     Raises:
       ValueError: whatever is wrong with the config; the message names the key.
     """
+    refuse_open(config)
     lengths = plan(config, num_train)
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     check_batches(config, lengths, mesh.size)

@@ -78,6 +78,12 @@ def test_the_batch_fits_images_and_devices(images, devices, batch):
     assert lengths.save_every == lengths.eval_every
 
 
+def test_nothing_is_computed_with_a_key_that_is_open():
+    config = finetune.get_config()
+    with pytest.raises(ValueError, match=r"not set, .*config\.model\.name, .*config\.lr\.peak"):
+        program.build(config, num_train=400, num_classes=5)
+
+
 @pytest.mark.parametrize("pixels", [8, 16, 32, 33, 64, 65, 100, 224, 3000])
 def test_a_network_for_a_processor(pixels):
     """It can be built and trained at the size that is chosen, and costs about the same at any."""

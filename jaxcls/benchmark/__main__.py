@@ -9,7 +9,7 @@ from absl import flags, logging
 from jaxcls import benchmark
 from jaxcls.benchmark import compile, input, loop, train
 from jaxcls.command import complain, define_config, exit_with, parse
-from jaxcls.config import choose
+from jaxcls.config import choose, refuse_open
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -40,6 +40,7 @@ def main(argv: Sequence[str] = sys.argv) -> int:
             )
             return 0
         parse([argv[0], *rest], options)
+        refuse_open(options.config)
         logging.set_verbosity(logging.WARNING)
         chosen.run(options.config, options)
         return 0

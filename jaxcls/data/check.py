@@ -213,7 +213,7 @@ def check(config: ConfigDict) -> dict[str, Any]:
       ValueError: the data cannot be opened.
     """
     began = time.perf_counter()
-    data = sources.open(**config.data, image_size=config.image.size)
+    config, data = choices.open_data(config)
     how = {"channels": len(config.image.mean), "exif": config.image.exif}
     splits = {"train": Split(data.train, "training images", **how)}
     if data.eval is not None:
