@@ -23,6 +23,7 @@ import numpy as np
 from absl import flags, logging
 from ml_collections import ConfigDict
 
+from jaxcls import choices
 from jaxcls.command import complain, define_config, exit_with, parse
 from jaxcls.config import plan
 from jaxcls.data import sources
