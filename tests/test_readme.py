@@ -117,7 +117,7 @@ def test_what_it_names_is_there():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, commands):
+def folder(tmp_path_factory):
     """A folder with the files that the README names, all small; and programs that are not here."""
     folder = tmp_path_factory.mktemp("readme")
     for name in ("configs", "data_prep", "launch", "tests", "jaxcls"):
@@ -144,9 +144,9 @@ def folder(tmp_path_factory, commands):
 
 
 @pytest.fixture(scope="module")
-def here(folder, commands):
+def here(folder):
     """The command in that folder."""
-    here = runs.Commands(folder, cache=commands.cache)
+    here = runs.Commands(folder)
     yield here
     here.close()
 
