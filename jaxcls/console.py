@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import shlex
+import shutil
 import sys
 import textwrap
 import threading
@@ -64,12 +65,18 @@ def fields(metrics: Mapping[str, Any], classes: int) -> list[str]:
 
 
 def row(
-    step: int, total: int, epoch: float, split: str, metrics: Mapping[str, Any], classes: int
+    step: int,
+    total: int,
+    epoch: float,
+    split: str,
+    metrics: Mapping[str, Any],
+    classes: int,
+    width: int = WIDTH,
 ) -> str:
-    """Returns a line of the log in at most `WIDTH` columns."""
+    """Returns a line of the log in at most `width` columns."""
     line = f"{split:<5}  step {step:>{len(str(total))}}/{total}  epoch {epoch:.2f}"
     for field in fields(metrics, classes):
-        if len(line) + 2 + len(field) <= WIDTH:
+        if len(line) + 2 + len(field) <= width:
             line += f"  {field}"
     return line
 
@@ -225,7 +232,9 @@ class Console:
             self.shown = True
             if self.live and sys.stdout.isatty():
                 return
-        self.say(row(step, self.total, epoch, split, metrics, self.classes))
+        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
+        width = min(columns, WIDTH)
+        self.say(row(step, self.total, epoch, split, metrics, self.classes, width))
 
     def erase(self) -> None:
         """Takes back a `status` that was shown before there was a live line."""
@@ -274,7 +283,7 @@ def parts(
     if lr_mults:
         scaled = total.total() - total["frozen"] - total[""]
         notes.append(f"{scaled:,} with a learning rate of their own")
-    lines = [", ".join([f"{total.total():,} parameters", *notes])]
+    lines = [f"{total.total():,} parameters", *notes]
     for part in sorted(table, key=lambda name: (name != "stem", name == "head", name)):
         counts = table[part]
         how = ", ".join(

@@ -68,7 +68,9 @@ def test_parts_of_a_network():
         "2,405 parameters", "stem           2,000", "stage1            95", "head             310"
     ]  # fmt: skip
     assert console.parts(params, frozen=("^stem/", "/bn/"), lr_mults=(("^stage1/", 0.1),)) == [
-        "2,405 parameters, 2,005 frozen, 90 with a learning rate of their own",
+        "2,405 parameters",
+        "2,005 frozen",
+        "90 with a learning rate of their own",
         "stem           2,000  frozen",
         "stage1            95  5 frozen, 90 learning rate x 0.1",
         "head             310",
@@ -117,7 +119,9 @@ for step in range(1001, 1201):
     time.sleep(0.002)
 out.evaluating(49_999)
 out.report(1200, 0.24, "train", metrics)
-out.report(1200, 0.24, "eval", {"loss": 1.5, "images": 50000})
+results = {"loss": 1.23456, "top1": 0.5, "top5": 0.75, "images": 50000}
+out.classes = 1000
+out.report(1200, 0.24, "eval", results)
 out.saved(1200)
 out.close()
 """
@@ -156,7 +160,7 @@ def test_the_live_line():
     assert any("evaluating, 49,999 images done" in s for s in live)
     rows = [s for s in states if s.startswith(("train", "eval", "saved"))]
     assert rows == [
-        "eval   step    1200/1251000  epoch 0.24  loss 1.5  images 50000",
+        "eval   step    1200/1251000  epoch 0.24  loss 1.235  top1 0.5000  top5 0.7500",
         "saved  step    1200/1251000",
     ]
     # what stays on the screen: nothing twice, nothing of the live line
