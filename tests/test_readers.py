@@ -1,14 +1,23 @@
-"""Files of weights as the real frameworks wrote them (golden/weights/make.py), and bad ones."""
+"""Files of weights as the real frameworks wrote them (golden/weights/make.py), and bad ones.
 
+Hostile files by the thousand are in fuzz_readers.py.
+"""
+
+import json
 import os
 import pickle
+import subprocess
+import sys
+from collections import OrderedDict
 from pathlib import Path
 
+import fuzz_readers
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxcls.convert import readers
+from jaxcls.convert.__main__ import main
 
 WEIGHTS = Path(__file__).parent / "golden" / "weights"
 TORCH = {
@@ -63,14 +72,26 @@ def test_paddle_cuts_large_arrays_of_old_protocols(tmp_path):
     assert_same(readers.read(tmp_path / "w.pdparams"), {"b": whole[:2], "w": whole.reshape(3, 4)})
 
 
-def test_safetensors_and_npz(tmp_path):
-    from safetensors.numpy import save_file
+@pytest.mark.parametrize("file", ["new.safetensors", "plain.npz", "packed.npz"])
+def test_safetensors_and_npz(file):
+    numpy = {name: array for name, array in TORCH.items() if array.dtype != jnp.bfloat16}
+    assert_same(readers.read(WEIGHTS / file), numpy if file.endswith(".npz") else TORCH)
 
-    arrays = {k: np.asarray(v) for k, v in TORCH.items() if v.dtype != jnp.bfloat16}
-    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, tmp_path / "w.safetensors")
-    np.savez(tmp_path / "w.npz", **arrays)
-    assert_same(readers.read(tmp_path / "w.safetensors"), arrays)
-    assert_same(readers.read(tmp_path / "w.npz"), arrays)
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_all_that_a_checkpoint_holds(tmp_path, protocol):
+    whole = np.arange(24).reshape(2, 3, 4)
+    kinds = ("f2", "f4", ">f4", "f8", "i1", "i2", ">i8", "u1", "u8", "?")
+    arrays = {kind: whole.astype(kind) for kind in kinds}
+    arrays |= {"Fortran": np.asfortranarray(whole), "axes": whole.transpose(1, 2, 0)}
+    arrays |= {"part": whole[:, 1:, ::2], "empty": whole[:, :0], "scalar": np.array(3.0)}
+    arrays["again"] = arrays["f4"]
+    rest = {"epoch": 3, "best": np.float32(0.5), "rng": np.random.get_state(), "set": {1, "a"}}
+    rest |= {"history": [1.5, None, True], "large": 1 << 127, 1: {(1, 2): "x"}, "ordered": [(1, 2)]}
+    content = OrderedDict(arrays, **{"rest": OrderedDict(rest)})
+    content.version = 1  # an attribute, as PyTorch's _metadata
+    (tmp_path / "w.pdparams").write_bytes(pickle.dumps(content, protocol))
+    assert_same(readers.read(tmp_path / "w.pdparams"), arrays)
 
 
 def test_bfloat16_of_safetensors(tmp_path):
@@ -138,7 +159,68 @@ def test_a_tensor_outside_its_storage_is_refused(tmp_path):
         readers.read(tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize("file", ["new.pth", "old.pth", "model.pdparams"])
+@pytest.fixture(scope="module")
+def hostile():
+    return dict(fuzz_readers.hostile())
+
+
+def test_what_expand_makes_is_refused(tmp_path, hostile):
+    (tmp_path / "w.pth").write_bytes(hostile["arguments: many zero strides"].data)
+    with pytest.raises(ValueError, match=r"256\) has 4 numbers: save what clone\(\) returns"):
+        readers.read(tmp_path / "w.pth")
+
+
+def fuzz(*arguments):
+    command = [sys.executable, fuzz_readers.__file__, *arguments]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    counts = json.loads(done.stdout)
+    assert not counts["by hand"]["problems"]
+    assert not counts["mutations"]["problems"]
+    assert min(counts["by hand"][end] for end in ("arrays", "refused")) > 200
+    return counts["mutations"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what a process takes")
+def test_hostile_files():
+    counts = fuzz("--mutations=500", "--batch=100")
+    assert counts["arrays"] > 10
+    assert counts["refused"] > 400
+
+
+@pytest.mark.zoo
+def test_hostile_files_each_in_a_process_of_its_own():
+    counts = fuzz("--mutations=20000", "--batch=1")
+    assert counts["arrays"] + counts["refused"] == 20_000
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "calls: REDUCE os.system",
+        "calls: a name of line ends",
+        "states: ndarray whose flags lie",
+        "states: slots of torch.BFloat16Storage",
+        "structures: deeper key",
+        "structures: name with a terminal's command",
+        "zips: bomb storage",
+    ],
+)
+def test_the_command_answers_hostile_files_with_one_line(tmp_path, capsys, hostile, what):
+    file = tmp_path / f"w{hostile[what].suffix}"
+    file.write_bytes(hostile[what].data)
+    assert main(["ResNet18", f"--from={file}", f"--to={tmp_path / 'to'}"]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith(f"jaxcls: {file}: ")
+    assert err.count("\n") == 1
+    assert err[:-1].isprintable()
+    assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize(
+    "file", ["new.pth", "old.pth", "model.pdparams", "plain.npz", "new.safetensors"]
+)
 def test_half_downloaded(tmp_path, file):
     whole = (WEIGHTS / file).read_bytes()
     for size in range(0, len(whole), 37):

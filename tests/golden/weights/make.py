@@ -7,7 +7,9 @@ HERE = Path(__file__).parent
 
 
 def torch() -> None:
+    import numpy as np
     import torch
+    from safetensors.torch import save_file
 
     row = torch.arange(10.0)
     weights = {
@@ -24,6 +26,12 @@ def torch() -> None:
     torch.save({"epoch": 3, "state_dict": parallel}, HERE / "training.pt")
     torch.save({"model": weights, "model_ema": weights}, HERE / "two.pt")
     torch.save(torch.nn.Linear(1, 1), HERE / "module.pt")
+    alone = {name: tensor.detach().clone().contiguous() for name, tensor in weights.items()}
+    save_file(alone, HERE / "new.safetensors")
+    alone.pop("bfloat16")  # NumPy has none
+    arrays = {name: tensor.numpy() for name, tensor in alone.items()}
+    np.savez(HERE / "plain.npz", **arrays | {"transposed": np.asfortranarray(arrays["transposed"])})
+    np.savez_compressed(HERE / "packed.npz", **arrays)
 
 
 def paddle() -> None:
