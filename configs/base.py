@@ -33,7 +33,9 @@ def get_config(arg=None):
     # -- Where the images come from: jaxcls.data.sources.open(**data) ---------------------------
     c.data = ConfigDict()
     c.data.source = ""  # "digits", "folder", "list", "tfds", "array_record", "fake"
-    c.data.root = ""  # folder, list: directory of the images; tfds, array_record: of the records
+    # folder, list: directory of the images; tfds, array_record: of the records (tfds: "" is
+    # ~/tensorflow_datasets)
+    c.data.root = ""
     # folder: sub-folder, "" is "train" if there is one; list: list file, "" is "train_list.txt";
     # tfds: split, "" is "train"; array_record: file pattern below root, "" is "train*.array_record"
     c.data.train = ""
@@ -41,11 +43,13 @@ def get_config(arg=None):
     # folder without eval: this share of each class is held out; None: 0.2
     c.data.eval_fraction = 0.0
     c.data.delimiter = " "  # list: between path and label
-    c.data.name = ""  # tfds: name of the set, such as "imagenet2012"
+    c.data.name = "imagenet2012"  # tfds: name of the set
     c.data.num_train = 0  # fake: number of training images
     c.data.num_eval = 0  # fake: number of evaluation images
     c.data.num_classes = 0  # fake, list: number of classes (list: 0 = largest label + 1)
-    c.data.on_bad_image = "error"  # or "skip": take the next readable image instead, and count
+    # unreadable images, missing ones of lists, damaged records: "error", or "skip": take the next
+    # readable image instead, and count
+    c.data.on_bad_image = "error"
     c.data.max_bad_images = 100  # with "skip": more than this many in a run stop it
     c.data.fraction = 1.0  # share of the training images to use, the same of each class
     c.data.fraction_seed = 0  # which ones; config.seed does not change them; below 2**64
@@ -124,11 +128,14 @@ def get_config(arg=None):
     c.erase.mode = 1  # grid_mask: 1 erases the squares between the bands, 0 the bands
 
     # -- Mixing of images: jaxcls.data.mixing.make(**mix) ---------------------------------------
+    # Mixup, CutMix and FMix draw one weight, box or mask for a whole batch, as published; with
+    # `each` one for each image, and for each whether and how it is mixed
     c.mix = ConfigDict()
     c.mix.mixup = 0.0  # alpha of mixup's Beta(alpha, alpha); 0: off
     c.mix.cutmix = 0.0  # alpha of CutMix; 0: off
     c.mix.fmix = 0.0  # alpha of FMix; 0: off
-    c.mix.prob = 1.0  # share of the batches that are mixed
+    c.mix.prob = 1.0  # share of the batches (with `each`: of the images) that are mixed
+    c.mix.each = False  # draw for each image
     c.mix.weights = (1.0, 1.0, 1.0)  # mixup, cutmix, fmix: how often, where more than one is on
     c.mix.decay_power = 3.0  # fmix: the larger, the smoother the masks
     c.mix.max_soft = 0.0  # fmix: share of the pixels on either side of an edge that are blended

@@ -150,8 +150,6 @@ def get_config(arg=None):
         raise ValueError("configs/imagenet.py needs a model: --config=configs/imagenet.py:ResNet50")
     c = base.get_config()
     c.data.source = "tfds"
-    c.data.name = "imagenet2012"
-    c.data.root = "~/tensorflow_datasets"
     c.model.name = arg
     for pattern, size in SIZES.items():
         if fnmatch.fnmatchcase(arg, pattern):

@@ -18,8 +18,6 @@ def get_config(arg=None):
     """Returns the published recipe, for any batch that is a multiple of 64 images a device."""
     c = base.get_config(arg)
     c.data.source = "tfds"
-    c.data.name = "imagenet2012"
-    c.data.root = "~/tensorflow_datasets"
     c.model.name = "ResNet50_vd"
     c.model.bn_group = 64
     c.duration = "200 epochs"

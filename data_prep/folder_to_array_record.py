@@ -21,10 +21,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import simplejpeg
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from jaxcls.data.decode import BadImage, decode
-from jaxcls.data.sources import CLASSES_FILE, Files, open_folder, open_list, pack_record
+from jaxcls.data.sources import (
+    CLASSES_FILE,
+    Files,
+    array_record_module,
+    open_folder,
+    open_list,
+    pack_record,
+)
 
 Example = tuple[bytes | np.ndarray, int, str]  # encoded image or pixels, label, name
 
@@ -57,6 +63,7 @@ def main(argv: list[str] | None = None) -> None:
             eval=args.eval,
             delimiter=args.delimiter,
             num_classes=0,
+            max_bad_images=sys.maxsize if args.skip_bad else None,
         )
     for split, files in (("train", train), ("val", val)):
         if files is not None:
@@ -96,6 +103,7 @@ def write_split(
       ValueError: there are such files already, an unreadable image (with --short-side or --raw), or
         no examples at all. Nothing is left behind then.
     """
+    writer_class = array_record_module("array_record_module").ArrayRecordWriter
     if shards < 1 or args.short_side < 0 or not 1 <= args.quality <= 100:
         raise ValueError("write --shards above 0, --short-side from 0, --quality from 1 to 100")
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +113,7 @@ def write_split(
     names = [f"{split}-{i:05d}-of-{shards:05d}.array_record" for i in range(shards)]
     unfinished = [folder / f".{name}.{os.getpid()}" for name in names]
     # JPEG does not become smaller, pixels hardly, and reading them would take much longer.
-    writers = [ArrayRecordWriter(str(path), "group_size:1,uncompressed") for path in unfinished]
+    writers = [writer_class(str(path), "group_size:1,uncompressed") for path in unfinished]
     count = 0
     try:
         for image, label, name in _shrink_all(examples, args):

@@ -39,6 +39,9 @@ def build(config: ConfigDict, *, num_train: int, num_classes: int) -> Program:
     """
     refuse_open(config)
     lengths = plan(config, num_train)
+    augmentation = augment.make(**config.augment)
+    train_transform = ops.make(**config.image, augment=augmentation, train=True)
+    eval_transform = ops.make(**config.image, train=False)
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     check_batches(config, lengths, mesh.size)
     platform = mesh.devices.flat[0].platform
@@ -80,7 +83,8 @@ def build(config: ConfigDict, *, num_train: int, num_classes: int) -> Program:
         batch_size=lengths.batch_size,
         steps_per_epoch=lengths.steps_per_epoch,
     )
-    mix = mixing.make(**config.mix, group=config.model.bn_group)
+    together = lengths.batch_size // config.optim.accumulate_steps
+    mix = mixing.make(**config.mix, group=config.model.bn_group, images=together)
 
     def prepare(rng, batch, step):
         flip_key, mix_key, erase_key = jax.random.split(rng, 3)
@@ -134,10 +138,8 @@ def build(config: ConfigDict, *, num_train: int, num_classes: int) -> Program:
         ),
         precision=numbers.name,
         max_skipped=numbers.max_skipped,
-        train_transform=ops.make(
-            **config.image, augment=augment.make(**config.augment), train=True
-        ),
-        eval_transform=ops.make(**config.image, train=False),
+        train_transform=train_transform,
+        eval_transform=eval_transform,
         init=jax.jit(init, out_shardings=shardings),
         prepare=jax.jit(
             steps.make_prepare(

@@ -1,9 +1,11 @@
 """Every source of images on real files that the tests write, and each of its error messages."""
 
+import errno
 import io
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -76,7 +78,21 @@ def labels(source):
         ("folder", {}, "config.data.root is not set"),
         ("list", {}, "config.data.root is not set"),
         ("array_record", {}, "config.data.root is not set"),
-        ("tfds", {}, "config.data.name is not set"),
+        ("tfds", {"name": ""}, "config.data.name is not set"),
+        ("digits", {"max_bad_images": -1}, "config.data.max_bad_images = -1: write a "),
+        ("digits", {"fraction": 0.5, "fraction_seed": -1}, "config.data.fraction_seed = -1: write"),
+        (
+            "digits",
+            {"fraction": 0.5, "fraction_seed": 2**64},
+            "fraction_seed = 18446744",
+        ),
+        ("fake", {"num_train": 5, "num_eval": 5, "num_classes": 1}, "one class only, '0'"),
+        ("fake", {"num_train": 5, "num_eval": 5, "num_classes": 10**8}, "write at most 10000000"),
+        (
+            "fake",
+            {"num_train": 10**12, "num_eval": 5, "num_classes": 2},
+            "num_train = 1000000",
+        ),
         ("digits", {"on_bad_image": "ignore"}, "unknown config.data.on_bad_image 'ignore'"),
     ],
 )
@@ -151,7 +167,7 @@ def test_a_folder_inside_a_class_that_cannot_be_read(folder, monkeypatch):
         return original(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(PermissionError, match="train/cat/deep"):
+    with pytest.raises(ValueError, match="train/cat/deep: cannot list it: Permission denied"):
         open_data("folder", root=str(folder))
 
 
@@ -234,9 +250,6 @@ def test_folder_errors(folder):
     with pytest.raises(ValueError, match="cat has no sub-folders: make one for each class"):
         open_data("folder", root=str(folder), train="val/cat")
     (folder / "val/dog").mkdir()
-    with pytest.raises(ValueError, match="val/dog: the class 'dog' has no images"):
-        open_data("folder", root=str(folder))
-    write(folder / "val/dog/1.jpg")
     with pytest.raises(ValueError, match=r"val/dog: .*train has no class 'dog'"):
         open_data("folder", root=str(folder))
     shutil.rmtree(folder / "train/ant")
@@ -259,6 +272,112 @@ def test_a_file_that_vanished_is_a_bad_image(folder):
     (folder / "train/ant/1.webp").mkdir()
     with pytest.raises(BadImage, match=r"train/ant/1\.webp: cannot read it: Is a directory"):
         data.train[0]
+
+
+def test_files_that_are_left_out_are_said(folder, caplog):
+    for name in ("a.heic", "b.HEIC", "notes.txt", "README", "c.avif", "d.JP2"):
+        write(folder / "train/cat" / name, b"x")
+    write(folder / "train/loose.jpg")
+    data = open_data("folder", root=str(folder))
+    assert len(data.train) == 7  # with .avif and .jp2, which Pillow reads
+    left, loose = caplog.messages
+    assert left.endswith(
+        "train: left out 4 files that are no images by their ending: 2 .heic, 1 without one, 1 .txt"
+    )
+    assert loose.endswith("train: left out 1 images that are not in the folder of a class")
+    for name in ("a.jpg", "b.JPEG", "deep/er/c.png", "c.avif", "d.JP2"):
+        (folder / "train/cat" / name).unlink()
+    with pytest.raises(ValueError, match="class 'cat' has no images, of 4 files none is one by"):
+        open_data("folder", root=str(folder))
+
+
+def test_what_systems_leave_behind_is_ignored(folder, caplog):
+    expected = names(open_data("folder", root=str(folder)).train)
+    for place in ("", "train", "train/cat", "val"):
+        for litter in ("__MACOSX", "@eaDir", ".ipynb_checkpoints", "lost+found", "$RECYCLE.BIN"):
+            write(folder / place / litter / "z.jpg")
+        for litter in (".DS_Store", "Thumbs.db", "desktop.ini", "._a.jpg"):
+            write(folder / place / litter, b"x")
+    data = open_data("folder", root=str(folder))
+    assert names(data.train) == expected
+    assert data.class_names == ("ant", "cat")
+    assert not caplog.messages
+
+
+def test_links(folder):
+    """A class may be a link; links that lead back are not followed."""
+    expected = names(open_data("folder", root=str(folder)).train)
+    elsewhere = folder.parent / f"{folder.name}-elsewhere"
+    shutil.move(folder / "train/ant", elsewhere)
+    (folder / "train/ant").symlink_to(elsewhere)
+    for path, target in (
+        ("train/cat/self", "self"),
+        ("train/cat/loop", "."),
+        ("train/cat/deep/up", "../.."),
+        ("train/cat/deep/top", str(folder)),
+        ("train/cat/broken", "nowhere"),
+    ):
+        (folder / path).symlink_to(target)
+    assert names(open_data("folder", root=str(folder)).train) == expected
+
+
+def test_roots_that_are_none(folder, monkeypatch):
+    file = write(folder / "file.jpg")
+    (folder / "link").symlink_to("link")
+    for root, message in (
+        (str(file), r"file.jpg: not a folder \(config.data.root\)"),
+        (str(file / "x"), "file.jpg/x: Not a directory"),
+        (str(folder / "link"), "link: Too many levels of symbolic links"),
+        ("x" * 300, "File name too long"),
+        ("a\0b", "no such folder"),
+    ):
+        for source in ("folder", "list", "array_record"):
+            with pytest.raises(ValueError, match=message):
+                open_data(source, root=root)
+    monkeypatch.setenv("HOME", str(folder))
+    assert len(open_data("folder", root="~").train) == 5
+
+
+def test_one_class(folder):
+    shutil.rmtree(folder / "train/ant")
+    shutil.rmtree(folder / "val/ant")
+    with pytest.raises(ValueError, match=r"one class only, 'cat', .* a sub-folder of its own"):
+        open_data("folder", root=str(folder))
+
+
+def test_a_class_without_evaluation_images(folder, caplog):
+    shutil.rmtree(folder / "val/ant")
+    data = open_data("folder", root=str(folder))
+    assert caplog.messages == ["1 of 2 classes have no evaluation images: ant"]
+    assert labels(data.eval) == [1]
+
+
+def test_names_that_are_no_text(folder):
+    """File names are bytes; what is printed and stored is text."""
+    name = os.fsdecode(b"caf\xe9")
+    for split in ("train", "val"):
+        write(folder / split / name / f"{name}.jpg")
+    data = open_data("folder", root=str(folder), eval_fraction=0.0)
+    assert data.class_names == ("ant", "caf\\xe9", "cat")
+    assert names(data.train)[2].endswith("train/caf\\xe9/caf\\xe9.jpg")
+    assert data.train[2]["image"][:2] == b"\xff\xd8"
+    shutil.rmtree(folder / "val")
+    for i in range(3):
+        write(folder / "train" / name / f"{i}{name}.jpg")
+    assert open_data("folder", root=str(folder), eval_fraction=0.5).eval is not None
+
+
+def test_an_error_that_is_not_the_image_s(folder, monkeypatch):
+    data = open_data("folder", root=str(folder))
+    for number, kind in ((errno.EIO, BadImage), (errno.EMFILE, ValueError)):
+
+        def fail(path, number=number):
+            raise OSError(number, os.strerror(number), str(path))
+
+        monkeypatch.setattr(Path, "read_bytes", fail)
+        with pytest.raises(kind, match="1.webp: cannot read it: ") as error:
+            data.train[0]
+        assert isinstance(error.value, BadImage) == (kind is BadImage)
 
 
 # -- list ------------------------------------------------------------------------------------------
@@ -333,10 +452,79 @@ def test_an_evaluation_label_beyond_the_training_labels(tmp_path):
         open_lines(tmp_path, "a.jpg 0\nb.jpg 1\n")
 
 
-def test_an_image_missing_from_disk_is_named_with_its_line_when_read(tmp_path):
-    data = open_lines(tmp_path, "gone.jpg 0\n")
-    with pytest.raises(BadImage, match=r"gone\.jpg \(.*train_list\.txt:1\): no such file"):
-        data.train[0]
+def test_a_listed_image_that_goes_away_is_named_with_its_line(tmp_path):
+    write(tmp_path / "a.jpg")
+    data = open_lines(tmp_path, "a.jpg 0\na.jpg 1\n")
+    (tmp_path / "a.jpg").unlink()
+    with pytest.raises(BadImage, match=r"a\.jpg \(.*train_list\.txt:2\): no such file"):
+        data.train[1]
+
+
+def test_all_listed_images_are_looked_for(folder, caplog):
+    """Also names that a folder does not list as it is asked for, and through links."""
+    (folder / "train/cat/link.jpg").symlink_to("a.jpg")
+    (folder / "train/cat/broken.jpg").symlink_to("nowhere.jpg")
+    good = [
+        "train/cat/a.jpg 0",
+        "./train/../train/cat/b.JPEG 1",
+        f"{folder}/train/ant/1.webp 0",
+        "train\\cat\\deep\\er\\c.png 1",
+        "train/cat/link.jpg 1",
+    ]
+    data = open_lines(folder, "\n".join(good))
+    assert [data.train[i]["image"][:1] != b"" for i in range(5)] == [True] * 5
+    bad = ["train/cat/a.jpgx 0", "train/cat/broken.jpg 1", "train/cat 1", "nowhere/a.jpg 0"]
+    text = "\n".join([*good, *bad])
+    message = (
+        r"a\.jpgx \(.*list\.txt:6\): no such file, and 3 more of the 9 listed images are missing"
+    )
+    with pytest.raises(ValueError, match=message + ': write config.data.on_bad_image = "skip"'):
+        open_lines(folder, text)
+    with pytest.raises(ValueError, match=message + "; config.data.max_bad_images = 3"):
+        open_lines(folder, text, on_bad_image="skip", max_bad_images=3)
+    assert not caplog.messages
+    data = open_lines(folder, text, on_bad_image="skip", max_bad_images=4)
+    (said,) = caplog.messages
+    assert re.search(message + "; they will be skipped", said)
+    for i in range(5, 9):
+        with pytest.raises(BadImage):
+            data.train[i]
+    with pytest.raises(ValueError, match=r"a\.jpgx .* and 3 more .* paths are relative to"):
+        open_lines(folder, "\n".join(bad), on_bad_image="skip")
+
+
+def test_labels_far_beyond_the_images(folder):
+    line = "train/cat/a.jpg"
+    message = (
+        r"list\.txt:2: the label 100000000 makes 100000001 classes of 3 images: .*num_classes = "
+    )
+    with pytest.raises(ValueError, match=message):
+        open_lines(folder, f"{line} 0\n{line} 100000000\n{line} 1\n")
+    assert len(open_lines(folder, f"{line} 0\n{line} 19\n").class_names) == 20
+    with pytest.raises(ValueError, match="the label 20 makes 21 classes of 2 images"):
+        open_lines(folder, f"{line} 0\n{line} 20\n")
+    assert len(open_lines(folder, f"{line} 20\n", num_classes=1000).class_names) == 1000
+    for number in (-1, 10**8):
+        with pytest.raises(ValueError, match=f"config.data.num_classes = {number}: write a number"):
+            open_lines(folder, f"{line} 0\n", num_classes=number)
+    with pytest.raises(ValueError, match="one class only, '0', .* write the labels 0, 1, "):
+        open_lines(folder, f"{line} 0\n")
+
+
+def test_lists_of_any_bytes(folder):
+    name = os.fsdecode(b"caf\xe9.jpg")
+    write(folder / name, jpeg(1))
+    data = open_lines(folder, b"caf\xe9.jpg 0\r\ncaf\xe9.jpg 1\r")
+    assert data.train[1]["image"] == jpeg(1)
+    assert names(data.train)[0].startswith(f"{folder}/caf\\xe9.jpg (")
+    for text in (b"caf\xe9.jpg\n", b"a.jpg \xe9\n"):
+        with pytest.raises(ValueError, match=r"list\.txt:1: .*\\xe9") as error:
+            open_lines(folder, text)
+        str(error.value).encode()  # can be printed
+    with pytest.raises(ValueError, match="is not a whole number"):
+        open_lines(folder, "a.jpg " + "9" * 10_000)
+    with pytest.raises(ValueError, match="not a text file in UTF-8: there are zero bytes"):
+        open_lines(folder, "a.jpg 0\na.jpg 1\n".encode("utf-16"))
 
 
 # -- array_record ----------------------------------------------------------------------------------
@@ -380,6 +568,28 @@ def test_array_record_from_threads_and_after_pickling(records):
     assert names(pickle.loads(pickle.dumps(source))) == expected
 
 
+def strange(header, pixels=b""):
+    text = header.encode()
+    return len(text).to_bytes(4, "little") + text + pixels
+
+
+STRANGE = [
+    b"",
+    b"abc",
+    strange("[]"),
+    strange("1"),
+    strange('{"label": 1}'),
+    strange('{"label": 1e999, "name": ""}'),
+    strange('{"label": NaN, "name": ""}'),
+    strange('{"label": 1, "name": "", "shape": [2, 2]}', bytes(4)),
+    strange('{"label": 1, "name": "", "shape": [2, 2, 2]}', bytes(8)),
+    strange('{"label": 1, "name": "", "shape": [1, 2, 3]}', bytes(5)),
+    strange('{"label": 1, "name": "", "shape": [0, 2, 3]}'),
+    strange('{"label": 1, "name": "", "shape": "abc"}', bytes(3)),
+    strange("[" * 100_000),
+]
+
+
 def test_array_record_errors(records):
     root = str(records)
     with pytest.raises(ValueError, match=r"no\*: no such files"):
@@ -387,12 +597,13 @@ def test_array_record_errors(records):
     with pytest.raises(ValueError, match=r"no\*: no such files \(config.data.eval\)"):
         open_data("array_record", root=root, eval="no*")
     (records / "other.array_record").write_bytes(b"something else" * 10000)
-    with pytest.raises(ValueError, match=r"other\.array_record, \.\.\.: not ArrayRecord files"):
+    with pytest.raises(ValueError, match=r"other\.array_record: not an ArrayRecord file, or"):
         open_data("array_record", root=root, train="other*")
-    write_records(records, "strange", [b"abc", sources.pack_record(b"", 2, "x.jpg")], 1)
+    write_records(records, "strange", STRANGE, 1)
     data = open_data("array_record", root=root, train="strange*")
-    with pytest.raises(ValueError, match=r"record 0 of .*strange-.*: not a record of data_prep"):
-        data.train[0]
+    for i in range(len(STRANGE)):
+        with pytest.raises(BadImage, match=rf"record {i} of .*strange-.*: not a record of data_pr"):
+            data.train[i]
     (records / "train-00001-of-00002.array_record").unlink()
     with pytest.raises(
         ValueError, match=r"train-00001-of-00002\.\* is missing \(1 of 2 files are\)"
@@ -410,6 +621,97 @@ def test_records_keep_every_byte_and_name():
     for image, label, name in ((b"", 0, ""), (bytes(range(256)), 2**31, 'ä/\n".jpg')):
         record = sources.pack_record(image, label, name)
         assert sources.unpack_record(record) == {"image": image, "label": label, "name": name}
+
+
+def damaged(path):
+    """Yields the bytes of an ArrayRecord file, damaged in many ways."""
+    good = path.read_bytes()
+    used = [i for i, byte in enumerate(good) if byte]
+    for i in used[:: max(len(used) // 150, 1)]:  # headers, chunks, footer
+        for mask in (1, 0x80):
+            yield good[:i] + bytes([good[i] ^ mask]) + good[i + 1 :]
+    for end in (0, 1, 100, 1000, 65536, 65600, len(good) - 1):
+        yield good[:end]
+
+
+def outcome(source, expected):
+    """Returns how many items are as expected; all others have to be a `BadImage`."""
+    right = 0
+    for i in range(len(source)):
+        try:
+            assert source[i] == expected[i]
+            right += 1
+        except BadImage as error:
+            message = str(error)
+        else:
+            continue
+        assert re.match(r"record \d+ of .*train-00001-of-00002.array_record: ", message)
+    return right
+
+
+def test_damaged_records(records, caplog):
+    """A line that names the file, or images that are unreadable like others."""
+    root, path = str(records), records / "train-00001-of-00002.array_record"
+    whole = open_data("array_record", root=root).train
+    expected, kinds = [whole[i] for i in range(9)], {"whole": 0, "records": 0, "file": 0}
+    for data in damaged(path):
+        path.write_bytes(data)
+        caplog.clear()
+        skipping = open_data("array_record", root=root, on_bad_image="skip").train
+        right = outcome(skipping, expected)
+        if len(skipping) == 9:
+            assert outcome(open_data("array_record", root=root).train, expected) == right
+            kinds["whole" if right == 9 else "records"] += 1
+            assert not caplog.messages
+            continue
+        kinds["file"] += 1
+        assert (len(skipping), right) == (6, 5)  # one that stands for the four
+        message = "train-00001-of-00002.array_record: not an ArrayRecord file, or cut short"
+        assert re.search(message + ".*; its images are missing", *caplog.messages)
+        with pytest.raises(ValueError, match=message):
+            open_data("array_record", root=root)
+        with pytest.raises(ValueError, match=message + ".*; config.data.max_bad_images = 0"):
+            open_data("array_record", root=root, on_bad_image="skip", max_bad_images=0)
+    assert min(kinds.values()) > 5, kinds
+
+
+def test_labels_of_damaged_records(records, caplog):
+    path = records / "train-00001-of-00002.array_record"
+    data = bytearray(path.read_bytes())
+    data[data.index(b'"name": "3.jpg"')] ^= 1
+    path.write_bytes(data)
+    root = str(records)
+    message = "record 1 of .*train-00001-of-00002.array_record: .*hash mismatch"
+    with pytest.raises(BadImage, match=message):
+        open_data("array_record", root=root).train.labels  # noqa: B018
+    with pytest.raises(ValueError, match=f"1 records .* {message}.*max_bad_images = 0"):
+        open_data("array_record", root=root, on_bad_image="skip", max_bad_images=0, fraction=0.5)
+    source = open_data("array_record", root=root, on_bad_image="skip").train
+    assert source.labels.tolist() == [0, 0, 0, 0, 0, 1, -1, 1, 1]
+    assert re.search(f"labels of 1 records cannot be read, the first: {message}", *caplog.messages)
+    part = open_data("array_record", root=root, on_bad_image="skip", fraction=0.5).train
+    assert sorted(part.labels.tolist()) == [0, 0, 1, 1]
+
+
+def test_a_record_file_that_shrinks_while_it_is_read(records):
+    source = open_data("array_record", root=str(records)).train
+    assert source[5]["label"] == 1
+    os.truncate(records / "train-00001-of-00002.array_record", 100)
+    for i in range(5, 9):
+        with pytest.raises(BadImage, match=rf"record {i - 5} of .*train-00001-of"):
+            source[i]
+    assert [source[i]["label"] for i in range(5)] == [0] * 5
+
+
+def test_without_array_record(records, pets, monkeypatch):
+    """As on Windows: a line, where records are opened."""
+    for name in ("", ".python", ".python.array_record_module", ".python.array_record_data_source"):
+        monkeypatch.setitem(sys.modules, f"array_record{name}", None)
+    message = "ArrayRecord files need the package array-record, which is not there .* Windows"
+    with pytest.raises(ValueError, match=message):
+        open_data("array_record", root=str(records))
+    with pytest.raises(ValueError, match=message):
+        open_data("tfds", name="tiny_pets", root=str(pets))
 
 
 # -- tfds ------------------------------------------------------------------------------------------
@@ -479,6 +781,28 @@ def test_tfds_from_threads_and_after_pickling(pets):
         assert list(pool.map(lambda i: source[i % 12], range(120))) == expected * 10
     again = pickle.loads(pickle.dumps(source))
     assert [again[i] for i in range(12)] == expected
+
+
+def test_damaged_tfds_records(pets, tmp_path):
+    shutil.copytree(pets / "tiny_pets", tmp_path / "tiny_pets")
+    (path,) = tmp_path.rglob("*train.array_record-00000-of-00001")
+    data = bytearray(path.read_bytes())
+    used = np.flatnonzero(np.frombuffer(data, np.uint8)[:65536])
+    data[used[len(used) * 7 // 12 + 50]] ^= 1  # compressed records, equally long
+    path.write_bytes(data)
+    source = open_data("tfds", name="tiny_pets", root=str(tmp_path), on_bad_image="skip").train
+    with pytest.raises(BadImage, match=r"record 7 of .*train.array_record-00000-of-00001: .*hash"):
+        source[7]
+    assert (source.labels == -1).tolist() == [i == 7 for i in range(12)]
+    part = open_data("tfds", name="tiny_pets", root=str(tmp_path), train="train[5:]").train
+    with pytest.raises(BadImage, match=r"record 7 of .*train"):
+        part[2]
+    os.truncate(path, 100)
+    with pytest.raises(BadImage, match=r"record 0 of .*train"):
+        open_data("tfds", name="tiny_pets", root=str(tmp_path)).train[0]
+    path.unlink()
+    with pytest.raises(ValueError, match=r"train.*-of-00001 is missing \(1 of 1 files are\)"):
+        open_data("tfds", name="tiny_pets", root=str(tmp_path))
 
 
 def test_tfds_errors(pets, tmp_path):

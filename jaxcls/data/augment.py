@@ -307,10 +307,10 @@ DEFAULTS = {
 }
 LIMITS = {
     "prob": (0, 1),
-    "num_layers": (1, math.inf),
+    "num_layers": (1, 100),
     "magnitude": (0, 10),
-    "width": (1, math.inf),
-    "depth": (0, math.inf),
+    "width": (1, 100),
+    "depth": (0, 100),
     "severity": (0.1, 10),
     "alpha": (1e-3, 1e3),
     "fill": (0, 255),
@@ -379,7 +379,7 @@ def make(
     )
     for key, (low, high) in LIMITS.items():
         if values[key] is not None and not low <= values[key] <= high:
-            between = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
+            between = f"from {low:g} to {high:g}"
             raise ValueError(f"config.augment.{key} = {values[key]}: write a number {between}")
     if len(jitter) != 4 or not (all(0 <= j <= 10 for j in jitter) and jitter[3] <= 0.5):
         raise ValueError(
@@ -425,17 +425,26 @@ def timm_policy(notation: str) -> RandAugment:
       ValueError: another part, or a value out of range.
     """
     values = {"m": 10.0, "n": 2.0, "p": 0.5, "mstd": 0.0, "inc": 0.0}
-    limits = {"m": (0, 10), "n": (1, math.inf), "p": (0, 1), "mstd": (0, 10), "inc": (0, 1)}
-    for part in notation.split("-")[1:]:
+    limits = {"m": (0, 10), "n": LIMITS["num_layers"], "p": (0, 1), "mstd": (0, 10), "inc": (0, 1)}
+    _, *parts = notation.split("-")
+    if not parts:
+        raise ValueError(
+            f'config.augment.policy = {notation!r}: write "randaugment" for RandAugment with '
+            f"config.augment.num_layers and magnitude, or timm's notation with its parts: {TIMM!r}"
+        )
+    seen = set()
+    for part in parts:
         found = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)
         key, number = (found[1], float(found[2])) if found else (part, math.nan)
         whole = key not in ("n", "inc") or number.is_integer()
-        if key not in limits or not (limits[key][0] <= number <= limits[key][1] and whole):
+        known = key in limits and key not in seen
+        if not known or not (limits[key][0] <= number <= limits[key][1] and whole):
             raise ValueError(
                 f"config.augment.policy = {notation!r}: {part!r} is not understood; write m0 to "
-                f"m10, n1 or more, p0 to p1, mstd0 to mstd10, inc0 or inc1: {TIMM!r}"
+                f"m10, n1 to n100, p0 to p1, mstd0 to mstd10, inc0 or inc1: {TIMM!r}"
             )
         values[key] = number
+        seen.add(key)
     return RandAugment(
         num_layers=int(values["n"]),
         magnitude=values["m"],

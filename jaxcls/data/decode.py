@@ -8,16 +8,38 @@ longer than the whole size. Always with the accurate transform and smooth upsamp
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow itself refuses: a decompression bomb
 JPEG = b"\xff\xd8"
+MAX_SEGMENTS = 10_000  # of a JPEG's header that are looked at
+
+# What Pillow may take a file for. Of its other kinds some start a program (EPS: Ghostscript), some
+# are no images (HDF5, MPEG) and some have nothing that tells them from noise.
+Image.init()
+FORMATS = tuple(
+    name
+    for name in ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TIFF", "WEBP")
+    if name in Image.OPEN  # not every build of Pillow has all
+)
+SUFFIXES = tuple(sorted(s for s, name in Image.EXTENSION.items() if name in FORMATS))
+
+# What undoes an EXIF orientation.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class BadImage(ValueError):
@@ -112,7 +134,7 @@ def _decode_jpeg(
     _check_size(width, height)
     if colorspace in ("CMYK", "YCCK"):
         return None
-    if exif and b"Exif\0\0" in data[:4096] and _is_turned(data):
+    if exif and _may_be_turned(data) and _is_turned(data):
         return None
     mode = "RGB" if channels == 3 else "GRAY"
     wanted = part(height, width)
@@ -165,25 +187,46 @@ def _decode_rows(data: bytes, mode: str, rows: int, width: int, factor: int) -> 
 SKIPPED = re.compile("extraneous bytes before marker 0xd[0-79]")
 
 
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yields marker and place of the segments of a JPEG's header, the last one 0xda, a scan.
+
+    Ends before that where they do not follow one another as they should.
+    """
+    at = 2
+    for _ in range(MAX_SEGMENTS):
+        if at + 4 > len(data) or data[at] != 0xFF:
+            return
+        yield data[at + 1], at
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        if data[at + 1] == 0xDA or length < 2:
+            return
+        at += 2 + length
+
+
 def _find_height(data: bytes) -> int | None:
     """Returns where a JPEG has its height if it is sequential, else None."""
-    at = 2
-    while at + 4 < len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
+    for marker, at in _segments(data):
         if marker in (0xC0, 0xC1):  # baseline and extended; others are progressive, lossless, ...
             return at + 5
         if 0xC0 <= marker <= 0xDA and marker not in (0xC4, 0xCC):  # tables may come before
             return None
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
 
 
+def _may_be_turned(data: bytes) -> bool:
+    """Returns whether the header of a JPEG has one of the texts that an orientation comes with."""
+    scans = (at for marker, at in _segments(data) if marker == 0xDA)
+    end = next(scans, len(data))  # a strange header may be anywhere
+    return any(data.find(text, 0, end) >= 0 for text in (b"Exif\0\0", b"tiff:Orientation"))
+
+
 def _decode_any(data: bytes, channels: int, exif: bool) -> np.ndarray:
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _check_size(*image.size)
         image.load()
-        if exif:
-            image = ImageOps.exif_transpose(image)
+        how = UPRIGHT.get(_orientation(image)) if exif else None
+        if how is not None:
+            image = image.transpose(how)
         if image.mode.startswith("I"):  # 16-bit grey; convert() would clip it at 255
             grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
             return _with_channels(grey.astype(np.uint8)[..., None], channels)
@@ -203,5 +246,19 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _is_turned(data: bytes) -> bool:
-    with Image.open(io.BytesIO(data)) as image:
-        return image.getexif().get(0x0112, 1) != 1
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return _orientation(image) in UPRIGHT
+    except (OSError, SyntaxError):  # libjpeg could read its header, and decides
+        return False
+
+
+def _orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation, 1 (upright) where it cannot be read: the pixels are good."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except MemoryError:
+        raise
+    except Exception:  # damaged EXIF raises almost anything
+        return 1
+    return orientation if isinstance(orientation, int) else 1

@@ -38,10 +38,16 @@ def make(
     del on_host
     if not 0 <= flip <= 1:
         raise ValueError(f"config.image.flip = {flip}: write a probability, from 0 to 1")
+    mean, std = tuple(mean), tuple(std)
     if len(mean) != len(std) or not all(s > 0 for s in std):
         raise ValueError(
-            f"config.image.mean = {tuple(mean)}, config.image.std = {tuple(std)}: write as many "
-            "means as standard deviations, and these above 0"
+            f"config.image.mean = {mean}, config.image.std = {std}: write as many means as "
+            "standard deviations, and these above 0"
+        )
+    if not all(-10 <= m <= 10 for m in mean) or not all(1e-3 <= s <= 10 for s in std):
+        raise ValueError(
+            f"config.image.mean = {mean}, config.image.std = {std}: pixels are numbers from 0 to "
+            "1 here; divide what is meant for 0 to 255 by 255"
         )
 
     def prepare(rng: jax.Array, batch: Batch) -> Batch:

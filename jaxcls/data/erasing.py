@@ -4,7 +4,6 @@ Every image draws for itself, from one key for the whole batch, so that the outc
 on how the batch is spread over devices. Draws are float32 in every precision.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -140,17 +139,20 @@ def _check(values: dict[str, Any], takes: Sequence[str], size: int) -> None:
             f"{key} = {value}" for key, value in scaled.items()
         )
 
-    def interval(low_high, most):
-        return len(low_high) == 2 and 0 < low_high[0] <= low_high[1] <= most
+    def interval(low_high, least, most):
+        return len(low_high) == 2 and least <= low_high[0] <= low_high[1] <= most
 
     right = {
         "prob": (0 <= v["prob"] <= 1, "a probability, from 0 to 1"),
-        "holes": (v["holes"] >= 1, "a number of at least 1"),
+        "holes": (1 <= v["holes"] <= 1000, "a number from 1 to 1000"),
         "length": (1 <= v["length"] < size, pixels("length")),
-        "area": (interval(v["area"], 1), "(low, high), 0 < low <= high <= 1"),
-        "aspect": (interval(v["aspect"], sys.float_info.max), "(low, high), 0 < low <= high"),
+        "area": (
+            v["area"][:1] > (0,) and interval(v["area"], 0, 1),
+            "(low, high), 0 < low <= high <= 1",
+        ),
+        "aspect": (interval(v["aspect"], 1e-3, 1e3), "(low, high), 0.001 <= low <= high <= 1000"),
         "grids": (
-            any(v["grids"]) and all(0 <= n < size for n in v["grids"]),
+            any(v["grids"]) and all(0 <= n < size and n == int(n) for n in v["grids"]),
             pixels("grids"),
         ),
         "hide": (0 <= v["hide"] <= 1, "a probability, from 0 to 1"),

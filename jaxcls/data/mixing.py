@@ -1,4 +1,8 @@
-"""Mixing images of a batch with one another, on the device: (rng, batch) -> batch."""
+"""Mixing images of a batch with one another, on the device: (rng, batch) -> batch.
+
+As published, mixup, CutMix and FMix draw one weight, one box, one mask for all images of a batch;
+`mix.each` draws them for each image.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,7 +19,15 @@ Array = jax.Array
 Batch = dict[str, Array]
 
 # The values of config.mix that mean "not set", of what not every choice of kinds takes.
-DEFAULTS = {"prob": 1.0, "weights": (1.0, 1.0, 1.0), "decay_power": 3.0, "max_soft": 0.0}
+DEFAULTS = {
+    "prob": 1.0,
+    "each": False,
+    "weights": (1.0, 1.0, 1.0),
+    "decay_power": 3.0,
+    "max_soft": 0.0,
+}
+ALPHAS = (1e-3, 1e3)  # beyond, Beta(alpha, alpha) is 0 or 1, or is 1/2
+MAX_DECAY = 8.0  # amplitudes are still finite in float32
 
 
 def make(
@@ -24,53 +36,67 @@ def make(
     cutmix: float,
     fmix: float,
     prob: float,
+    each: bool,
     weights: Sequence[float],
     decay_power: float,
     max_soft: float,
     group: int | None = None,
+    images: int | None = None,
 ) -> Callable[[Array, Batch], Batch] | None:
     """Returns the mixing of `config.mix`, or None where it is off.
 
     It maps normalised images and labels to {"image", "label", "label2": int32[B], "lam": f32[B]},
-    lam being the weight of `label`: the share of the image that comes from the row's own. A batch
-    is mixed in one way, drawn anew each time, with one lam; lam is 1 where it is not mixed at all.
+    lam being the weight of `label`: the share of the image that comes from the row's own; 1 where
+    it is not mixed at all. A batch is mixed in one way, drawn anew each time, with one lam and one
+    box or mask, as in the papers and their code; with `each` every image draws way, lam, box and
+    mask for itself. (FMix then sorts the pixels of every image, and where several are on, all ways
+    are computed for all images.)
 
     Args:
       mixup, cutmix, fmix: alpha of Beta(alpha, alpha), which lam of `blend`, `cut` and
         `cut_fourier` comes from; 0 is off.
-      prob: share of the batches that are mixed.
+      prob: share of the batches that are mixed; with `each`, of the images.
+      each: draw for each image, not for each batch.
       weights: of the three in the draw; those that are off do not count.
       decay_power, max_soft: of fmix.
       group: images that share BatchNorm statistics (`config.model.bn_group`), consecutive ones and
         on one device. Partners come from the same group: mixing needs no communication then, and
         statistics depend on no other images than without it. None: see `partners`.
+      images: of the batch, where it is known: whether it divides is then said here.
 
     Raises:
       ValueError: a value out of range, or one that is not used.
     """
     alphas = {"mixup": mixup, "cutmix": cutmix, "fmix": fmix}
     for key, alpha in alphas.items():
-        if not 0 <= alpha < math.inf:
-            raise ValueError(f"config.mix.{key} = {alpha}: write an alpha above 0, or 0.0 for none")
+        if alpha and not ALPHAS[0] <= alpha <= ALPHAS[1]:
+            raise ValueError(
+                f"config.mix.{key} = {alpha}: write an alpha from {ALPHAS[0]:g} to {ALPHAS[1]:g}, "
+                "or 0.0 for none"
+            )
     on = [key for key, alpha in alphas.items() if alpha]
-    takes = ["prob"] * bool(on) + ["weights"] * (len(on) > 1)
+    takes = ["prob", "each"] * bool(on) + ["weights"] * (len(on) > 1)
     takes += ["decay_power", "max_soft"] * bool(fmix)
-    values = {"prob": prob, "weights": tuple(weights)}
+    values = {"prob": prob, "each": each, "weights": tuple(weights)}
     values |= {"decay_power": decay_power, "max_soft": max_soft}
     refuse_unused("mix", " + ".join(on) or "no mixing", values, DEFAULTS, takes)
     if not on:
         return None
     if not 0 < prob <= 1:
         raise ValueError(f"config.mix.prob = {prob}: write a share of the batches, above 0 up to 1")
-    if len(weights) != 3 or not all(0 < w < math.inf for w in weights):
+    if len(weights) != 3 or not all(w > 0 for w in weights):
         raise ValueError(
             f"config.mix.weights = {tuple(weights)}: write three numbers above 0, for mixup, "
             "cutmix and fmix; an alpha of 0.0 turns one off"
         )
     if not 0 <= max_soft <= 0.5:
         raise ValueError(f"config.mix.max_soft = {max_soft}: write a share, from 0 to 0.5")
-    if not 0 <= decay_power < math.inf:
-        raise ValueError(f"config.mix.decay_power = {decay_power}: write a number of at least 0")
+    if not 0 <= decay_power <= MAX_DECAY:
+        raise ValueError(
+            f"config.mix.decay_power = {decay_power}: write a number from 0 to {MAX_DECAY:g}"
+        )
+    if images is not None:
+        _group_size(images, group)
 
     kinds = {
         "mixup": blend,
@@ -86,17 +112,27 @@ def make(
     functions = [kinds[key] for key in chances]
     alpha_of = np.array([alphas.get(key, 1) for key in chances], np.float32)
 
+    def mix_one(kind, rng, lam, image, other):
+        lam, image = jax.lax.switch(kind, functions, rng, lam, image[None], other[None])
+        return lam, image[0]
+
     def mix(rng: Array, batch: Batch) -> Batch:
         assert jnp.issubdtype(batch["image"].dtype, jnp.floating), "mix after normalising"
         rng_partner, rng_lam, rng_kind, rng_mask = jax.random.split(rng, 4)
         other = partners(rng_partner, batch, group)
         wide = jnp.promote_types(batch["image"].dtype, jnp.float32)
         images = batch["image"].astype(wide), other["image"].astype(wide)
-        kind = (jax.random.uniform(rng_kind, (), jnp.float32) >= ends).sum(dtype=jnp.int32)
+        draws = batch["label"].shape if each else ()
+        u = jax.random.uniform(rng_kind, draws, jnp.float32)
+        kind = (u[..., None] >= ends).sum(-1, dtype=jnp.int32)
         alpha = jnp.array(alpha_of)[kind]
-        # One lam for the batch, as in the papers' code; float32 draws in every precision.
+        # float32 draws in every precision
         lam = jax.random.beta(rng_lam, alpha, alpha, dtype=jnp.float32)
-        lam, image = jax.lax.switch(kind, functions, rng_mask, lam, *images)
+        if each:
+            keys = jax.random.split(rng_mask, len(batch["label"]))
+            lam, image = jax.vmap(mix_one)(kind, keys, lam, *images)
+        else:
+            lam, image = jax.lax.switch(kind, functions, rng_mask, lam, *images)
         return {
             **batch,
             "image": image,
@@ -182,7 +218,18 @@ def partners(rng: Array, batch: Batch, group: int | None) -> Batch:
     Raises:
       ValueError: the batch does not divide into groups, or a group is a single image.
     """
-    images = len(batch["label"])
+    group = _group_size(len(batch["label"]), group)
+    places = jax.random.randint(rng, (), 1, group, dtype=jnp.int32)
+
+    def rotate(x):
+        grouped = x.reshape(-1, group, *x.shape[1:])
+        return jnp.roll(grouped, -places, axis=1).reshape(x.shape)
+
+    return {"image": rotate(batch["image"]), "label": rotate(batch["label"])}
+
+
+def _group_size(images: int, group: int | None) -> int:
+    """Returns how many consecutive images of a batch are partners of one another."""
     if group is None:
         divisor = math.gcd(images, 8)
         group = divisor if divisor > 1 else images
@@ -191,10 +238,4 @@ def partners(rng: Array, batch: Batch, group: int | None) -> Batch:
             f"config.mix needs whole groups of at least 2 images to mix: a batch of {images} "
             f"cannot be divided into groups of {group} (config.model.bn_group)"
         )
-    places = jax.random.randint(rng, (), 1, group, dtype=jnp.int32)
-
-    def rotate(x):
-        grouped = x.reshape(-1, group, *x.shape[1:])
-        return jnp.roll(grouped, -places, axis=1).reshape(x.shape)
-
-    return {"image": rotate(batch["image"]), "label": rotate(batch["label"])}
+    return group

@@ -35,6 +35,8 @@ DEFAULTS = {
     "shift": 0,
 }
 
+MAX_SIDE = 16384  # pixels; OpenCV resizes to less than 32768
+
 cv2.setNumThreads(0)  # images are what runs in parallel here; threads inside each only compete
 
 
@@ -89,8 +91,8 @@ def make(
     choose("config.image.interpolation", interpolation, INTERPOLATION)
     choose("config.image.scaled_decode", scaled_decode, ("never", "train", "always"))
     _check(size, eval_size, eval_resize, shift, len(mean))
-    _check_range("crop_scale", crop_scale, 1.0)
-    _check_range("crop_ratio", crop_ratio, math.inf)
+    _check_range("crop_scale", crop_scale, (0.0, 1.0))
+    _check_range("crop_ratio", crop_ratio, (1e-3, 1e3))
     common = {"channels": len(mean), "exif": exif}
     if not train:
         interpolation = "bilinear" if interpolation == "random" else interpolation
@@ -118,11 +120,12 @@ def make(
 
 
 def _check(size: int, eval_size: int, eval_resize: int, shift: int, channels: int) -> None:
-    if size < 1:
-        raise ValueError(f"config.image.size = {size}: write a number of pixels above 0")
+    check_size(size)
     for key, value in (("eval_size", eval_size), ("eval_resize", eval_resize), ("shift", shift)):
         if value < 0:
             raise ValueError(f"config.image.{key} = {value} is negative")
+        if value > MAX_SIDE:
+            raise ValueError(f"config.image.{key} = {value}: write at most {MAX_SIDE} pixels")
     if shift >= size:
         raise ValueError(f"config.image.shift = {shift} moves all {size} pixels out of the image")
     if eval_resize and (eval_size or size) > eval_resize:
@@ -136,11 +139,20 @@ def _check(size: int, eval_size: int, eval_resize: int, shift: int, channels: in
         )
 
 
-def _check_range(key: str, values: Sequence[float], most: float) -> None:
-    if len(values) != 2 or not 0 < values[0] <= values[1] <= most:
-        limit = f" <= {most:g}" if most < math.inf else ""
+def check_size(size: int) -> None:
+    """Refuses sizes of images that are none."""
+    if size < 1:
+        raise ValueError(f"config.image.size = {size}: write a number of pixels above 0")
+    if size > MAX_SIDE:
+        raise ValueError(f"config.image.size = {size}: write at most {MAX_SIDE} pixels")
+
+
+def _check_range(key: str, values: Sequence[float], limits: tuple[float, float]) -> None:
+    least, most = limits
+    if len(values) != 2 or not (0 < values[0] <= values[1] <= most and least <= values[0]):
         raise ValueError(
-            f"config.image.{key} = {values}: write (low, high), 0 < low <= high{limit}"
+            f"config.image.{key} = {values}: write (low, high), {least:g} "
+            f"{'<=' if least else '<'} low <= high <= {most:g}"
         )
 
 

@@ -84,16 +84,35 @@ class Order:
 
     def _resample(self, visits: int, epoch: int) -> np.ndarray:
         """Returns the images of an epoch, class by class."""
+        counts = self._counts(visits, np.array([epoch]))[0]
+        before = self._before(visits, epoch)
+        walks = map(self._walk, range(len(counts)), before.tolist(), counts.tolist())
+        return np.concatenate(list(walks))
+
+    def _counts(self, visits: int, epochs: np.ndarray) -> np.ndarray:
+        """Returns how often each class is visited in each epoch, int64 [E, C]; rows sum up."""
         weights = WEIGHTS[self.sampling](np.array([len(c) for c in self._classes], float))
         ends = np.concatenate([[0], np.cumsum(weights)])
         ends = visits * ends / ends[-1]  # class c has the positions from ends[c] to ends[c + 1]
+        edges = np.floor(ends + (epochs * GOLDEN % 1)[:, None]).astype(np.int64)
+        edges = np.clip(edges, 0, visits)
+        edges[:, 0], edges[:, -1] = 0, visits  # whatever was rounded
+        return np.diff(edges)
 
-        def counts(epoch):
-            return np.diff(np.floor(ends + epoch * GOLDEN % 1).astype(np.int64))
+    def _before(self, visits: int, epoch: int) -> np.ndarray:
+        """Returns how often each class was visited before an epoch, int64 [C]."""
+        known = max((e for e in self._sums if e <= epoch), default=0)
+        total = self._sums.get(known, np.zeros(len(self._classes), np.int64))
+        for start in range(known, epoch, 1024):  # the next epoch mostly; many after a resume
+            epochs = np.arange(start, min(start + 1024, epoch))
+            total = total + self._counts(visits, epochs).sum(0)
+        self._sums.clear()
+        self._sums[epoch] = total
+        return total
 
-        before = sum(map(counts, range(epoch)), np.zeros(len(weights), np.int64))
-        walks = map(self._walk, range(len(weights)), before.tolist(), counts(epoch).tolist())
-        return np.concatenate(list(walks))
+    @functools.cached_property
+    def _sums(self) -> dict[int, np.ndarray]:
+        return {}
 
     def _walk(self, number: int, start: int, length: int) -> np.ndarray:
         """Returns the visits `start` to `start + length` - 1 to the images of a class."""
@@ -138,13 +157,16 @@ def subset(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
         raise ValueError(f"config.data.fraction = {fraction}: write a share above 0, at most 1.0")
     chosen = []
     for label, images in by_class(labels).items():
-        order = permutation(len(images), (seed, label % 2**64), SUBSET)
+        order = permutation(len(images), (seed, label), SUBSET)
         chosen.append(images[order[: max(round(fraction * len(images)), 1)]])
     return np.sort(np.concatenate(chosen))
 
 
 def by_class(labels: np.ndarray) -> dict[int, np.ndarray]:
-    """Returns {label: the numbers of its images, ascending} of the labels that occur."""
+    """Returns {label: the numbers of its images, ascending} of the labels that occur.
+
+    Negative ones, of records that cannot be read, are left out.
+    """
     values, counts = np.unique(labels, return_counts=True)
     images = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
-    return dict(zip(values.tolist(), images))
+    return {label: of for label, of in zip(values.tolist(), images) if label >= 0}

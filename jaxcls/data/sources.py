@@ -12,14 +12,18 @@ It pickles (files are opened late) and may be read from several threads at once.
 """
 
 import dataclasses
+import errno
 import functools
 import glob
 import hashlib
+import importlib
 import json
+import logging
 import os
 import re
 import struct
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,11 +34,23 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxcls.config import check_seed, choose, refuse_unused
-from jaxcls.data.decode import BadImage
+from jaxcls.data.decode import SUFFIXES, BadImage
+from jaxcls.data.ops import check_size
 from jaxcls.data.sampling import WEIGHTS, subset
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 CLASSES_FILE = "classes.txt"  # beside lists and records: one class name per line, in label order
+
+# What systems and programs leave among images, in lower case; besides names that begin with a dot.
+LITTER = {
+    *("__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information"),
+    *("#recycle", "#snapshot", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini"),
+}
+MAX_CLASSES = 10_000_000
+MAX_IMAGES = 2**31 - 1
+MAX_LABEL = 2**31 - 2
+SHOWN = 5  # names of each kind in a message
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -55,7 +71,7 @@ DEFAULTS = {
     "eval": "",
     "eval_fraction": 0.0,
     "delimiter": " ",
-    "name": "",
+    "name": "imagenet2012",
     "num_train": 0,
     "num_eval": 0,
     "num_classes": 0,
@@ -123,6 +139,10 @@ def open(
     choose("config.data.on_bad_image", on_bad_image, ("error", "skip"))
     choose("config.data.sampling", sampling, WEIGHTS)
     choose("config.data.cache", cache, CACHES)
+    if max_bad_images < 0:
+        raise ValueError(
+            f"config.data.max_bad_images = {max_bad_images}: write a number of at least 0"
+        )
     values = {
         "root": root,
         "train": train,
@@ -141,9 +161,18 @@ def open(
     arguments = {key: values[key] for key in TAKES[source]}
     if source == "fake":
         arguments["image_size"] = image_size
+    if source in ("list", "array_record", "tfds"):
+        arguments["max_bad_images"] = max_bad_images if on_bad_image == "skip" else None
     if fraction == 1 and fraction_seed:
         raise ValueError(f"config.data.fraction_seed = {fraction_seed}: not used by fraction = 1.0")
     train_source, eval_source = OPEN[source](**arguments)
+    if len(train_source.class_names) < 2:
+        raise ValueError(
+            f"config.data: there is one class only, {train_source.class_names[0]!r}, and nothing "
+            f"to tell it from: {SECOND_CLASS[source]}"
+        )
+    if eval_source is not None:
+        _report_classes(train_source, eval_source)
     if fraction != 1:
         indices = subset(train_source.labels, fraction, fraction_seed)
         train_source = Subset(train_source, indices)
@@ -157,6 +186,43 @@ def open(
         repeats=repeats,
         cache=cache,
     )
+
+
+# Where a second class comes from.
+SECOND_CLASS = {
+    "folder": "every class of images needs a sub-folder of its own in config.data.root (or train)",
+    "list": "write the labels 0, 1, ... in the list, or set config.data.num_classes",
+    "array_record": f"{CLASSES_FILE} has one class in each line",
+    "tfds": "choose another set",
+    "fake": "write config.data.num_classes of at least 2",
+}
+
+
+def _report_classes(train: Source, evaluation: Source) -> None:
+    """Says which classes have images in one of the two only, where labels need no reading."""
+    if not isinstance(train, Files):
+        return
+    count = len(train.class_names)
+    there = [np.bincount(s.labels, minlength=count) > 0 for s in (train, evaluation)]
+    for what, missing in (
+        ("evaluation", there[0] & ~there[1]),
+        ("training", there[1] & ~there[0]),
+    ):
+        names = [train.class_names[i] for i in np.flatnonzero(missing).tolist()]
+        if names:
+            log.warning("%d of %d classes have no %s images: %s", len(names), count, what,
+                        _some(names))  # fmt: skip
+
+
+def _some(names: Sequence[str]) -> str:
+    """Returns the first names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def printable(name: str) -> str:
+    """Returns a file name that can be printed and stored: bytes that are not UTF-8 as \\xff."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -278,6 +344,10 @@ def open_fake(
     for key, value in counts.items():
         if value < 1:
             raise ValueError(f"config.data.{key} = {value}: the fake source needs a number above 0")
+        most = MAX_CLASSES if key == "num_classes" else MAX_IMAGES
+        if value > most:
+            raise ValueError(f"config.data.{key} = {value}: write at most {most}")
+    check_size(image_size)
     shape = (8, image_size, image_size, 3)
     images = np.random.Generator(np.random.PCG64(0)).integers(0, 256, shape, np.uint8)
     names = tuple(map(str, range(num_classes)))
@@ -310,9 +380,13 @@ class Files:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        path = os.path.join(self.root, self.paths[index])
-        name = f"{path} ({self.listed}:{self.lines[index]})" if self.listed else path
+        path, name = os.path.join(self.root, self.paths[index]), self.name(index)
         return {"image": _read(path, name), "label": int(self.labels[index]), "name": name}
+
+    def name(self, index: int) -> str:
+        """Returns what messages call an image."""
+        path = printable(os.path.join(self.root, self.paths[index]))
+        return f"{path} ({self.listed}:{self.lines[index]})" if self.listed else path
 
 
 def _read(path: str, name: str) -> bytes:
@@ -320,8 +394,14 @@ def _read(path: str, name: str) -> bytes:
         return Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BadImage(f"{name}: no such file") from error
-    except (PermissionError, IsADirectoryError) as error:
+    except OSError as error:
+        if error.errno in NOT_THE_IMAGE:
+            raise ValueError(f"{name}: cannot read it: {error.strerror}") from error
         raise BadImage(f"{name}: cannot read it: {error.strerror}") from error
+
+
+# Every image would fail: too many open files, no memory.
+NOT_THE_IMAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def open_folder(
@@ -330,7 +410,8 @@ def open_folder(
     """Returns the images of `root/train/CLASS/...` and `root/eval/CLASS/...`.
 
     Classes are the sorted names of the sub-folders of the training folder. Inside a class folders
-    may be nested; hidden files and files that are no images by their suffix are left out.
+    may be nested. Hidden files and what systems leave behind (`LITTER`) are left out; so are files
+    that are no images by their ending, and how many is said.
 
     Args:
       root: the folder.
@@ -352,7 +433,7 @@ def open_folder(
     class_names = _subfolders(train_folder)
     if not class_names:
         raise ValueError(f"{train_folder} has no sub-folders: make one for each class of images")
-    images = {name: _images(train_folder / name) for name in class_names}
+    images = _images(train_folder, class_names)
     if eval_fraction:
         if eval_folder:
             raise ValueError(
@@ -368,14 +449,15 @@ def open_folder(
             )
         images = {name: sorted({*paths} - {*held_out[name]}) for name, paths in images.items()}
     elif eval_folder:
-        held_out = {name: _images(eval_folder / name) for name in _subfolders(eval_folder)}
-        unknown = sorted(held_out.keys() - images.keys())
+        folders = _subfolders(eval_folder)
+        unknown = sorted({*folders} - images.keys())
         if unknown:
             raise ValueError(
                 f"{eval_folder / unknown[0]}: {train_folder} has no class {unknown[0]!r}"
             )
-        if not held_out:
+        if not folders:
             raise ValueError(f"{eval_folder} has no sub-folders: it needs those of {train_folder}")
+        held_out = _images(eval_folder, folders)
     train_files = _files(train_folder, images, class_names)
     return train_files, _files(eval_folder, held_out, class_names) if eval_folder else None
 
@@ -400,41 +482,98 @@ def _split_folders(base: Path, train: str, eval: str) -> tuple[Path, Path | None
 def _directory(path: str | Path, key: str) -> Path:
     if not str(path):
         raise ValueError(f"config.data.{key} is not set: name a folder")
-    path = Path(path)
-    if not path.is_dir():
-        raise ValueError(f"{path}: no such folder (config.data.{key})")
-    return path
+    path = Path(path).expanduser()
+    try:
+        if path.stat() and path.is_dir():
+            return path
+        reason = "not a folder"
+    except (FileNotFoundError, ValueError):  # ValueError: a NUL in it
+        reason = "no such folder"
+    except OSError as error:
+        reason = error.strerror
+    raise ValueError(f"{path}: {reason} (config.data.{key})")
+
+
+def _is_litter(name: str) -> bool:
+    return name[0] == "." or name.lower() in LITTER
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry]:
+    """Returns what is in a folder, sorted, without `LITTER`."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((e for e in entries if not _is_litter(e.name)), key=lambda e: e.name)
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot list it: {error.strerror}") from error
 
 
 def _subfolders(folder: Path) -> tuple[str, ...]:
-    with os.scandir(folder) as entries:
-        return tuple(sorted(e.name for e in entries if e.is_dir() and e.name[0] != "."))
+    return tuple(e.name for e in _entries(folder) if _is_folder(e))
 
 
-def _images(folder: Path) -> list[str]:
-    """Returns the sorted paths of a class's images, relative to the folder of its class's folder.
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, a broken mount
+        return False
+
+
+def _images(folder: Path, classes: Sequence[str]) -> dict[str, list[str]]:
+    """Returns {class: the sorted paths of its images, relative to `folder`}; says what it leaves.
 
     Raises:
-      ValueError: there are none.
+      ValueError: a class has none.
     """
-    paths = []
-    for directory, subdirectories, names in os.walk(folder, onerror=_raise, followlinks=True):
-        subdirectories[:] = [name for name in subdirectories if name[0] != "."]
-        images = [n for n in names if n[0] != "." and n.lower().endswith(IMAGE_SUFFIXES)]
-        paths += [os.path.relpath(os.path.join(directory, n), folder.parent) for n in images]
-    if not paths:
-        raise ValueError(f"{folder}: the class {folder.name!r} has no images")
-    return sorted(paths)
+    left, images = Counter(), {}
+    for name in classes:
+        before = left.total()
+        found = _walk(os.path.join(folder, name), left, _ancestors(folder))
+        images[name] = sorted(os.path.relpath(path, folder) for path in found)
+        if not images[name]:
+            others = left.total() - before
+            raise ValueError(
+                f"{folder / name}: the class {printable(name)!r} has no images"
+                + (f", of {others} files none is one by its ending" if others else "")
+            )
+    if left:
+        kinds = [f"{count} {ending or 'without one'}" for ending, count in left.most_common()]
+        log.warning("%s: left out %d files that are no images by their ending: %s", folder,
+                    left.total(), _some(kinds))  # fmt: skip
+    if loose := sum(e.name.lower().endswith(SUFFIXES) for e in _entries(folder)):
+        log.warning("%s: left out %d images that are not in the folder of a class", folder, loose)
+    return images
 
 
-def _raise(error: OSError) -> None:
-    raise error
+def _walk(folder: str, left: Counter, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+    """Yields the images below a folder; counts in `left` the endings of other files.
+
+    Args:
+      above: the folders that it is in. A link that leads back to one of them is not followed.
+    """
+    waiting = [(folder, above)]
+    while waiting:
+        folder, above = waiting.pop()
+        status = os.stat(folder)
+        if (here := (status.st_dev, status.st_ino)) in above:
+            continue
+        for entry in _entries(folder):
+            if _is_folder(entry):
+                waiting.append((entry.path, above | {here}))
+            elif entry.name.lower().endswith(SUFFIXES):
+                yield entry.path
+            else:
+                left[os.path.splitext(entry.name)[1].lower()] += 1
+
+
+def _ancestors(folder: Path) -> frozenset[tuple[int, int]]:
+    path = Path(os.path.realpath(folder))
+    return frozenset((s.st_dev, s.st_ino) for s in map(os.stat, (path, *path.parents)))
 
 
 def _hold_out(paths: Sequence[str], fraction: float) -> list[str]:
     """Returns a share of the paths, those with the least hashes: adding files moves few others."""
     count = min(max(round(fraction * len(paths)), 1), len(paths) - 1)
-    ranked = sorted(paths, key=lambda p: hashlib.sha256(Path(p).as_posix().encode()).digest())
+    ranked = sorted(paths, key=lambda p: hashlib.sha256(os.fsencode(Path(p).as_posix())).digest())
     return sorted(ranked[:count])
 
 
@@ -445,16 +584,23 @@ def _files(folder: Path, images: dict[str, list[str]], class_names: tuple[str, .
         root=str(folder),
         paths=tuple(path for paths in images.values() for path in paths),
         labels=np.repeat(np.array([label[n] for n in images], np.int32), counts),
-        class_names=class_names,
+        class_names=tuple(map(printable, class_names)),
     )
 
 
 def open_list(
-    *, root: str, train: str, eval: str, delimiter: str, num_classes: int
+    *,
+    root: str,
+    train: str,
+    eval: str,
+    delimiter: str,
+    num_classes: int,
+    max_bad_images: int | None = None,
 ) -> tuple[Files, Files | None]:
     """Returns the images of PaddleClas's list files, a line of which is `relative/path label`.
 
     Class names are those of `root/classes.txt` where it exists, otherwise the labels themselves.
+    Paths may be absolute, and have Windows' backslashes. All are looked for right away.
 
     Args:
       root: the folder that paths and list files are relative to.
@@ -462,14 +608,20 @@ def open_list(
       eval: list of evaluation images; "": "val_list.txt" where there is one.
       delimiter: between path and label; the last one in the line counts.
       num_classes: 0: largest label of `train` + 1, or as many as `root/classes.txt` names.
+      max_bad_images: so many of a list may be missing, which is said. None: none.
 
     Raises:
-      ValueError: a missing list, or a line (named) whose label is missing, not a number or not
-        below the number of classes. Images are looked for only when they are read.
+      ValueError: a missing list; a line (named) whose label is missing, not a number, not below the
+        number of classes or far above the number of images; missing images (the first one named).
     """
     base = _directory(root, "root")
     if not delimiter:
         raise ValueError("config.data.delimiter is empty: write what is between path and label")
+    if not 0 <= num_classes <= MAX_CLASSES:
+        raise ValueError(
+            f"config.data.num_classes = {num_classes}: write a number up to {MAX_CLASSES}, or 0 "
+            "for the largest label + 1"
+        )
     names = _read_class_names(base)
     if names and num_classes and len(names) != num_classes:
         raise ValueError(
@@ -477,19 +629,91 @@ def open_list(
             f"config.data.num_classes = {num_classes}"
         )
     count = num_classes or len(names)
-    train_rows = _read_list(base / (train or "train_list.txt"), "train", delimiter, count)
-    count = count or int(train_rows[1].max()) + 1
+    train_list, eval_list = base / (train or "train_list.txt"), base / (eval or "val_list.txt")
+    rows = _read_list(train_list, "train", delimiter, count)
+    count = count or _count_classes(train_list, *rows[1:])
     names = names or tuple(map(str, range(count)))
 
     def files(listed: Path, rows: tuple[tuple[str, ...], np.ndarray, np.ndarray]) -> Files:
         paths, labels, lines = rows
-        return Files(str(base), paths, labels, names, str(listed), lines)
+        found = Files(str(base), paths, labels, names, str(listed), lines)
+        return _looked_for(found, max_bad_images)
 
-    train_files = files(base / (train or "train_list.txt"), train_rows)
-    eval_list = base / (eval or "val_list.txt")
     if not eval and not eval_list.is_file():
-        return train_files, None
-    return train_files, files(eval_list, _read_list(eval_list, "eval", delimiter, count))
+        return files(train_list, rows), None
+    eval_rows = _read_list(eval_list, "eval", delimiter, count)
+    return files(train_list, rows), files(eval_list, eval_rows)
+
+
+def _count_classes(path: Path, labels: np.ndarray, lines: np.ndarray) -> int:
+    """Returns the largest label + 1.
+
+    Raises:
+      ValueError: that is more than 10 times the number of images, a slip rather than a label.
+    """
+    count = int(labels.max()) + 1
+    if count > 10 * len(labels):
+        raise ValueError(
+            f"{path}:{lines[labels.argmax()]}: the label {count - 1} makes {count} classes of "
+            f"{len(labels)} images: if that is right, set config.data.num_classes = {count}"
+        )
+    return count
+
+
+def _looked_for(files: Files, max_bad_images: int | None) -> Files:
+    """Returns the files of a list, those that are only there with / for \\ under that name.
+
+    Raises:
+      ValueError: too many are missing, see `open_list`.
+    """
+    missing = _missing(files.root, files.paths)
+    if os.sep == "/" and any("\\" in files.paths[i] for i in missing):
+        paths = list(files.paths)
+        for i in missing:
+            paths[i] = paths[i].replace("\\", "/")
+        slashed = {*missing} - {*_missing(files.root, paths)}
+        paths = [path if i in slashed else files.paths[i] for i, path in enumerate(paths)]
+        files = dataclasses.replace(files, paths=tuple(paths))
+        missing = [i for i in missing if i not in slashed]
+    if not missing:
+        return files
+    said = f"{files.name(missing[0])}: no such file"
+    if len(missing) > 1:
+        said += f", and {len(missing) - 1} more of the {len(files)} listed images are missing"
+    if len(missing) == len(files):
+        raise ValueError(f"{said}: paths are relative to config.data.root = {files.root}")
+    if max_bad_images is None:
+        raise ValueError(f'{said}: write config.data.on_bad_image = "skip" to do without')
+    if len(missing) > max_bad_images:
+        raise ValueError(f"{said}; config.data.max_bad_images = {max_bad_images}")
+    log.warning("%s; it will be skipped" if len(missing) == 1 else "%s; they will be skipped", said)
+    return files
+
+
+def _missing(root: str, paths: Sequence[str]) -> list[int]:
+    """Returns the numbers of the paths that are no files, ascending.
+
+    Lists each folder once, which takes a fraction of the time of asking for each file.
+    """
+    folders = [os.path.dirname(path) for path in paths]
+    unique = sorted({*folders})
+    with ThreadPoolExecutor(16) as pool:
+        names = dict(zip(unique, pool.map(lambda f: _file_names(os.path.join(root, f)), unique)))
+        unseen = [
+            i for i, (folder, path) in enumerate(zip(folders, paths))
+            if os.path.basename(path) not in names[folder]
+        ]  # fmt: skip
+        # The system's own word: names may differ in case, folders be closed to listing.
+        found = pool.map(lambda i: os.path.isfile(os.path.join(root, paths[i])), unseen)
+        return [i for i, is_file in zip(unseen, found) if not is_file]
+
+
+def _file_names(folder: str) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {e.name for e in entries if not e.is_symlink() and e.is_file()}
+    except OSError:
+        return set()
 
 
 def _read_class_names(folder: Path) -> tuple[str, ...]:
@@ -497,10 +721,24 @@ def _read_class_names(folder: Path) -> tuple[str, ...]:
     path = folder / CLASSES_FILE
     if not path.is_file():
         return ()
-    names = tuple(path.read_text(encoding="utf-8").splitlines())
+    names = tuple(_read_text(path).splitlines())
     if not names or not all(names):
         raise ValueError(f"{path}: write one class name in each line, and no empty line")
+    if len(names) > MAX_CLASSES:
+        raise ValueError(f"{path} has {len(names)} lines, more than {MAX_CLASSES}")
     return names
+
+
+def _read_text(path: Path) -> str:
+    """Returns the text of a file in UTF-8, its line ends as \\n; other bytes as in file names."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read it: {error.strerror}") from error
+    if b"\0" in data:
+        raise ValueError(f"{path} is not a text file in UTF-8: there are zero bytes in it")
+    text = data.decode("utf-8-sig", errors="surrogateescape")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _read_list(
@@ -509,30 +747,27 @@ def _read_list(
     """Returns paths, labels and line numbers. num_classes = 0: labels have no upper limit."""
     if not path.is_file():
         raise ValueError(f"{path}: no such list file (config.data.{key}, relative to root)")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a text file in UTF-8: {error.reason}") from error
     paths, labels, lines = [], [], []
-    for number, line in enumerate(text.split("\n"), start=1):
-        line = line.rstrip("\r")
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         image, found, label = line.rstrip().rpartition(delimiter)
         if not found or not image.strip():
             raise ValueError(
-                f"{path}:{number}: no label after the delimiter {delimiter!r} in {line!r}"
+                f"{path}:{number}: no label after the delimiter {delimiter!r} in {_quoted(line)}"
             )
-        if not re.fullmatch(r"\s*[+-]?[0-9]+\s*", label):
-            raise ValueError(f"{path}:{number}: the label {label!r} is not a whole number")
+        # int() refuses numbers of more than 4,300 digits
+        if not re.fullmatch(r"\s*[+-]?[0-9]{1,100}\s*", label):
+            raise ValueError(f"{path}:{number}: the label {_quoted(label)} is not a whole number")
         value = int(label)
-        limit = num_classes or 2**31
+        limit = num_classes or MAX_LABEL + 1
         if not 0 <= value < limit:
             raise ValueError(
                 f"{path}:{number}: the label {value} is out of range: there are "
                 f"{num_classes} classes, 0 to {num_classes - 1}"
                 if num_classes
                 else f"{path}:{number}: the label {value} is out of range: labels begin with 0"
+                f" and go up to {MAX_LABEL}"
             )
         paths.append(image.rstrip())
         labels.append(value)
@@ -540,6 +775,11 @@ def _read_list(
     if not paths:
         raise ValueError(f"{path}: the list is empty")
     return tuple(paths), np.array(labels, np.int32), np.array(lines, np.int32)
+
+
+def _quoted(text: str) -> str:
+    """Returns a part of a file as a message quotes it."""
+    return repr(printable(text if len(text) <= 80 else text[:77] + "..."))
 
 
 # -- ArrayRecord -----------------------------------------------------------------------------------
@@ -571,47 +811,103 @@ def unpack_record(record: bytes) -> dict[str, Any]:
         header = json.loads(record[_LENGTH.size : end])
         if "shape" in header:
             image = np.frombuffer(record, np.uint8, offset=end).reshape(header["shape"])
+            if image.ndim != 3 or image.shape[2] not in (1, 3) or not image.size:
+                raise ValueError(image.shape)
         else:
             image = record[end:]
         return {"image": image, "label": int(header["label"]), "name": str(header["name"])}
-    except (struct.error, ValueError, KeyError, TypeError) as error:
-        raise ValueError("not a record of data_prep/folder_to_array_record.py") from error
+    except (struct.error, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as e:
+        raise ValueError("not a record of data_prep/folder_to_array_record.py") from e
+
+
+def array_record_module(name: str) -> Any:
+    """Returns a module of the package array-record.
+
+    Raises:
+      ValueError: it is not there.
+    """
+    try:
+        return importlib.import_module(f"array_record.python.{name}")
+    except ImportError as error:
+        raise ValueError(
+            "ArrayRecord files need the package array-record, which is not there (it has no "
+            'version for Windows): use images as files, config.data.source = "folder" or "list"'
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Records:
-    """Images in ArrayRecord files."""
+class _InRecords:
+    """Records, read by their number; what cannot be read of them is a `BadImage`."""
 
+    records: Any  # a data source of array_record or TFDS: opens files late, pickles
     files: tuple[str, ...]
-    records: Any  # array_record's data source: opens files late, pickles
+    ends: np.ndarray  # int [number of files]: records up to the end of each
+    first: np.ndarray  # int [number of files]: number in its file of the first record
     class_names: tuple[str, ...]
+    max_bad_images: int | None  # for labels; None: one that cannot be read is an error
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """Labels, which are read; -1 where that is not possible."""
+
+        def label(index):
+            try:
+                return self[index]["label"], ""
+            except BadImage as error:
+                if self.max_bad_images is None:
+                    raise
+                return -1, str(error)
+
+        labels, errors = zip(*for_all(label, len(self), "reading labels"))
+        if errors := [*filter(None, errors)]:
+            said = f"the labels of {len(errors)} records cannot be read, the first: {errors[0]}"
+            if len(errors) > self.max_bad_images:
+                raise ValueError(f"{said}; config.data.max_bad_images = {self.max_bad_images}")
+            log.warning("%s", said)
+        return np.array(labels)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def place(self, index: int) -> str:
+        """Returns which record of which file an image is, for messages."""
+        file = int(np.searchsorted(self.ends, index, side="right"))
+        begin = self.ends[file - 1] if file else 0
+        return f"record {index - begin + self.first[file]} of {self.files[file]}"
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            return self._item(index, self.records[index])
+        except MemoryError:
+            raise
+        except Exception as error:  # what its C++ and TFDS raise depends on the damage
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise BadImage(f"{self.place(index)}: {reason}") from error
+
+
+class Records(_InRecords):
+    """Images in ArrayRecord files of data_prep/folder_to_array_record.py."""
 
     @property
     def identity(self) -> dict[str, str]:
         files = [(Path(file).name, os.path.getsize(file)) for file in self.files]
         return {"images": digest([files, len(self)])}
 
-    @functools.cached_property
-    def labels(self) -> np.ndarray:
-        return np.array(list(for_all(lambda i: self[i]["label"], len(self), "reading labels")))
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        try:
-            return unpack_record(self.records[index])
-        except ValueError as error:
-            raise ValueError(f"record {index} of {self.files[0]}, ...: {error}") from error
+    def _item(self, index: int, record: bytes) -> dict[str, Any]:
+        return unpack_record(record)
 
 
-def open_array_record(*, root: str, train: str, eval: str) -> tuple[Records, Records | None]:
+def open_array_record(
+    *, root: str, train: str, eval: str, max_bad_images: int | None = None
+) -> tuple[Records, Records | None]:
     """Returns the images of ArrayRecord files that `data_prep/folder_to_array_record.py` wrote.
 
     Args:
       root: their folder, with `classes.txt`.
       train: pattern of the files of training images; "": "train*.array_record".
       eval: pattern of the files of evaluation images; "": "val*.array_record" where there are some.
+      max_bad_images: of so many files that cannot be opened at all, cut short say, each counts as
+        one unreadable image, and the others are used; that is said. None: they are an error.
 
     Raises:
       ValueError: no files, a missing shard, no class names, a file that is no ArrayRecord.
@@ -626,7 +922,8 @@ def open_array_record(*, root: str, train: str, eval: str) -> tuple[Records, Rec
         raise ValueError(f"{base / (train or 'train*.array_record')}: no such files")
     if eval and not eval_files:
         raise ValueError(f"{base / eval}: no such files (config.data.eval)")
-    return _records(train_files, names), _records(eval_files, names) if eval_files else None
+    train_records = _records(train_files, names, max_bad_images)
+    return train_records, _records(eval_files, names, max_bad_images) if eval_files else None
 
 
 def _shards(folder: Path, pattern: str) -> tuple[str, ...]:
@@ -649,68 +946,86 @@ def _shards(folder: Path, pattern: str) -> tuple[str, ...]:
     return files
 
 
-def _records(files: tuple[str, ...], names: tuple[str, ...]) -> Records:
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
+def _records(files: tuple[str, ...], names: tuple[str, ...], max_bad_images: int | None) -> Records:
+    reader = array_record_module("array_record_module").ArrayRecordReader
+    data_source = array_record_module("array_record_data_source").ArrayRecordDataSource
 
-    try:
-        records = ArrayRecordDataSource(files)
-    except Exception as error:  # what its C++ raises depends on the damage
-        raise ValueError(f"{files[0]}, ...: not ArrayRecord files: {error}") from error
-    if not len(records):
+    def count(file: str) -> tuple[int, str]:
+        try:
+            opened = reader(file)
+            records = opened.num_records()
+            opened.close()  # only now it raises
+            return records, ""
+        except Exception as error:  # what its C++ raises depends on the damage
+            # Stands for the file: reading this record will say what is wrong.
+            reason = f": {error}" if str(error) else ""
+            return 1, f"{file}: not an ArrayRecord file, or cut short{reason}"
+
+    with ThreadPoolExecutor(16) as pool:
+        counts, errors = zip(*pool.map(count, files))
+    if errors := [*filter(None, errors)]:
+        said = errors[0]
+        if len(errors) > 1:
+            said += f", and {len(errors) - 1} more of the {len(files)} files"
+        if max_bad_images is None or len(errors) == len(files):
+            raise ValueError(said)
+        if len(errors) > max_bad_images:
+            raise ValueError(f"{said}; config.data.max_bad_images = {max_bad_images}")
+        log.warning("%s; its images are missing", said)
+    if not sum(counts):
         raise ValueError(f"{files[0]}, ...: no records")
-    return Records(files, records, names)
+    parts = [f"{file}[0:{count}]" for file, count in zip(files, counts)]
+    return Records(
+        data_source(parts), files, np.cumsum(counts), np.zeros(len(files), int), names,
+        max_bad_images,
+    )  # fmt: skip
 
 
 # -- TensorFlow Datasets, without TensorFlow -------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Tfds:
+class Tfds(_InRecords):
     """Images of a split of a TFDS set, still encoded."""
 
     label: str  # "imagenet2012/train"
-    records: Any  # TFDS's data source: opens files late, pickles
-    class_names: tuple[str, ...]
     identity: dict[str, str]
 
-    @functools.cached_property
-    def labels(self) -> np.ndarray:
-        return np.array(list(for_all(lambda i: self[i]["label"], len(self), "reading labels")))
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        item = self.records[index]
+    def _item(self, index: int, record: dict[str, Any]) -> dict[str, Any]:
         name = f"{self.label}[{index}]"
-        if "file_name" in item:
-            name += f" {item['file_name'].decode(errors='replace')}"
-        return {"image": item["image"], "label": int(item["label"]), "name": name}
+        if "file_name" in record:
+            name += f" {record['file_name'].decode(errors='replace')}"
+        return {"image": record["image"], "label": int(record["label"]), "name": name}
 
 
-def open_tfds(*, root: str, train: str, eval: str, name: str) -> tuple[Tfds, Tfds | None]:
+def open_tfds(
+    *, root: str, train: str, eval: str, name: str, max_bad_images: int | None = None
+) -> tuple[Tfds, Tfds | None]:
     """Returns the images of a TFDS classification set, prepared in the array_record format.
 
     Args:
-      root: TFDS's data_dir; "": its default, ~/tensorflow_datasets.
+      root: TFDS's data_dir; "": its default, $TFDS_DATA_DIR or ~/tensorflow_datasets.
       train: split, such as "train[:90%]"; "": "train".
       eval: split; "": "validation" or else "test", where there is one.
       name: of the set, such as "imagenet2012" or "NAME/CONFIG:1.0.0".
+      max_bad_images: so many labels may be unreadable where all are needed; None: none.
 
     Raises:
       ValueError: the set is missing or prepared as tfrecord (with the command that prepares it), an
-        unknown split, or features without "image" and "label".
+        unknown split, a missing shard, or features without "image" and "label".
     """
     if not name:
         raise ValueError('config.data.name is not set: name a TFDS set, such as "imagenet2012"')
+    array_record_module("array_record_data_source")  # TFDS imports it when images are read
+    from tensorflow_datasets.core import constants
     from tensorflow_datasets.core.read_only_builder import builder_from_files
     from tensorflow_datasets.core.registered import DatasetNotFoundError
 
-    where = root or "~/tensorflow_datasets"
+    where = os.path.expanduser(root) or constants.DATA_DIR
     command = f"tfds build {name} --file_format=array_record --data_dir={where}"
     advice = f"prepare it with `{command}` (needs TensorFlow: pip install 'jaxcls[tf]')"
     try:
-        builder = builder_from_files(name, data_dir=root or None)
+        builder = builder_from_files(name, data_dir=where)
     except DatasetNotFoundError as error:
         raise ValueError(f"{where}: no prepared TFDS set {name!r}; {advice}") from error
     except Exception as error:  # what TFDS raises depends on the name and on the damage
@@ -728,10 +1043,11 @@ def open_tfds(*, root: str, train: str, eval: str, name: str) -> tuple[Tfds, Tfd
         )
     splits = builder.info.splits
     eval = eval or next((split for split in ("validation", "test") if split in splits), "")
-    return _split(builder, name, train or "train"), _split(builder, name, eval) if eval else None
+    train_split = _split(builder, name, train or "train", max_bad_images)
+    return train_split, _split(builder, name, eval, max_bad_images) if eval else None
 
 
-def _split(builder: Any, name: str, split: str) -> Tfds:
+def _split(builder: Any, name: str, split: str, max_bad_images: int | None) -> Tfds:
     from tensorflow_datasets import decode
 
     try:
@@ -741,8 +1057,19 @@ def _split(builder: Any, name: str, split: str) -> Tfds:
         raise ValueError(f"TFDS set {name!r}: no split {split!r}, choose from {known}") from error
     parts = builder.info.splits[split].file_instructions
     identity = digest([[Path(p.filename).name, p.skip, p.examples_in_shard, p.take] for p in parts])
-    class_names = tuple(builder.info.features["label"].names)
-    return Tfds(f"{name}/{split}", records, class_names, {"images": identity})
+    files = tuple(os.fspath(part.filename) for part in parts)
+    if missing := [file for file in files if not os.path.isfile(file)]:
+        raise ValueError(f"{missing[0]} is missing ({len(missing)} of {len(files)} files are)")
+    return Tfds(
+        records=records,
+        files=files,
+        ends=np.cumsum([part.take for part in parts]),
+        first=np.array([part.skip for part in parts]),
+        class_names=tuple(builder.info.features["label"].names),
+        max_bad_images=max_bad_images,
+        label=f"{name}/{split}",
+        identity={"images": identity},
+    )
 
 
 OPEN = {
