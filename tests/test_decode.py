@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 import pytest
 import simplejpeg
-from PIL import Image
+from PIL import Image, ImageOps
 
-from jaxcls.data.decode import BadImage, Part, decode
+from jaxcls.data.decode import FORMATS, BadImage, Part, decode
 
 RNG = np.random.default_rng(0)
 
@@ -114,6 +114,65 @@ def test_exif_orientation_is_a_choice(orientation, kind):
     ):
         assert pixels.shape == expected.shape
         assert np.abs(pixels - expected).max() <= 2
+
+
+def turned(orientation, kind="JPEG", xmp=False):
+    """Returns an image that says how it is turned, and its pixels upright, by Pillow."""
+    if xmp:
+        data = encode(photo(), kind, xmp=b'<x tiff:Orientation="%d"/>' % orientation)
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = encode(photo(), kind, exif=exif)
+    return data
+
+
+def assert_as_pillow(data):
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    pixels = decode(data).astype(int)
+    assert pixels.shape == (upright.height, upright.width, 3)
+    assert np.abs(pixels - np.asarray(upright)).max() <= 3
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_every_orientation_of_every_kind(kind):
+    if kind not in FORMATS:
+        pytest.skip(f"Pillow was built without {kind}")
+    for orientation in range(10):
+        assert_as_pillow(turned(orientation, kind))
+
+
+def test_orientation_wherever_it_stands_in_a_jpeg():
+    segment = b"\xff\xe2" + (60_000).to_bytes(2, "big") + bytes(59_998)
+    hidden = b"\xff\xe3" + (8).to_bytes(2, "big") + b"\xff\xda\xff\xda\xff\xda"  # no scan
+    for orientation in (1, 3, 5, 6):
+        for xmp in (False, True):
+            data = turned(orientation, xmp=xmp)
+            shape = (60, 40, 3) if orientation in (5, 6) else (40, 60, 3)
+            for before in (b"", segment, 5 * segment, hidden, segment + b"\xff\xff\xff"):
+                longer = data[:2] + before + data[2:]
+                assert_as_pillow(longer)
+                assert decode(longer).shape == shape
+
+
+def test_damaged_exif_does_no_harm():
+    data = turned(6)
+    begin, rng = data.index(b"Exif") + 6, np.random.default_rng(0)
+    shapes = set()
+    for _ in range(300):
+        damaged = bytearray(data)
+        for at in rng.integers(begin, begin + 26, 4):
+            damaged[at] = rng.integers(256)
+        shapes.add(decode(bytes(damaged)).shape)
+    assert shapes == {(40, 60, 3), (60, 40, 3)}
+
+
+def test_files_that_would_start_a_program_are_no_images():
+    """Pillow hands EPS to Ghostscript."""
+    data = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    assert Image.open(io.BytesIO(data)).format == "EPS"
+    with pytest.raises(BadImage, match="not an image that Pillow knows"):
+        decode(data)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])

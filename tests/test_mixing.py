@@ -399,11 +399,66 @@ def test_kinds_are_drawn_as_often_as_asked(options, want):
     )
 
 
+# A draw for each image
+
+
+def formula(batch, got):
+    """Returns which kind mixed each image, in float64 by the formulas: "" for none."""
+    x = batch["image"].astype(np.float64)
+    other, lam = x[got["label2"]], np.float64(got["lam"])
+    kinds = []
+    for mine, theirs, image, weight in zip(x, other, np.float64(got["image"]), lam):
+        taken = (image == theirs).all(-1)
+        if weight == 1:
+            np.testing.assert_array_equal(image, mine)
+            kinds.append("")
+        elif ((image == mine).all(-1) ^ taken).all():  # a mask, whose mean is the weight
+            np.testing.assert_allclose(weight, 1 - taken.mean(), atol=1e-6)
+            rectangle = np.outer(taken.any(1), taken.any(0))
+            kinds.append("cutmix" if (rectangle == taken).all() else "fmix")
+        else:
+            np.testing.assert_allclose(image, weight * mine + (1 - weight) * theirs, atol=1e-6)
+            kinds.append("mixup")
+    return kinds
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("group", [None, 16])
+def test_each_image_draws_for_itself(kind, group):
+    batch = normalised(n=64, size=12)
+    mix = jax.jit(make(group=group, each=True, **{kind: 1.0}))
+    for seed in range(3):
+        got = jax.tree.map(np.asarray, mix(jax.random.key(seed), batch))
+        assert set(formula(batch, got)) <= {kind, "", "cutmix"}  # a mask may happen to be a box
+        assert len(set(got["lam"].tolist())) > (32 if kind != "cutmix" else 16)
+        rows = np.arange(64)
+        assert (got["label2"] // (group or 8) == rows // (group or 8)).all()
+        assert (got["label2"] != rows).all()
+
+
+def test_weights_of_each_image_are_beta_distributed():
+    batch = {"image": jnp.zeros((N, 2, 2, 1)), "label": jnp.arange(N)}
+    lam = np.asarray(make(mixup=0.3, each=True)(jax.random.key(0), batch)["lam"])
+    assert stats.kstest(lam, stats.beta(0.3, 0.3).cdf).pvalue > 1e-4
+    assert abs(np.corrcoef(lam[1:], lam[:-1])[0, 1]) < 5 / N**0.5
+
+
+def test_kinds_of_each_image_are_drawn_as_often_as_asked():
+    batch = normalised(n=2000, size=12)
+    options = {"mixup": 9.0, "cutmix": 9.0, "fmix": 9.0, "prob": 0.8, "weights": (2.0, 1.0, 1.0)}
+    mix = jax.jit(make(each=True, **options))
+    kinds = formula(batch, jax.tree.map(np.asarray, mix(jax.random.key(0), batch)))
+    want = {"mixup": 800, "cutmix": 400, "fmix": 400, "": 400}
+    counts = [kinds.count(kind) for kind in want]
+    assert stats.chisquare(counts, list(want.values())).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("each_image", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_soft_labels_sum_to_one_and_give_the_loss(smoothing):
+def test_soft_labels_sum_to_one_and_give_the_loss(smoothing, each_image):
     classes, rng = 7, np.random.default_rng(0)
     objective = objectives.supervised(label_smoothing=smoothing, aux_weight=0.3)
-    mix = jax.jit(make(**ALL, prob=0.7))
+    mix = jax.jit(make(**ALL, prob=0.7, each=each_image))
     batch = normalised(n=16) | {"label": rng.integers(0, classes, 16).astype(np.int32)}
     seen = set()
     for seed in range(12):
@@ -419,7 +474,7 @@ def test_soft_labels_sum_to_one_and_give_the_loss(smoothing):
         np.testing.assert_allclose(loss, -(soft * log_p).sum(1).mean(), rtol=1e-6)
         right = hot[np.arange(16), logits.argmax(1)]
         np.testing.assert_allclose(metrics["top1_mixed"], right.mean(), rtol=1e-5, atol=1e-7)
-        seen.add(float(lam[0, 0]) == 1)
+        seen |= set((lam[:, 0] == 1).tolist())
     assert seen == {True, False}  # mixed batches and others
 
 
@@ -476,6 +531,7 @@ METHODS = {
         (None, {"mixup": 0.4}, ["cutout", "hide_and_seek"]),
         (16, {"cutmix": 1.0}, ["random_erasing"]),
         (4, ALL | {"prob": 0.9}, ["grid_mask"]),
+        (8, {"mixup": 0.4, "cutmix": 1.0, "prob": 0.9, "each": True}, []),
     ],
 )
 def test_eight_devices_give_what_one_gives(group, changes, methods):
@@ -513,6 +569,9 @@ def test_bad_alpha(key, alpha):
     ("changes", "message"),
     [
         ({"prob": 0.5}, "config.mix.prob: not used by 'no mixing'"),
+        ({"each": True}, "config.mix.each: not used by 'no mixing'"),
+        ({"mixup": 1e-9}, "config.mix.mixup = 1e-09: write an alpha from 0.001 to 1e"),
+        ({"fmix": 1.0, "decay_power": 300.0}, "config.mix.decay_power = 300.0: write a number fr"),
         ({"mixup": 0.2, "prob": 0.0}, "config.mix.prob = 0.0: write a share of the batches"),
         ({"mixup": 0.2, "prob": 1.1}, "config.mix.prob = 1.1"),
         ({"mixup": 0.2, "weights": (1.0, 2.0, 1.0)}, "config.mix.weights: not used by 'mixup'"),

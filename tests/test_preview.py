@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 import runs
-from PIL import Image, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from configs import augment
 from jaxcls import precision, program, steps
@@ -169,12 +169,35 @@ def test_every_tile_is_where_it_belongs(channels):
 
 def test_long_names_are_shortened():
     font = ImageFont.load_default(13)
-    assert preview.shortened("tench", 100, font) == "tench"
+    assert preview.shortened("tench", 100) == "tench"
     name = "Greater Swiss Mountain dog, a very large one"
-    short = preview.shortened(name, 150, font)
+    short = preview.shortened(name, 150)
     assert short.endswith("...")
     assert name.startswith(short[:-3])
     assert 130 < font.getlength(short) <= 150
+    assert preview.shortened("x" * 10**6, 100).endswith("xxx...")
+
+
+@pytest.mark.parametrize("fonts", [(), preview.FONT_FOLDERS])
+def test_names_of_any_script(fonts, monkeypatch):
+    """No two names look the same, as boxes or question marks do: letters, or else their numbers."""
+    for f in (preview._font, preview._system_fonts):
+        f.cache_clear()
+    monkeypatch.setattr(preview, "FONT_FOLDERS", fonts)
+    names = ["\u4e2d\u6587", "\u732b\u72d7", "\u0642\u0637", "\U0001f600", "\U0001f601", "a\nb"]
+    names += ["\xdc", "\xc4", "\u0416", "\udcff", "\u202e", "tench"]
+    looks = []
+    for name in names:
+        image = Image.new("L", (200, 20), "white")
+        preview.write(ImageDraw.Draw(image), (0, 0), name)
+        looks.append(image.tobytes())
+    assert len(set(looks)) == len(names)
+    if not fonts:
+        assert preview._width("\u4e2d") == preview._width(r"\u4e2d")
+        assert preview._width("a\nb") == preview._width(r"a\nb")
+    assert preview._width("tench") == ImageFont.load_default(13).getlength("tench")
+    for f in (preview._font, preview._system_fonts):
+        f.cache_clear()
 
 
 def test_large_images_are_made_smaller_and_keep_their_shape():

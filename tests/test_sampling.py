@@ -83,6 +83,45 @@ def test_each_class_gets_its_share(sampling, weight, batch_size):
             assert mine.max() - mine.min() <= 1  # its images equally often
 
 
+@pytest.mark.parametrize("sampling", ["balanced", "sqrt"])
+def test_positions_are_all_taken(sampling):
+    """Whatever is rounded: of digits the shares of "sqrt" summed up to less than the epoch."""
+    rng = np.random.default_rng(0)
+    for _ in range(1000):
+        sizes = np.ceil(10 ** rng.uniform(0, 3, rng.integers(1, 40))).astype(int)
+        labels = np.repeat(np.arange(len(sizes)), sizes)
+        batch_size = int(rng.integers(1, len(labels) + 1))
+        made = Order(len(labels), batch_size, 0, sampling, 1, labels)
+        visits = len(labels) // batch_size * batch_size
+        epochs = np.concatenate([np.arange(20), rng.integers(0, 10**9, 20)])
+        counts = made._counts(visits, epochs)
+        assert (counts >= 0).all()
+        assert (counts.sum(1) == visits).all()
+    labels = open_digits().train.labels
+    for batch_size in range(1, 130):
+        images = Order(898, batch_size, 0, sampling, 1, labels)(0)
+        assert images.shape == (898 // batch_size * batch_size,)
+    for repeats in (1, 2, 4, 32):
+        assert Order(898, 64, 0, sampling, repeats, labels)(3).shape == (896,)
+
+
+def test_what_was_visited_before_an_epoch():
+    """In one go, as after a resume, or one after the other."""
+    made, total = order("sqrt"), 0
+    for epoch in range(3000):
+        if epoch in (0, 1, 1023, 1024, 1025, 2999):
+            assert np.array_equal(made._before(147, epoch), total + np.zeros(4))
+            assert np.array_equal(order("sqrt")._before(147, epoch), total + np.zeros(4))
+        total = total + made._counts(147, np.array([epoch]))[0]
+
+
+def test_images_without_a_label_are_left_out():
+    labels = np.array([0, -1, 1, 1, -1, 0, 1, 1])
+    images = np.concatenate([Order(8, 4, 0, "balanced", 1, labels)(e) for e in range(10)])
+    assert np.bincount(images, minlength=8).tolist() == [20, 0, 10, 10, 0, 20, 10, 10]
+    assert subset(labels, 1.0, 0).tolist() == [0, 2, 3, 5, 6, 7]
+
+
 def test_equal_classes_are_shuffled():
     """Neither classes nor images come in an order: neighbours are of one class as by chance."""
     labels = np.arange(1000) % 10

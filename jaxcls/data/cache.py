@@ -5,6 +5,7 @@ A cache changes how fast batches come, not what is in them.
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -133,7 +134,7 @@ def _estimate(source: Source, entry: Callable[[dict[str, Any]], Any]) -> float:
 
 
 def _check_memory(kind: str, needed: float, device: jax.Device) -> None:
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = _memory()
     if kind == "device":
         there = min(there, (device.memory_stats() or {}).get("bytes_limit", there))
     if needed > there:
@@ -141,6 +142,14 @@ def _check_memory(kind: str, needed: float, device: jax.Device) -> None:
             f"config.data.cache = {kind!r} needs about {needed / 2**30:.3g} GiB, there are "
             f'{there / 2**30:.3g}: write cache = "none"'
         )
+
+
+def _memory() -> float:
+    """Returns the bytes of memory that there are; infinity where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has none of this
+        return math.inf
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

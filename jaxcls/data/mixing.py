@@ -26,7 +26,7 @@ DEFAULTS = {
     "decay_power": 3.0,
     "max_soft": 0.0,
 }
-ALPHAS = (1e-3, 1e3)  # beyond, Beta(alpha, alpha) is 0 or 1, or is 1/2
+ALPHAS = (1e-3, 1e8)  # beyond, lam is 0 or 1, or is 1/2
 MAX_DECAY = 8.0  # amplitudes are still finite in float32
 
 

@@ -7,9 +7,13 @@ random numbers of the run; only normalising is undone. Below it the class, or of
 with their weights. Exit codes: 0; 2: a mistake in command, config or data.
 """
 
+import contextlib
 import dataclasses
+import functools
+import itertools
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -27,6 +31,20 @@ TILE = (96, 320)  # pixels: smaller images are enlarged to at least that, larger
 GAP = 8  # pixels around tiles
 FONT_SIZE = 13  # pixels
 WIDTH = 1900  # pixels of a sheet at most, if it is not a single pair
+FORMATS = ("BMP", "GIF", "JPEG", "PDF", "PNG", "PPM", "TIFF", "WEBP")  # of the sheet
+
+# Where systems keep fonts, and which have most scripts: Pillow's own has Latin letters only.
+FONT_FOLDERS = (
+    *("/usr/share/fonts", "/usr/local/share/fonts", "~/.fonts", "~/.local/share/fonts"),
+    *("/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts", "C:/Windows/Fonts"),
+)
+FONTS = (
+    *("notosanscjk", "sourcehansans", "wqy", "arial unicode", "arialunicode", "msyh", "msgothic"),
+    *("malgun", "pingfang", "hiragino", "stheiti", "notosans", "dejavusans", "freesans", "segoeui"),
+)
+STYLES = ("bold", "italic", "oblique", "light", "thin", "black", "condensed", "mono", "serif")
+MAX_FONTS = 50  # that are tried
+LONGEST = 500  # characters of a name that are looked at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,14 +120,13 @@ def sheet(
 ) -> Image.Image:
     """Returns the contact sheet of what `preview` returns."""
     tile = originals.shape[1]
-    font = ImageFont.load_default(FONT_SIZE)
     line = FONT_SIZE + 4
     wide, high = 2 * tile + 3 * GAP, tile + max(map(len, labels)) * line + GAP
     columns = max(min(WIDTH // wide, len(images)), 1)
     lines = -(-len(images) // columns)
     out = Image.new("RGB", (columns * wide, lines * high + line + GAP), "white")
     draw = ImageDraw.Draw(out)
-    draw.text((GAP, GAP // 2), shortened(title, out.width - 2 * GAP, font), "black", font)
+    write(draw, (GAP, GAP // 2), shortened(title, out.width - 2 * GAP))
     for i, (before, after, names) in enumerate(zip(originals, images, labels, strict=True)):
         x, y = (i % columns) * wide + GAP, (i // columns) * high + line + GAP
         for left, pixels in ((x, before), (x + tile + GAP, _resized(after, tile))):
@@ -117,8 +134,7 @@ def sheet(
                       (left, y))  # fmt: skip
         for row, (weight, name) in enumerate(names):
             text = name if weight == 1 else f"{weight:.3f}  {name}"
-            text = shortened(text, 2 * tile + GAP, font)
-            draw.text((x, y + tile + 2 + row * line), text, "black", font)
+            write(draw, (x, y + tile + 2 + row * line), shortened(text, 2 * tile + GAP))
     return out
 
 
@@ -127,13 +143,89 @@ def _resized(image: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(image, (size, size), interpolation=flag).reshape(size, size, -1)
 
 
-def shortened(text: str, width: int, font: ImageFont.ImageFont) -> str:
+# -- Letters of any script -------------------------------------------------------------------------
+
+
+def write(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str) -> None:
+    """Draws a text in black; what no font has as `\\u4e2d`."""
+    x, y = place
+    for font, part in _runs(text):
+        draw.text((x, y + FONT_SIZE), part, "black", font, anchor="ls")
+        x += font.getlength(part)
+
+
+def shortened(text: str, width: float) -> str:
     """Returns the text, cut off with "..." where it is wider than `width` pixels."""
-    if font.getlength(text) <= width:
+    if len(text) <= LONGEST and _width(text) <= width:
         return text
-    while text and font.getlength(text + "...") > width:
+    text = text[:LONGEST]
+    while text and _width(text + "...") > width:
         text = text[:-1]
     return text + "..."
+
+
+def _width(text: str) -> float:
+    return sum(font.getlength(part) for font, part in _runs(text))
+
+
+def _runs(text: str) -> Iterator[tuple[ImageFont.FreeTypeFont, str]]:
+    """Yields the parts of a text with the font that has their characters."""
+    known = ((_font(char), char) for char in text)
+    # of what no font has, the default one writes the number
+    shown = ((font or _default(), char if font else ascii(char)[1:-1]) for font, char in known)
+    for font, run in itertools.groupby(shown, key=lambda pair: pair[0]):
+        yield font, "".join(char for _, char in run)
+
+
+@functools.cache
+def _font(char: str) -> ImageFont.FreeTypeFont | None:
+    """Returns the first font that has a character, None if there is none."""
+    if not char.isprintable():
+        return None
+    if _has(_default(), char):
+        return _default()
+    return next((font for font in _system_fonts() if _has(font, char)), None)
+
+
+def _has(font: ImageFont.FreeTypeFont, char: str) -> bool:
+    """Returns whether a font has a character: it does not look like one that none has."""
+    return char == " " or _look(font, char) not in (_look(font, "\U0010ffff"), None)
+
+
+def _look(font: ImageFont.FreeTypeFont, char: str) -> tuple[tuple[int, int], bytes] | None:
+    try:
+        mask = font.getmask(char)
+    except (OSError, ValueError):  # a damaged font
+        return None
+    return mask.size, bytes(mask)
+
+
+@functools.cache
+def _default() -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(FONT_SIZE)
+
+
+@functools.cache
+def _system_fonts() -> tuple[ImageFont.FreeTypeFont, ...]:
+    """Returns the fonts of the system, those with most scripts first."""
+    walks = (os.walk(os.path.expanduser(folder)) for folder in FONT_FOLDERS)
+    files = [
+        os.path.join(folder, name)
+        for folder, _, names in itertools.chain.from_iterable(walks)
+        for name in names
+        if name.lower().endswith((".ttf", ".otf", ".ttc"))
+    ]
+
+    def rank(file):
+        name = os.path.basename(file).lower()
+        wide = next((i for i, begin in enumerate(FONTS) if name.startswith(begin)), len(FONTS))
+        return wide, any(style in name for style in STYLES), name
+
+    fonts = []
+    for file in sorted(files, key=rank)[:MAX_FONTS]:
+        with contextlib.suppress(OSError):  # a damaged one, or one of fixed sizes: emoji
+            fonts.append(ImageFont.truetype(file, FONT_SIZE))
+    return tuple(fonts)
 
 
 def main(argv: Sequence[str] = sys.argv) -> int:
@@ -151,7 +243,7 @@ def main(argv: Sequence[str] = sys.argv) -> int:
         out = Path(values.out)
         if not out.parent.is_dir():
             raise ValueError(f"--out={out}: there is no folder {out.parent}")
-        if out.suffix.lower() not in Image.registered_extensions():
+        if Image.registered_extensions().get(out.suffix.lower()) not in FORMATS:
             raise ValueError(f"--out={out}: write the name of an image file, such as sheet.png")
         logging.set_verbosity(logging.WARNING)
         shown = preview(values.config, images=values.images, step=values.step)

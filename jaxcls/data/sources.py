@@ -46,7 +46,7 @@ LITTER = {
     *("#recycle", "#snapshot", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini"),
 }
 MAX_CLASSES = 10_000_000
-MAX_IMAGES = 2**31 - 1
+MAX_IMAGES = 100_000_000
 MAX_LABEL = 2**31 - 2
 SHOWN = 5  # names of each kind in a message
 
@@ -352,8 +352,8 @@ def open_fake(
     images = np.random.Generator(np.random.PCG64(0)).integers(0, 256, shape, np.uint8)
     names = tuple(map(str, range(num_classes)))
     return (
-        Arrays("fake/train", images, np.arange(num_train) % num_classes, names),
-        Arrays("fake/eval", images, np.arange(num_eval) % num_classes, names),
+        Arrays("fake/train", images, np.arange(num_train, dtype=np.int32) % num_classes, names),
+        Arrays("fake/eval", images, np.arange(num_eval, dtype=np.int32) % num_classes, names),
     )
 
 
