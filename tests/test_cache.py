@@ -259,11 +259,12 @@ def test_a_cache_larger_than_the_memory(photos, monkeypatch, kind):
 
 def test_no_image_can_be_read(photos, tmp_path):
     for split in ("train", "val"):
-        (tmp_path / split / "a").mkdir(parents=True)
-        for i in range(9):
-            (tmp_path / split / "a" / f"{i}.png").write_bytes(b"")
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(9):
+                (tmp_path / split / name / f"{i}.png").write_bytes(b"")
     config = config_for(tmp_path, crop="shift", shift=1)
     config.data.cache, config.data.on_bad_image = "device", "skip"
     data, built = open_all(config)
-    with pytest.raises(ValueError, match=r"none of the 9 training images can be read: .*empty"):
+    with pytest.raises(ValueError, match=r"none of the 18 training images can be read: .*empty"):
         cache.use(config, data, built)
