@@ -149,6 +149,7 @@ def test_images_that_no_rule_names(tmp_path):
     assert len(lines) == 1
 
 
+@pytest.mark.ci
 def test_fine_tuning_needs_no_key_of_the_network(commands, tmp_path):
     """Fine-tuning from a run of another network needs no key but these two."""
     first = tmp_path / "first"

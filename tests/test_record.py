@@ -108,6 +108,7 @@ def test_found_from_a_checkpoint_too(written):
     assert record.find(str(run / "x" / "y" / "z")) is None
 
 
+@pytest.mark.ci
 def test_a_run_goes_on_and_is_evaluated_without_its_config_file(commands, tmp_path):
     recipe = tmp_path / "recipe.py"
     recipe.write_text(runs.TINY.read_text())
