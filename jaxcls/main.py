@@ -3,12 +3,14 @@
 Trains a classifier, or evaluates one. The same command resumes a run that was interrupted; of a run
 that was begun --workdir=DIR is enough, for both modes: DIR/config.json has its config.
 Exit codes: 0 complete; 2 a mistake in command, config or data, or a full disk; 1 training stopped
-because its numbers were not finite; 143 and 130 saved and stopped on SIGTERM and on Ctrl-C.
+because its numbers were not finite, or another process of the run was lost; 143 and 130 saved and
+stopped on SIGTERM and on Ctrl-C.
 """
 
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +21,7 @@ if __name__ == "__main__":  # before the imports that take a while
 
 from absl import app, flags, logging
 
+from jaxcls import processes
 from jaxcls.command import complain, define_config, exit_with, parse
 
 FLAGS = flags.FLAGS
@@ -39,14 +42,23 @@ def define_flags() -> None:
     flags.DEFINE_integer("process_id", None, "number of this process, with --coordinator")
 
 
+def meet() -> processes.Processes | None:
+    """Connects the processes of a run; returns None if it is one alone."""
+    flags = FLAGS.num_processes, FLAGS.process_id
+    address, devices = processes.check(FLAGS.coordinator, *flags), None
+    if address is None:
+        if not FLAGS.distributed:
+            return None
+        address, *flags, devices = processes.detect()
+    training = FLAGS.mode == "train"
+    resume = (lambda: processes.how_to_resume(FLAGS.workdir)) if training else (lambda: "")
+    return processes.Processes(address, *flags, devices, resume=resume)
+
+
 def start_jax() -> None:
-    """Connects the processes and turns on the persistent compilation cache."""
+    """Turns on the persistent compilation cache."""
     import jax
 
-    if FLAGS.distributed or FLAGS.coordinator:
-        if jax.config.jax_platforms == "cpu":
-            jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR has its say
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxcls" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -60,6 +72,23 @@ def main(argv: Sequence[str] = sys.argv) -> int:
         logging.set_verbosity(logging.WARNING)
         if sys.stderr.isatty():
             print("starting JAX ...", end="", file=sys.stderr, flush=True)
+        together = meet()
+    except ValueError as e:
+        return complain(e)
+    if together is None:
+        return _main()
+    try:
+        code = _main()
+    except Exception as e:
+        if isinstance(e, RuntimeError):  # of a collective, when another process was lost
+            together.await_verdict()
+        traceback.print_exc()
+        code = 1
+    return together.leave(code)
+
+
+def _main() -> int:
+    try:
         start_jax()
         from jaxcls import evaluate, train  # only now: --help and a misspelt flag need no JAX
 

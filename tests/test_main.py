@@ -325,6 +325,7 @@ MAY_IMPORT = {
     "optim": {"config", "trees"},
     "steps": {"losses", "optim", "objectives", "precision", "trees"},
     "files": {"signals"},
+    "processes": set(),
     "checkpoint": {"files", "trees"},
     "console": {"config", "trees"},
     "metrics": {"config", "console", "files"},

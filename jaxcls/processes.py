@@ -1,0 +1,410 @@
+"""Several processes of one run: how they meet, and how the end of one becomes the end of all.
+
+JAX itself notices after 100 seconds that a process was lost, and a process whose coordinator is
+gone aborts at once with a trace of C++. So each process keeps a connection to process 0, which the
+system closes when a process ends, however it does: the others then end in a second, with one line.
+And JAX's own connections run over relays in the processes, which break off a little later.
+
+All of it, JAX's coordination service as well, is behind the one port of --coordinator. What a
+process says on its connection are lines: `jaxcls hello NUMBER COUNT`, then `end CODE`; process 0
+answers `go` when all are there, `no REASON`, or `lost CODE TEXT`.
+"""
+
+import contextlib
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PATIENCE = 300.0  # seconds until all processes are there
+NAME_PATIENCE = 30.0  # seconds until the coordinator's name is known: Kubernetes takes a while
+GRACE = 3.0  # seconds for a process to end by itself when another one has ended with an error
+LINGER = 5.0  # seconds that JAX takes a lost coordinator for a slow one
+GOOD = (0, 130, 143)  # exit codes after which the others end by themselves, in the same way
+HELLO = b"jaxcls "
+
+
+def check(coordinator: str | None, count: int | None, number: int | None) -> tuple[str, int] | None:
+    """Returns host and port of --coordinator; None without the flags of several processes.
+
+    Raises:
+      ValueError: they do not fit together.
+    """
+    if coordinator is None:
+        for name, value in (("num_processes", count), ("process_id", number)):
+            if value is not None:
+                raise ValueError(
+                    f"--{name}={value} needs --coordinator=HOST:PORT, the address of process 0 "
+                    "(launch/local.sh starts several processes on one machine)"
+                )
+        return None
+    host, colon, port = coordinator.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise ValueError(f"--coordinator={coordinator}: write HOST:PORT, such as 10.0.0.1:1234")
+    if count is None or number is None:
+        missing = "num_processes" if count is None else "process_id"
+        raise ValueError(f"--coordinator={coordinator} needs --{missing}, too")
+    if count < 1:
+        raise ValueError(f"--num_processes={count}: at least 1")
+    if not 0 <= number < count:
+        raise ValueError(
+            f"--process_id={number} with --num_processes={count}: they count from 0 to {count - 1}"
+        )
+    return host, int(port)
+
+
+def detect() -> tuple[tuple[str, int], int, int, list[int] | None]:
+    """Returns (host, port), number of processes, number of this one, its devices, of a cluster.
+
+    Raises:
+      ValueError: JAX finds no cluster.
+    """
+    from jax._src import clusters
+
+    found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+        os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, int(PATIENCE)
+    )
+    coordinator, count, number, devices = found
+    if None in (coordinator, count, number):
+        raise ValueError(
+            "--distributed: JAX finds no cluster here (TPU pod, Slurm, Open MPI, Kubernetes); give "
+            "--coordinator=HOST:PORT --num_processes=N --process_id=I instead"
+        )
+    return check(coordinator, count, number), count, number, devices
+
+
+class Processes:
+    """The processes of a run, seen from one of them. It ends this process if another is lost."""
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        count: int,
+        number: int,
+        devices: list[int] | None = None,
+        *,
+        resume: Callable[[], str] = lambda: "",
+        patience: float = PATIENCE,
+    ):
+        """Waits until all are there and connects JAX.
+
+        Args:
+          address: host and port of process 0.
+          count: of processes.
+          number: of this one.
+          devices: numbers of its local devices; None: all.
+          resume: returns what to do when a process was lost.
+          patience: seconds to wait for the others.
+
+        Raises:
+          ValueError: they do not meet; the message names the missing ones where they are known.
+        """
+        self._address, self._count, self._number = address, count, number
+        self._where = "{}:{}".format(*address)
+        self._resume, self._until = resume, time.monotonic() + patience
+        self._code: int | None = None  # what this process ends with, when it is done
+        self._ended: dict[int, int] = {}  # exit codes of those that said so
+        self._lines: dict[int, socket.socket] = {}  # to the others; from all but 0 only to 0
+        self._changed = threading.Condition()
+        self._resolve()
+        private = socket.create_server(("127.0.0.1", 0))
+        service = private.getsockname()
+        here = "{}:{}".format(*service)
+        if number == 0:
+            private.close()  # JAX's service listens there
+            self._listen(service)
+            self._gather()
+        else:
+            self._join()
+            self._thread(self._accept, private, lambda c: self._relay(c, address))
+        self._start_jax(here, devices)
+
+    def leave(self, code: int) -> int:
+        """Tells the others that this process ends with an exit code, and returns it.
+
+        After an error it does not return: JAX would wait for the others.
+        """
+        self._code = code
+        self._tell(f"end {code}", *self._lines.values())
+        if code not in GOOD:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError):
+                    stream.flush()
+            os._exit(code)
+        import jax
+
+        jax.distributed.shutdown()  # waits for all
+        if self._number == 0:  # JAX's last answers pass through this process
+            with self._changed:
+                self._changed.wait_for(lambda: not self._lines, LINGER)
+        else:
+            self._close(self._lines.pop(0))
+        return code
+
+    def await_verdict(self) -> None:
+        """Called with an error that may come of a lost process: if so, does not return."""
+        time.sleep(GRACE)
+
+    # -- Meeting ---------------------------------------------------------------------------------
+
+    def _resolve(self) -> None:
+        until = min(self._until, time.monotonic() + NAME_PATIENCE)
+        while True:
+            try:
+                socket.getaddrinfo(*self._address)
+                return
+            except (OSError, UnicodeError) as e:
+                if time.monotonic() > until:
+                    reason = getattr(e, "strerror", None) or e
+                    raise ValueError(
+                        f"--coordinator={self._where}: the host is not known ({reason})"
+                    ) from e
+            time.sleep(0.5)
+
+    def _listen(self, service: tuple[str, int]) -> None:
+        _, port = self._address
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        try:
+            server = socket.create_server(("", port), family=family, dualstack_ipv6=both)
+        except OSError as e:
+            raise ValueError(
+                f"--coordinator={self._where}: process 0 cannot listen on this port "
+                f"({os.strerror(e.errno)}): choose another one"
+            ) from e
+        self._thread(self._accept, server, lambda c: self._serve(c, service))
+
+    def _gather(self) -> None:
+        """Process 0 waits for all others."""
+        everyone = set(range(1, self._count))
+
+        def complete():
+            return everyone <= self._lines.keys()
+
+        with self._changed:
+            if not self._changed.wait_for(complete, 10):
+                self._say(f"process 0 waits at {self._where} for {self._names(everyone)}")
+            if not self._changed.wait_for(complete, self._until - time.monotonic()):
+                text = (
+                    f"{self._names(everyone)} of {self._count} did not come to process 0 at "
+                    f"{self._where}: start one process with each --process_id from 0 to "
+                    f"{self._count - 1} and the same --coordinator"
+                )
+                self._tell(f"no {text}", *self._lines.values())
+                raise ValueError(text)
+        self._tell("go", *self._lines.values())
+
+    def _names(self, everyone: set[int]) -> str:
+        missing = sorted(everyone - self._lines.keys())
+        return f"process{'es' * (len(missing) > 1)} {', '.join(map(str, missing))}"
+
+    def _join(self) -> None:
+        """Any other process comes to process 0 and waits for all."""
+        began, said = time.monotonic(), False
+        while True:
+            try:
+                line = socket.create_connection(self._address, timeout=5)
+                break
+            except OSError as e:
+                now = time.monotonic()
+                if now > self._until:
+                    raise ValueError(
+                        f"process {self._number} of {self._count} does not reach process 0 at "
+                        f"--coordinator={self._where} ({e.strerror or e}): is it started there?"
+                    ) from e
+                if now > began + 10 and not said:
+                    self._say(f"process {self._number} waits for process 0 at {self._where}")
+                    said = True
+            time.sleep(0.2)
+        self._keep_alive(line)
+        self._tell(f"{HELLO.decode()}hello {self._number} {self._count}", line)
+        line.settimeout(max(self._until - time.monotonic(), 0) + GRACE)
+        answers = line.makefile("r")
+        try:
+            word, _, text = answers.readline(2000).strip().partition(" ")
+        except OSError:
+            word, text = "", ""
+        if word != "go":
+            raise ValueError(text or f"process 0 at {self._where} has ended, or is not of a run")
+        line.settimeout(None)
+        self._lines[0] = line
+        self._thread(self._follow, answers)
+
+    def _start_jax(self, here: str, devices: list[int] | None) -> None:
+        os.environ.setdefault("no_grpc_proxy", "127.0.0.1")  # JAX's connections end in our relay
+        import jax
+
+        jax.config.update("jax_check_proxy_envs", False)
+        if jax.config.jax_platforms == "cpu":
+            jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        bind = {"coordinator_bind_address": here} if self._number == 0 else {}
+        try:
+            jax.distributed.initialize(
+                here,
+                self._count,
+                self._number,
+                local_device_ids=devices,
+                shutdown_timeout_seconds=60,
+                **bind,
+            )
+        except RuntimeError as e:
+            self.await_verdict()
+            first = (str(e).strip() or type(e).__name__).splitlines()[0]
+            raise ValueError(f"JAX cannot connect the processes at {self._where}: {first}") from e
+
+    # -- Watching --------------------------------------------------------------------------------
+
+    def _serve(self, connection: socket.socket, service: tuple[str, int]) -> None:
+        """Process 0 hears another process, or passes JAX's connection on to its service."""
+        begin = b""
+        while len(begin) < len(HELLO) and (more := connection.recv(len(HELLO) - len(begin))):
+            begin += more
+        if begin != HELLO:
+            self._relay(connection, service, begin)
+            return
+        self._keep_alive(connection)
+        lines = connection.makefile("r")
+        number, problem = -1, ""
+        try:
+            _, number, count = lines.readline(100).split()
+            number, count = int(number), int(count)
+        except ValueError:
+            connection.close()
+            return
+        with self._changed:
+            if count != self._count:
+                problem = (
+                    f"process {number} was started with --num_processes={count}, process 0 at "
+                    f"{self._where} with {self._count}"
+                )
+            elif not 0 < number < count or number in self._lines:
+                problem = f"there are two processes with --process_id={number}"
+            else:
+                self._lines[number] = connection
+                self._changed.notify_all()
+        if problem:
+            self._tell(f"no {problem}", connection)
+            self._close(connection)
+            return
+        with contextlib.suppress(OSError, ValueError):
+            for line in lines:
+                word, _, code = line.partition(" ")
+                if word == "end":
+                    self._ended[number] = int(code)
+        with self._changed:
+            self._lines.pop(number)
+            self._changed.notify_all()
+        self._close(connection)
+        self._missing(number)
+
+    def _follow(self, answers) -> None:
+        """Any other process hears process 0."""
+        with contextlib.suppress(OSError, ValueError):
+            for line in answers:
+                word, _, text = line.strip().partition(" ")
+                if word == "end":
+                    self._ended[0] = int(text)
+                elif word == "lost":
+                    code, _, text = text.partition(" ")
+                    self._end(text, int(code))
+        self._missing(0)
+
+    def _missing(self, number: int) -> None:
+        """Ends this process unless process `number`, which is gone, has left in peace."""
+        code = self._ended.get(number)
+        if code in GOOD:
+            return
+        who = f"process {number} of {self._count}"
+        if code is None:
+            text, code = f"{who} was lost (killed, out of memory, or its machine is gone)", 1
+        else:
+            time.sleep(GRACE)  # an error of all: each says so itself
+            text = f"{who} has ended with exit code {code}, its own message says why"
+        self._tell(f"lost {code} {text}", *self._lines.values())
+        self._end(text, code)
+
+    def _end(self, text: str, code: int) -> None:
+        if self._code is not None:
+            os._exit(self._code)
+        self._say("; ".join(filter(None, (text, self._resume()))))
+        os._exit(code)
+
+    def _say(self, text: str) -> None:
+        # Without Python's files, whose locks the main thread may hold.
+        before, after = ("\r\x1b[K", "\r\n") if os.isatty(2) else ("", "\n")
+        with contextlib.suppress(OSError):
+            os.write(2, f"{before}jaxcls: {text}{after}".encode())
+
+    # -- Connections -----------------------------------------------------------------------------
+
+    def _thread(self, function: Callable, *arguments) -> None:
+        threading.Thread(target=function, args=arguments, daemon=True, name="processes").start()
+
+    def _accept(self, server: socket.socket, handle: Callable[[socket.socket], None]) -> None:
+        def safely(connection):
+            with contextlib.suppress(OSError):
+                handle(connection)
+
+        while True:
+            with contextlib.suppress(OSError):
+                connection, _ = server.accept()
+                self._thread(safely, connection)
+
+    def _relay(self, near: socket.socket, address: tuple[str, int], begin: bytes = b"") -> None:
+        """Passes JAX's bytes on, in both directions, until one side ends."""
+        far = None
+        while far is None:
+            try:
+                far = socket.create_connection(address, timeout=5)
+            except OSError:
+                if time.monotonic() > self._until:
+                    self._close(near)
+                    return
+                time.sleep(0.1)
+        far.settimeout(None)
+        far.sendall(begin)
+
+        def pump(source, target, linger):
+            with contextlib.suppress(OSError):
+                while data := source.recv(1 << 16):
+                    target.sendall(data)
+            time.sleep(linger)
+            for end in (source, target):
+                self._close(end)
+
+        self._thread(pump, near, far, 0)
+        pump(far, near, LINGER)
+
+    def _tell(self, line: str, *connections: socket.socket) -> None:
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.sendall(f"{line}\n".encode())
+
+    def _close(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+        connection.close()
+
+    def _keep_alive(self, connection: socket.socket) -> None:
+        """Notices within half a minute that a machine or the network is gone."""
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
+            if hasattr(socket, name):
+                with contextlib.suppress(OSError):
+                    connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def how_to_resume(workdir: str | os.PathLike) -> str:
+    """Returns what the same command does after a process was lost."""
+    if "://" in os.fspath(workdir):
+        return "the same command resumes from the last checkpoint"
+    try:
+        names = [path.name for path in (Path(workdir) / "checkpoints").iterdir()]
+    except OSError:
+        names = []
+    steps = [int(name) for name in names if name.isdigit()]
+    return f"the same command {f'resumes from step {max(steps)}' if steps else 'starts again'}"

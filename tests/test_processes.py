@@ -1,0 +1,220 @@
+"""Several processes of a run meet, or say who is missing; the end of one is the end of all.
+
+JAX itself needs 100 seconds to notice a lost process and then aborts (exit code 134) with a trace.
+"""
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import runs
+
+from jaxcls import processes
+
+PEER = """
+import sys, time
+from jaxcls.processes import Processes
+try:
+    here = Processes(
+        ("127.0.0.1", {port}), {count}, {number}, resume=lambda: "go on", patience={patience}
+    )
+except ValueError as e:
+    sys.exit(f"jaxcls: {{e}}")
+import jax
+assert (jax.process_count(), jax.process_index()) == ({count}, {number})
+print("here", flush=True)
+sys.stdin.readline()
+sys.exit(here.leave({code}))
+"""
+
+
+@contextlib.contextmanager
+def peers(*numbers, count=3, port=None, patience=120, code=0):
+    """Starts processes with these numbers; `code` is what they end with when a line comes."""
+    port = port or runs.free_port()
+    started = []
+    try:
+        for i, number in enumerate(numbers):
+            settings = {
+                "port": port,
+                "count": count if isinstance(count, int) else count[i],
+                "patience": patience if isinstance(patience, int) else patience[i],
+                "code": code,
+            }
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", PEER.format(number=number, **settings)],
+                    env=RUN.environment(),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+RUN = runs.Commands(None, cache="/nowhere")
+
+
+def end(process):
+    process.wait(timeout=runs.PATIENCE)  # with stdin open
+    return process.returncode, process.stderr.read()
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_lost_process_ends_the_others_with_one_line(victim):
+    with peers(0, 1, 2) as started:
+        for process in started:
+            assert process.stdout.readline() == "here\n"
+        started.pop(victim).kill()
+        line = f"jaxcls: process {victim} of 3 was lost (killed, out of memory, or its machine is "
+        assert [end(process) for process in started] == [(1, f"{line}gone); go on\n")] * 2
+
+
+def test_the_mistake_of_one_ends_the_others_and_a_normal_end_is_none():
+    with peers(0, 1, count=2, code=2) as (zero, one):
+        assert one.stdout.readline() == "here\n"
+        one.stdin.write("\n")
+        one.stdin.flush()
+        text = "jaxcls: process 1 of 2 has ended with exit code 2, its own message says why; go on"
+        assert (end(one), end(zero)) == ((2, ""), (2, f"{text}\n"))
+    with peers(0, 1, count=2) as started:
+        for process in started:
+            assert process.stdout.readline() == "here\n"
+        for process in started[::-1]:
+            process.stdin.write("\n")
+            process.stdin.flush()
+        assert [end(process) for process in started] == [(0, "")] * 2
+    with peers(0, 1, count=2) as (zero, one):  # lost when all is done
+        for process in (zero, one):
+            assert process.stdout.readline() == "here\n"
+        zero.stdin.write("\n")
+        zero.stdin.flush()
+        time.sleep(0.5)
+        one.kill()
+        assert end(zero) == (0, "")
+
+
+def test_who_is_missing_is_named():
+    port = runs.free_port()
+    with peers(0, 2, count=4, port=port, patience=(12, 60)) as started:
+        text = (
+            f"processes 1, 3 of 4 did not come to process 0 at 127.0.0.1:{port}: start one process "
+            "with each --process_id from 0 to 3 and the same --coordinator\n"
+        )
+        (zero, said), (two, heard) = map(end, started)
+        assert (zero, two) == (1, 1)
+        waits = f"jaxcls: process 0 waits at 127.0.0.1:{port} for processes 1, 3\n"
+        assert said == f"{waits}jaxcls: {text}"
+        assert heard == f"jaxcls: {text}"
+
+
+def test_processes_that_do_not_fit(tmp_path):
+    with peers(0, 1, 1, 2, count=(3, 3, 3, 4)) as (_, *others):
+        # one of the two with the same number, and the one with another count
+        ended = [next(p for p in others[:2] if wait_for_end(others[:2]) is p), others[2]]
+        assert "there are two processes with --process_id=1" in end(ended[0])[1]
+        assert "started with --num_processes=4, process 0 at" in end(ended[1])[1]
+
+
+def wait_for_end(candidates):
+    while True:
+        for process in candidates:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.1)
+                return process
+
+
+def test_nobody_is_at_the_coordinator_and_the_port_is_in_use():
+    port = runs.free_port()
+    with pytest.raises(ValueError, match=rf"1 of 2 does not reach process 0 .*:{port} \(Conn"):
+        processes.Processes(("127.0.0.1", port), 2, 1, patience=0)
+    with socket.create_server(("", 0), family=socket.AF_INET) as server:
+        port = server.getsockname()[1]
+        server.listen()
+        with pytest.raises(ValueError, match=rf":{port}: process 0 cannot listen .*: choose"):
+            processes.Processes(("127.0.0.1", port), 2, 0, patience=0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((None, 2, None), "--num_processes=2 needs --coordinator=HOST:PORT"),
+        ((None, None, 0), "--process_id=0 needs --coordinator=HOST:PORT"),
+        (("localhost:1234", None, None), "--coordinator=localhost:1234 needs --num_processes, too"),
+        (("localhost:1234", 2, None), "--coordinator=localhost:1234 needs --process_id, too"),
+        (("localhost:1234", 2, 2), "--process_id=2 with --num_processes=2: they count from 0 to 1"),
+        (("localhost:1234", 2, -1), "--process_id=-1 with"),
+        (("localhost:1234", 0, 0), "--num_processes=0: at least 1"),
+        (("localhost", 2, 0), "--coordinator=localhost: write HOST:PORT"),
+        (("", 2, 0), "--coordinator=: write HOST:PORT"),
+        ((":1234", 2, 0), "--coordinator=:1234: write HOST:PORT"),
+        (("localhost:http", 2, 0), "--coordinator=localhost:http: write HOST:PORT"),
+        (("localhost:70000", 2, 0), "--coordinator=localhost:70000: write HOST:PORT"),
+    ],
+)
+def test_flags_that_do_not_fit(flags, message):
+    with pytest.raises(ValueError) as caught:
+        processes.check(*flags)
+    assert str(caught.value).startswith(message)
+
+
+def test_flags_that_fit():
+    assert processes.check(None, None, None) is None
+    assert processes.check("node-3:1234", 2, 1) == ("node-3", 1234)
+    assert processes.check("[::1]:1234", 1, 0) == ("::1", 1234)
+
+
+def test_a_coordinator_that_does_not_resolve(commands, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "NAME_PATIENCE", 0)
+    with pytest.raises(ValueError, match=r"--coordinator=no.such:1234: the host is not known \("):
+        processes.Processes(("no.such", 1234), 2, 0)
+    done = commands.fork(f"--config={runs.TINY}", f"--workdir={tmp_path}", "--num_processes=2")
+    assert done.returncode == 2
+    assert done.err.startswith("jaxcls: --num_processes=2 needs --coordinator")
+    assert done.err.count("\n") == 1
+
+
+def test_slurm_is_detected(monkeypatch):
+    with pytest.raises(ValueError, match="--distributed: JAX finds no cluster here"):
+        processes.detect()
+    slurm = {"JOB_ID": "7", "STEP_NODELIST": "node[3-4]", "NTASKS": "2", "PROCID": "1"}
+    for name, value in (slurm | {"LOCALID": "0"}).items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    (host, port), *rest = processes.detect()
+    assert (host, rest) == ("node3", [2, 1, [0]])
+    assert port > 1024
+
+
+@pytest.mark.ci
+def test_a_process_that_is_killed_in_mid_training(commands, tmp_path):
+    shared = (
+        f"--config={runs.TINY}:plain",
+        f"--workdir={tmp_path}",
+        "--config.mesh.data=-1",
+        "--config.duration=100000 steps",
+        "--num_processes=2",
+    )
+    for victim in (1, 0):
+        port = runs.free_port()
+        flags = [(*shared, f"--coordinator=127.0.0.1:{port}", f"--process_id={i}") for i in (0, 1)]
+        before = runs.logged(tmp_path)
+        with commands.started(*flags[0]) as zero, commands.started(*flags[1]) as one:
+            runs.wait_until(lambda: runs.logged(tmp_path) >= before + 10, zero)  # noqa: B023
+            (zero, one)[victim].send_signal(signal.SIGKILL)
+            survivor = runs.finish((one, zero)[victim])
+            assert survivor.returncode == 1
+            step = runs.checkpoints(tmp_path)[-1]
+            assert survivor.err == (
+                f"jaxcls: process {victim} of 2 was lost (killed, out of memory, or its machine "
+                f"is gone); the same command resumes from step {step}\n"
+            )
