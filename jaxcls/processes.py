@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from jaxcls import signals
+
 PATIENCE = 300.0  # seconds until all processes are there
 NAME_PATIENCE = 30.0  # seconds until the coordinator's name is known: Kubernetes takes a while
 GRACE = 3.0  # seconds for a process to end by itself when another one has ended with an error
@@ -187,7 +189,7 @@ class Processes:
 
         with self._changed:
             if not self._changed.wait_for(complete, 10):
-                self._say(f"process 0 waits at {self._where} for {self._names(everyone)}")
+                signals.say(f"jaxcls: process 0 waits at {self._where} for {self._names(everyone)}")
             if not self._changed.wait_for(complete, self._until - time.monotonic()):
                 text = (
                     f"{self._names(everyone)} of {self._count} did not come to process 0 at "
@@ -217,7 +219,9 @@ class Processes:
                         f"--coordinator={self._where} ({e.strerror or e}): is it started there?"
                     ) from e
                 if now > began + 10 and not said:
-                    self._say(f"process {self._number} waits for process 0 at {self._where}")
+                    signals.say(
+                        f"jaxcls: process {self._number} waits for process 0 at {self._where}"
+                    )
                     said = True
             time.sleep(0.2)
         self._keep_alive(line)
@@ -330,14 +334,8 @@ class Processes:
     def _end(self, text: str, code: int) -> None:
         if self._code is not None:
             os._exit(self._code)
-        self._say("; ".join(filter(None, (text, self._resume()))))
-        os._exit(code)
-
-    def _say(self, text: str) -> None:
-        # Without Python's files, whose locks the main thread may hold.
-        before, after = ("\r\x1b[K", "\r\n") if os.isatty(2) else ("", "\n")
-        with contextlib.suppress(OSError):
-            os.write(2, f"{before}jaxcls: {text}{after}".encode())
+        text = "; ".join(filter(None, (text, self._resume())))
+        signals.end_process(f"jaxcls: {text}", code)
 
     # -- Connections -----------------------------------------------------------------------------
 

@@ -12,9 +12,11 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
+ECHO = 0.5  # seconds in which the same event may come twice: from a launcher and from the terminal
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 before_exit: list[Callable[[], None]] = []  # what a signal that ends the process is to undo
@@ -33,6 +35,7 @@ class Signals:
         """
         self.received = 0  # the signal after which the loop is to save and leave
         self._at_once, self._over, self._pass_on, self._seen = at_once, False, False, 0
+        self._last = 0.0  # when the last signal came
         self._before = {number: signal.getsignal(number) for number in numbers}
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
@@ -75,23 +78,32 @@ class Signals:
         name = NAMES[number]
         if self._at_once:
             self._end(number, f"{name}: stopped, with nothing to save yet")
+        before, self._last = self._last, time.monotonic()
+        if before and self._last - before < ECHO:
+            return
         self._seen += 1
         if self._seen > 1:
             self._end(number, f"{name} again: left at once, without saving")
         if not self._over:
-            _say(f"{name}: saving after this step, then leaving; once more leaves at once")
+            say(f"{name}: saving after this step, then leaving; once more leaves at once")
             if self._pass_on:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     def _end(self, number: int, text: str) -> None:
-        for undo in before_exit[::-1]:
-            with contextlib.suppress(Exception):
-                undo()
-        _say(text)
-        os._exit(128 + number)
+        end_process(text, 128 + number)
 
 
-def _say(text: str) -> None:
+def end_process(text: str, code: int) -> None:
+    """Undoes what is begun, says why, and ends the process, from any thread."""
+    for undo in before_exit[::-1]:
+        with contextlib.suppress(Exception):
+            undo()
+    say(text)
+    os._exit(code)
+
+
+def say(text: str) -> None:
+    """Prints a line on stderr, from any thread, whatever the main thread does."""
     # Without Python's files, whose locks the main thread may hold.
     before, after = ("\r\x1b[K", "\r\n") if os.isatty(2) else ("", "\n")
     with contextlib.suppress(OSError):  # nobody may be listening any more

@@ -325,7 +325,7 @@ MAY_IMPORT = {
     "optim": {"config", "trees"},
     "steps": {"losses", "optim", "objectives", "precision", "trees"},
     "files": {"signals"},
-    "processes": set(),
+    "processes": {"signals"},
     "checkpoint": {"files", "trees"},
     "console": {"config", "trees"},
     "metrics": {"config", "console", "files"},
