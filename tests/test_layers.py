@@ -6,8 +6,92 @@ import numpy as np
 import pytest
 
 from jaxcls.models.googlenet import pool_to_3x3
-from jaxcls.models.layers import Dropout, DropPath, adaptive_mean, drop_path_rates, round_to_8
+from jaxcls.models.layers import (
+    BatchNorm,
+    Dropout,
+    DropPath,
+    adaptive_mean,
+    drop_path_rates,
+    round_to_8,
+)
 from jaxcls.models.spec import Ctx
+from jaxcls.precision import DTYPES
+
+
+def batchnorm(c, x, scale, bias):
+    """Returns output and new running statistics of a fresh BatchNorm in training."""
+    module = BatchNorm(c)
+    variables = module.init(jax.random.key(0), x)
+    dtypes = jax.tree.map(lambda p: p.dtype, variables["params"])
+    assert dtypes == {"scale": c.param_dtype, "bias": c.param_dtype}
+    params = {"scale": scale.astype(c.param_dtype), "bias": bias.astype(c.param_dtype)}
+    y, new = module.apply(
+        {"params": params, "batch_stats": variables["batch_stats"]}, x, mutable=["batch_stats"]
+    )
+    return y, new["batch_stats"]
+
+
+def two_passes(x, scale, bias, group, epsilon=1e-5):
+    """Returns output, mean and variance of BatchNorm in float64; statistics [groups, 1, ..., C]."""
+    x, scale, bias = (np.asarray(a).astype(np.float64) for a in (x, scale, bias))
+    grouped = x.reshape(-1, group, *x.shape[1:])
+    axes = tuple(range(1, grouped.ndim - 1))
+    mean = grouped.mean(axes, keepdims=True)
+    var = ((grouped - mean) ** 2).mean(axes, keepdims=True)
+    y = (grouped - mean) / np.sqrt(var + epsilon) * scale + bias
+    return y.reshape(x.shape), mean, var
+
+
+@pytest.mark.parametrize("mean", [0, 30, 300])
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "O3", "O3_bfloat16"])
+def test_batchnorm_in_half_precision_has_float32_statistics(name, mean):
+    names = ("dtype", "feature_dtype", "param_dtype", "norm_dtype", "head_dtype")
+    c = Ctx(train=True, **dict(zip(names, DTYPES[name])))
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(mean, 1, (16, 8, 8, 5)), c.feature_dtype)
+    # exact in 16 bits
+    scale, bias = jnp.array([1, 0.5, 2, -1, 1.25]), jnp.array([0, 1, -2, 0.5, 3])
+    y, stats = jax.jit(lambda x: batchnorm(c, x, scale, bias))(x)
+    expected, expected_mean, expected_var = two_passes(x, scale, bias, 16)
+    assert y.dtype == c.feature_dtype
+    got = np.asarray(y, np.float64)
+    np.testing.assert_allclose(got, expected, rtol=2 * float(jnp.finfo(y.dtype).eps), atol=2e-4)
+    np.testing.assert_allclose(got.std((0, 1, 2)), np.abs(scale), rtol=3e-3)
+    assert stats["mean"].dtype == stats["var"].dtype == jnp.float32
+    np.testing.assert_allclose(stats["mean"], 0.1 * expected_mean.ravel(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * expected_var.ravel(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("first", [0, 50])  # how far the first image is from the others
+@pytest.mark.parametrize("group", [None, 4])
+@pytest.mark.parametrize("ratio", [0, 10, 100, 1000])
+def test_one_pass_of_batchnorm_is_two_passes(ratio, group, first):
+    rng = np.random.default_rng(0)
+    x = rng.normal(ratio, 1, (16, 28, 28, 6)).astype(np.float32)
+    x[::4] += first
+    scale, bias = jnp.linspace(0.5, 2, 6), jnp.linspace(-1, 1, 6)
+    c = Ctx(train=True, bn_group=group)
+    weight = rng.normal(size=x.shape).astype(np.float32)
+
+    def loss(x):
+        y, stats = batchnorm(c, x, scale, bias)
+        return (weight * y).sum(), (y, stats)
+
+    gradient, (y, stats) = jax.jit(jax.grad(loss, has_aux=True))(x)
+    expected, mean, var = two_passes(x, scale, bias, group or 16)
+    np.testing.assert_allclose(y, expected, atol=2e-5)
+    got = (np.asarray(stats["var"], np.float64) - 0.9) / 0.1
+    np.testing.assert_allclose(got, var.reshape(-1, 6).mean(0), rtol=1e-5)
+    np.testing.assert_allclose(
+        stats["mean"], 0.1 * mean.reshape(-1, 6).mean(0), rtol=1e-6, atol=1e-6
+    )
+
+    # Ioffe and Szegedy 2015, the derivatives of section 3, in float64
+    normal = (x.reshape(-1, group or 16, *x.shape[1:]) - mean) / np.sqrt(var + 1e-5)
+    g = (weight * np.asarray(scale, np.float64)).reshape(normal.shape)
+    means = lambda a: a.mean((1, 2, 3), keepdims=True)
+    g = (g - means(g) - normal * means(g * normal)) / np.sqrt(var + 1e-5)
+    np.testing.assert_allclose(gradient, g.reshape(x.shape), atol=3e-5)
 
 
 @pytest.mark.parametrize("downscale", [False, True])

@@ -31,11 +31,12 @@ def test_auto_follows_the_platform():
 @pytest.mark.parametrize("name", [n for n in precision.DTYPES if n != "float64"])
 def test_levels(name):
     p = make(name=name)
-    dtypes = [p.dtype, p.feature_dtype, p.param_dtype, p.norm_dtype, p.head_dtype]
+    dtypes = [p.dtype, p.feature_dtype, p.param_dtype, p.head_dtype]
     half = jnp.bfloat16 if "bfloat16" in name else jnp.float16
     level = {"float32": "O0", "float16": "O2", "bfloat16": "O2"}.get(name, name[:2])
-    halves = {"O0": 0, "O1": 1, "O2": 2, "O3": 5}[level]
-    assert dtypes == [half] * halves + [jnp.float32] * (5 - halves)
+    halves = {"O0": 0, "O1": 1, "O2": 2, "O3": 4}[level]
+    assert p.norm_dtype == jnp.float32
+    assert dtypes == [half] * halves + [jnp.float32] * (4 - halves)
     assert p.matmul_precision == ("highest" if level == "O0" else "default")
     assert p.loss_scaling == ("dynamic" if halves and half == jnp.float16 else "none")
     with jax.default_matmul_precision(p.matmul_precision):  # JAX knows the word

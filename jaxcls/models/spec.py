@@ -20,7 +20,7 @@ class Ctx:
     dtype: Dtype = jnp.float32  # operands of convolutions and matrix products
     feature_dtype: Dtype = jnp.float32  # what flows from layer to layer
     param_dtype: Dtype = jnp.float32
-    norm_dtype: Dtype = jnp.float32  # BatchNorm's statistics
+    norm_dtype: Dtype = jnp.float32  # BatchNorm's arithmetic and running statistics
     head_dtype: Dtype = jnp.float32  # pooled features, classifier and logits
     bn_momentum: float = 0.9  # share of the running statistics that a training step keeps
     bn_epsilon: float = 1e-5
