@@ -311,3 +311,24 @@ def test_siblings_keep_all_promises(family):
 def test_names_keep_their_promises(name):
     overrides = GIANTS.get(name, {})
     keeps_its_promises(name, overrides, devices=(8,), precisions=("bfloat16",))
+
+
+SLOW_TO_COMPILE = ("hrnet", "inception_v4", "alexnet")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=[pytest.mark.ci] if f in SLOW_TO_COMPILE else []) for f in SIBLINGS]
+    + [pytest.param(name, marks=pytest.mark.zoo) for name in pinned.NETWORKS],
+)
+def test_bfloat16_evaluates_to_finite_numbers(family):
+    # compiled as a user's run is: it is XLA's fusions that have gone wrong
+    name, overrides = SIBLINGS.get(family, (family, GIANTS.get(family, {})))
+    dtypes = dict(zip(FIELDS, precision.DTYPES["bfloat16"], strict=True))
+    module = models.build(name, num_classes=CLASSES, **overrides, **dtypes)
+    size = 2 * AT_LEAST.get(models.family_of(name), 32)
+    images = oracle.images(size, 2)
+    one = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    variables = draw(dict(jax.eval_shape(module.init, jax.random.key(0), one)))
+    logits = jax.jit(lambda v, x: module.apply(v, x)["logits"])(variables, images)
+    assert np.all(np.isfinite(logits))

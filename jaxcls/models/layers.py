@@ -23,6 +23,17 @@ def uniform_fan_in(key: Array, shape: Sequence[int], dtype: Any) -> Array:
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+def unfused(x: Array) -> Array:
+    """Returns `x`, the result of a convolution or matrix product, to be computed by itself.
+
+    XLA:CPU of jaxlib 0.12 fuses chains of them, and means that follow, into one kernel, which makes
+    NaN and infinity of the bfloat16 between them.
+    """
+    if x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+        x = jax.lax.optimization_barrier(x)
+    return x
+
+
 class Conv(nn.Module):
     """Convolution with explicit padding; by default what keeps the size at stride 1.
 
@@ -58,7 +69,8 @@ class Conv(nn.Module):
             rhs_dilation=(self.dilation, self.dilation),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=self.groups,
-        ).astype(c.feature_dtype)
+        )
+        y = unfused(y).astype(c.feature_dtype)
         if self.bias:
             b = self.param("bias", nn.initializers.zeros, (self.features,), c.param_dtype)
             y += b.astype(c.feature_dtype)
@@ -182,7 +194,7 @@ class Linear(nn.Module):
     def __call__(self, x: Array) -> Array:
         c = self.c
         w = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), c.param_dtype)
-        y = x.astype(c.head_dtype) @ w.astype(c.head_dtype)
+        y = unfused(x.astype(c.head_dtype) @ w.astype(c.head_dtype))
         if self.bias:
             b = self.param("bias", nn.initializers.zeros, (self.features,), c.param_dtype)
             y += b.astype(c.head_dtype)
@@ -339,9 +351,6 @@ def at_least(images: Array, size: int) -> Array:
 
 def global_mean(x: Array, c: Ctx) -> Array:
     """Returns the mean over the image, in `c.head_dtype`: [B, H, W, D] -> [B, D]."""
-    if x.dtype == jnp.bfloat16:
-        # XLA:CPU of jaxlib 0.12 returns NaN for a mean that is fused with what makes bfloat16.
-        x = jax.lax.optimization_barrier(x)
     return x.astype(c.head_dtype).mean((1, 2))
 
 
