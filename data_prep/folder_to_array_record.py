@@ -30,6 +30,7 @@ from jaxcls.data.sources import (
     open_folder,
     open_list,
     pack_record,
+    printable,
 )
 
 Example = tuple[bytes | np.ndarray, int, str]  # encoded image or pixels, label, name
@@ -91,7 +92,7 @@ def read(files: Files, *, skip_bad: bool) -> Iterator[Example]:
                 raise
             print(f"skipped: {error}", file=sys.stderr)
             continue
-        yield item["image"], item["label"], files.paths[index]
+        yield item["image"], item["label"], printable(files.paths[index])
 
 
 def write_split(

@@ -585,6 +585,11 @@ def test_off_by_default():
     [
         ({"policy": "autoagument"}, r"config\.augment\.policy 'autoagument': did you mean .*auto"),
         ({"policy": "rand-m11"}, r"config\.augment\.policy = 'rand-m11': 'm11' is not understood"),
+        ({"policy": "rand"}, r"'rand': write \"randaugment\" for .* or timm's .*'rand-m9-mstd0"),
+        ({"policy": "rand-"}, "'' is not understood"),
+        ({"policy": "rand-m9-m8"}, "'m8' is not understood"),
+        ({"policy": "rand-n1000000"}, "'n1000000' is not understood; write .* n1 to n100"),
+        ({"policy": "augmix", "width": 10**9}, "augment.width = 1000000000: write a number from 1"),
         ({"policy": "rand-m9-w0"}, "'w0' is not understood"),
         ({"policy": "rand-m9-inc2"}, "'inc2'"),
         ({"policy": "rand-m9-n1.5"}, "'n1.5'"),

@@ -281,6 +281,45 @@ def test_records_and_labels_out_of_range(photos, tmp_path, capsys):
     assert "08.jpg: -1" in capsys.readouterr().out
 
 
+def test_all_missing_and_damaged_images_are_named(photos, tmp_path, capsys):
+    """Those that a run would stop at before it begins too."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    files = sorted(photos.rglob("*.jpg"))
+    lines = [f"{file.relative_to(photos)} {i % 2}" for i, file in enumerate(files)]
+    (photos / "train_list.txt").write_text("\n".join([*lines, "train/x.jpg 0", "train/y.jpg 1"]))
+    code, report = run(photos, source="list")
+    assert (code, len(report["train"]["unreadable"])) == (2, 2)
+    missing = f"{photos}/train/x.jpg ({photos}/train_list.txt:23): no such file"
+    assert report["train"]["unreadable"][0] == missing
+    assert "'error' and max_bad_images = 100 allow 0" in report["problems"][0]
+    assert run(photos, "data.on_bad_image=skip", source="list")[0] == 0
+    code, report = run(photos, "data.on_bad_image=skip", "data.max_bad_images=1", source="list")
+    assert (code, len(report["problems"])) == (2, 1)
+    assert run(photos, "data.max_bad_images=-1", source="list") == (2, None)
+    assert "config.data.max_bad_images = -1: " in capsys.readouterr().err
+
+    records = tmp_path / "records"
+    records.mkdir()
+    for shard in range(3):
+        path = records / f"train-{shard:05d}-of-00003.array_record"
+        writer = ArrayRecordWriter(str(path), "group_size:1")
+        for i, file in enumerate(files[shard::3]):
+            writer.write(sources.pack_record(file.read_bytes(), i % 2, file.name))
+        writer.close()
+        data = bytearray(path.read_bytes())
+        if shard == 1:
+            data[200] ^= 1
+        path.write_bytes(data[: -1 if shard == 2 else None])
+    (records / "classes.txt").write_text("a\nb\n")
+    code, report = run(records, source="array_record")
+    record, file = report["train"]["unreadable"]
+    assert code == 2
+    assert record.startswith(f"record 0 of {records}/train-00001-of-00003.array_record: ")
+    assert file.startswith(f"record 0 of {records}/train-00002-of-00003.array_record: ")
+    assert run(records, "data.on_bad_image=skip", source="array_record")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

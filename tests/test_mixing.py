@@ -99,6 +99,8 @@ def test_grey_images():
     [
         ({"flip": 1.5}, r"config\.image\.flip = 1\.5"),
         ({"mean": (0.5,)}, "as many means as standard deviations"),
+        ({"mean": (123.7, 116.3, 103.5)}, "pixels are numbers from 0 to 1 here; divide"),
+        ({"std": (58.4, 57.1, 57.4)}, "pixels are numbers from 0 to 1 here; divide"),
         ({"std": (0.2, 0.2, 0.0)}, r"config\.image\.std = \(0\.2, 0\.2, 0\.0\)"),
     ],
 )

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,13 +15,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from configs import base
-from jaxcls.data import sources
+from jaxcls import command
+from jaxcls.data import loader, ops, sources
 from jaxcls.data.decode import BadImage, decode
+
+ROOT = Path(__file__).parents[1]
 
 
 def open_data(source, image_size=224, **changes):
@@ -112,6 +117,27 @@ def test_defaults_are_those_of_the_base_config():
     others = {"source", "on_bad_image", "max_bad_images", "cache"}
     others |= {"fraction", "fraction_seed", "sampling", "repeats"}
     assert set(data) == sources.DEFAULTS.keys() | others
+
+
+RECIPES = (
+    *("imagenet.py:MobileNetV2", "resnet50.py", "resnet50_vd.py", "augment.py:cutmix"),
+    *("base.py", "digits.py", "finetune.py"),
+)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_takes_any_source(recipe, folder, records):
+    """With no more than source and root; ImageNet's without a key of its own."""
+    (folder / "train_list.txt").write_text("train/cat/a.jpg 0\ntrain/ant/1.webp 1\n")
+    for source, root in (("folder", folder), ("list", folder), ("array_record", records)):
+        values = flags.FlagValues()
+        command.define_config(values)
+        options = f"--config.data.source={source}", f"--config.data.root={root}"
+        command.parse(["", f"--config={ROOT}/configs/{recipe}", *options], values)
+        assert len(sources.open(**values.config.data).train) in (5, 2, 9)
+    if recipe not in RECIPES[-3:]:
+        config = command.read(f"{ROOT}/configs/{recipe}")
+        assert (config.data.source, config.data.name) == ("tfds", "imagenet2012")
 
 
 # -- digits and fake -------------------------------------------------------------------------------
@@ -485,7 +511,7 @@ def test_all_listed_images_are_looked_for(folder, caplog):
     assert not caplog.messages
     data = open_lines(folder, text, on_bad_image="skip", max_bad_images=4)
     (said,) = caplog.messages
-    assert re.search(message + "; they will be skipped", said)
+    assert re.search(message + "; unreadable images, to be skipped", said)
     for i in range(5, 9):
         with pytest.raises(BadImage):
             data.train[i]
@@ -712,6 +738,35 @@ def test_without_array_record(records, pets, monkeypatch):
         open_data("array_record", root=str(records))
     with pytest.raises(ValueError, match=message):
         open_data("tfds", name="tiny_pets", root=str(pets))
+    script = runpy.run_path(str(ROOT / "data_prep/folder_to_array_record.py"))
+    write(records / "images/a/1.jpg")
+    write(records / "images/b/1.jpg")
+    with pytest.raises(ValueError, match=message):
+        script["main"]([str(records / "images"), str(records / "out")])
+
+
+@pytest.mark.ci
+def test_damaged_records_in_worker_processes(records, caplog):
+    path = records / "train-00001-of-00002.array_record"
+    data = bytearray(path.read_bytes())
+    data[data.index(b'"name": "3.jpg"')] ^= 1
+    path.write_bytes(data)
+    transform = ops.make(**base.get_config().image, train=False)
+
+    def batches(workers, **options):
+        source = open_data("array_record", root=str(records)).train
+        how = {"batch_size": 3, "seed": 0, "start_step": 0, "num_steps": 3, "workers": workers}
+        with loader.train_batches(source, transform, **how, **options) as made:
+            return list(made), dict(made.bad_images)
+
+    expected, bad = batches(0, on_bad_image="skip")
+    assert re.match(f"record 1 of {path}: ", bad[6])
+    got, same = batches(1, on_bad_image="skip")
+    assert same == bad
+    for mine, theirs in zip(got, expected, strict=True):
+        assert all(np.array_equal(mine[key], theirs[key]) for key in theirs)
+    with pytest.raises(ValueError, match=f"record 1 of {path}: "):
+        batches(1)
 
 
 # -- tfds ------------------------------------------------------------------------------------------

@@ -214,7 +214,12 @@ def check(config: ConfigDict) -> dict[str, Any]:
       ValueError: the data cannot be opened.
     """
     began = time.perf_counter()
-    config, data = choices.open_data(config)
+    allowed = sources.bad_images_allowed(config.data.on_bad_image, config.data.max_bad_images)
+    tolerant = config.copy_and_resolve_references()
+    tolerant.data.update(on_bad_image="skip", max_bad_images=sources.MAX_IMAGES)  # name them all
+    tolerant, data = choices.open_data(tolerant)
+    tolerant.data = config.data
+    config = tolerant
     how = {"channels": len(config.image.mean), "exif": config.image.exif}
     splits = {"train": Split(data.train, "training images", **how)}
     if data.eval is not None:
@@ -228,12 +233,11 @@ def check(config: ConfigDict) -> dict[str, Any]:
     except ValueError as error:
         problems.append(str(error))
     for key, split in splits.items():
-        allowed = data.max_bad_images if data.on_bad_image == "skip" else 0
-        if len(split.unreadable) > allowed:
+        if len(split.unreadable) > (allowed or 0):
             problems.append(
                 f"{len(split.unreadable)} unreadable {SPLITS[key]} image(s), "
-                f"config.data.on_bad_image = {data.on_bad_image!r} and max_bad_images = "
-                f"{data.max_bad_images} allow {allowed}"
+                f"config.data.on_bad_image = {config.data.on_bad_image!r} and max_bad_images = "
+                f"{config.data.max_bad_images} allow {allowed or 0}"
             )
         if split.out_of_range:
             problems.append(

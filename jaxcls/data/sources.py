@@ -136,13 +136,9 @@ def open(
     if not source:
         raise ValueError(f"config.data.source is not set: write one of {', '.join(sorted(TAKES))}")
     choose("config.data.source", source, TAKES)
-    choose("config.data.on_bad_image", on_bad_image, ("error", "skip"))
     choose("config.data.sampling", sampling, WEIGHTS)
     choose("config.data.cache", cache, CACHES)
-    if max_bad_images < 0:
-        raise ValueError(
-            f"config.data.max_bad_images = {max_bad_images}: write a number of at least 0"
-        )
+    allowed = bad_images_allowed(on_bad_image, max_bad_images)
     values = {
         "root": root,
         "train": train,
@@ -162,7 +158,7 @@ def open(
     if source == "fake":
         arguments["image_size"] = image_size
     if source in ("list", "array_record", "tfds"):
-        arguments["max_bad_images"] = max_bad_images if on_bad_image == "skip" else None
+        arguments["max_bad_images"] = allowed
     if fraction == 1 and fraction_seed:
         raise ValueError(f"config.data.fraction_seed = {fraction_seed}: not used by fraction = 1.0")
     train_source, eval_source = OPEN[source](**arguments)
@@ -186,6 +182,20 @@ def open(
         repeats=repeats,
         cache=cache,
     )
+
+
+def bad_images_allowed(on_bad_image: str, max_bad_images: int) -> int | None:
+    """Returns how many unreadable images do not stop a run; None: each is an error.
+
+    Raises:
+      ValueError: one of the two is out of range.
+    """
+    choose("config.data.on_bad_image", on_bad_image, ("error", "skip"))
+    if max_bad_images < 0:
+        raise ValueError(
+            f"config.data.max_bad_images = {max_bad_images}: write a number of at least 0"
+        )
+    return max_bad_images if on_bad_image == "skip" else None
 
 
 # Where a second class comes from.
@@ -686,7 +696,7 @@ def _looked_for(files: Files, max_bad_images: int | None) -> Files:
         raise ValueError(f'{said}: write config.data.on_bad_image = "skip" to do without')
     if len(missing) > max_bad_images:
         raise ValueError(f"{said}; config.data.max_bad_images = {max_bad_images}")
-    log.warning("%s; it will be skipped" if len(missing) == 1 else "%s; they will be skipped", said)
+    log.warning("%s; unreadable images, to be skipped", said)
     return files
 
 
@@ -699,13 +709,14 @@ def _missing(root: str, paths: Sequence[str]) -> list[int]:
     unique = sorted({*folders})
     with ThreadPoolExecutor(16) as pool:
         names = dict(zip(unique, pool.map(lambda f: _file_names(os.path.join(root, f)), unique)))
-        unseen = [
-            i for i, (folder, path) in enumerate(zip(folders, paths))
-            if os.path.basename(path) not in names[folder]
-        ]  # fmt: skip
-        # The system's own word: names may differ in case, folders be closed to listing.
-        found = pool.map(lambda i: os.path.isfile(os.path.join(root, paths[i])), unseen)
-        return [i for i, is_file in zip(unseen, found) if not is_file]
+    # Of what is not in a list the system has the last word: it may not tell upper from lower case,
+    # or keep a folder from being listed.
+    return [
+        i
+        for i, (folder, path) in enumerate(zip(folders, paths))
+        if os.path.basename(path) not in names[folder]
+        and not os.path.isfile(os.path.join(root, path))
+    ]
 
 
 def _file_names(folder: str) -> set[str]:
