@@ -44,6 +44,7 @@ def run(config: ConfigDict, workdir: str) -> int:
     console.status("looking at the images ...")
     # What is wrong with config and data is found before anything is written.
     config, data = choices.open_data(config, workdir=workdir, report=console.later)
+    console.status("building the network ...")
     program = build(config, num_train=len(data.train), num_classes=len(data.class_names))
     if data.eval is not None:
         with contextlib.suppress(BadImage):  # whether it may be skipped is up to the evaluation
