@@ -3,12 +3,12 @@
 
 RUN is a working directory of jaxcls, one of its checkpoints or converted weights; IMAGES has
 train/CLASS/*.jpg and val/CLASS/*.jpg, or just CLASS/*.jpg: then a fifth is held out. Network and
-image size are those of RUN, the head is new where the classes differ, and everything is trained at
-factors of the learning rate that grow from stem to head. Without an accelerator only the head of a
-large network is trained, and without RUN a small network from scratch. What is None here is chosen
-by the rules of jaxcls/choices.py; set it to decide yourself.
+image size are those of RUN, the head is new where the classes differ, and everything is trained, of
+a large network at factors of the learning rate that grow from stem to head. Without an accelerator
+only the head of a large network is trained, and without RUN a small network from scratch. What is
+None here is chosen by the rules of jaxcls/choices.py; set it to decide yourself.
 
-The rule for RUN is the quick start of PaddleClas's documentation (Flowers102, ResNet50_vd, 20
+The rule for large networks is the quick start of PaddleClas's documentation (Flowers102, ResNet50_vd, 20
 epochs, batch 32, learning rate 0.00375, L2 1e-6), which went from 94.0 % to 95.0 % by better
 weights (SSLD) and these factors.
 """

@@ -21,7 +21,7 @@ from jaxcls import config as configs
 from jaxcls.data import sources
 
 # Of this many parameters and more, a network takes hours to train on a few processor cores, where
-# its new head takes minutes.
+# its new head takes minutes; and it was trained on many images, so that its features stay good.
 LARGE = 3_000_000
 FEATURES = (r"^(stem|stage\d+|neck)/",)  # all but the heads
 # A part's factor grows from stem to head; in networks of any number of stages.
@@ -70,12 +70,13 @@ def settled(
 ) -> tuple[ConfigDict, str]:
     """Returns the config with nothing left open, and a line about it.
 
-    With `weights` (fine-tuning), network and images are as there; the whole network is trained for
-    20 epochs, at least 300 steps, at learning rates that grow from stem to head; of one with
-    `LARGE` parameters, only the head where there is no accelerator. Without, a network is trained
-    from scratch: ResNet50_vd on an accelerator, otherwise a small one, at 32 to 128 pixels, for
-    2,000 steps or 20 epochs. A batch is 32 images, or a quarter of all, at least 8, where they are
-    few. There are ten evaluations.
+    With `weights` (fine-tuning), network and images are as there, and the run is 20 epochs. A
+    network of `LARGE` parameters is trained at the small learning rates of PaddleClas, which grow
+    from stem to head, for at least 300 steps; only its head where there is no accelerator. A small
+    one is trained as a whole for at least 600 steps. Without `weights`, a network is trained from
+    scratch: ResNet50_vd on an accelerator, otherwise a small one, at 16 to 128 pixels, for 20
+    epochs or at least 2,000 steps. A batch is 32 images, or a quarter of all, at least 8, where
+    they are few. There are ten evaluations.
 
     Args:
       config: of a run.
@@ -97,9 +98,10 @@ def settled(
         if freeze:
             what = f"no accelerator: only the head of {what} is trained"
         least_epochs, least_steps, rate, l2 = 20, 300, 0.00375, 1e-6
+        if parameters < LARGE:
+            least_steps, rate, l2 = 600, 0.015, 5e-4
     else:
-        choice = _from_scratch(accelerator, pixels)
-        freeze = False
+        choice, parameters, freeze = _from_scratch(accelerator, pixels), 0, False
         what = f"{choice['model.name']} from scratch, as config.init.checkpoint is not set"
         if not accelerator:
             what = f"no accelerator: a small {what}"
@@ -119,7 +121,7 @@ def settled(
         "checkpoint.every": f"{max(steps // 10, 1)} steps",
         "optim.l2": l2 if "l2" in optim.OPTIMIZERS.get(config.optim.name, ()) else 0.0,
         "optim.frozen": FEATURES if freeze else (),
-        "optim.lr_mults": FACTORS if weights and not freeze else (),
+        "optim.lr_mults": FACTORS if weights and parameters >= LARGE and not freeze else (),
     }
     return _with(config, choice), what
 

@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxcls import checkpoint, choices, record, sharding
+from jaxcls.console import Console
 from jaxcls.data import loader, sources
 from jaxcls.metrics import plain
 from jaxcls.program import Program, build, model_arguments, reading
@@ -65,6 +66,8 @@ def run(config: ConfigDict, workdir: str) -> int:
     path = workdir
     if config.init.checkpoint and not checkpoint.exists(workdir):
         path = config.init.checkpoint
+    console = Console()
+    console.status("looking at the images ...")
     begun = record.find(workdir)
     config, data = choices.open_data(
         config, workdir=str(begun.parent) if begun else "", weights=path
@@ -74,6 +77,7 @@ def run(config: ConfigDict, workdir: str) -> int:
     config = config.copy_and_resolve_references()
     config.ema.decay = 0.0  # the weights to evaluate are in the state itself
     program = build(config, num_train=len(data.train), num_classes=len(data.class_names))
+    console.status("initialising the network ...")
     state = program.init()
     variables = checkpoint.initialize(
         {"params": state.params, "batch_stats": state.batch_stats},
@@ -86,7 +90,9 @@ def run(config: ConfigDict, workdir: str) -> int:
         strict=True,
         report=lambda line: print(line, file=sys.stderr),
     )
-    result = evaluate(program, config, data, state.replace(**variables))
+    state = state.replace(**variables)
+    result = evaluate(program, config, data, state, progress=console.evaluating)
+    console.erase()
     if jax.process_index() == 0:
         print(json.dumps({"checkpoint": path, **plain(result)}, allow_nan=False))
     return 0

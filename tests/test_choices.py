@@ -106,7 +106,7 @@ def test_a_checkpoint_brings_its_network(tmp_path):
     assert dict(config.model.options) == {"depths": (1, 1), "width": 8}
     image = config.image
     assert (image.size, image.mean, image.crop, image.shift) == (48, (0.5,), "shift", 3)
-    assert config.optim.frozen == ()
+    assert (config.optim.frozen, config.optim.lr_mults, config.duration) == ((), (), "600 steps")
     config.mesh.data = 1
     program.build(config, num_train=400, num_classes=5)  # the rules match its names
 

@@ -138,8 +138,9 @@ def folder(tmp_path_factory):
         '#!/bin/sh\nwhile case "$1" in -*) ;; *) false;; esac; do shift; done\nexec bash "$@"\n'
     )
     sbatch.chmod(0o755)
-    for name in ("python", "python3"):
-        (folder / "bin" / name).symlink_to(sys.executable)
+    for name in ("python", "python3"):  # no link: it would lose its virtual environment
+        (folder / "bin" / name).write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        (folder / "bin" / name).chmod(0o755)
     return folder
 
 
