@@ -8,9 +8,9 @@ a large network at factors of the learning rate that grow from stem to head. Wit
 only the head of a large network is trained, and without RUN a small network from scratch. What is
 None here is chosen by the rules of jaxcls/choices.py; set it to decide yourself.
 
-The rule for large networks is the quick start of PaddleClas's documentation (Flowers102, ResNet50_vd, 20
-epochs, batch 32, learning rate 0.00375, L2 1e-6), which went from 94.0 % to 95.0 % by better
-weights (SSLD) and these factors.
+The rule for large networks is the quick start of PaddleClas's documentation (Flowers102,
+ResNet50_vd, 20 epochs, batch 32, learning rate 0.00375, L2 1e-6), which went from 94.0 % to 95.0 %
+by better weights (SSLD) and these factors.
 """
 
 from configs import base
