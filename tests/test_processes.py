@@ -62,7 +62,7 @@ def peers(*numbers, count=3, port=None, patience=120, code=0):
             process.communicate()
 
 
-RUN = runs.Commands(None, cache="/nowhere")
+RUN = runs.Commands(None)
 
 
 def end(process):
