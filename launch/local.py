@@ -43,7 +43,14 @@ def main(argv: list[str]) -> int:
             environment["CUDA_VISIBLE_DEVICES"] = devices[i]
         processes.append(
             subprocess.Popen(
-                [sys.executable, __file__, "--", *arguments, *[f"--process_id={i}"] * (count > 1)],
+                [
+                    sys.executable,
+                    __file__,
+                    "--",
+                    str(i),
+                    *arguments,
+                    *[f"--process_id={i}"] * (count > 1),
+                ],
                 env=environment,
                 stdin=subprocess.PIPE,  # closes when this process ends, however it does
                 stderr=subprocess.PIPE if i else None,
@@ -126,8 +133,13 @@ def wait(processes: list[subprocess.Popen]) -> int:
         time.sleep(0.05)
 
 
-def child(arguments: list[str]) -> None:
-    """Runs the command; when the launcher is gone, it is asked to save and stop."""
+def child(relayed: bool, arguments: list[str]) -> None:
+    """Runs the command; when the launcher is gone, it is asked to save and stop.
+
+    Args:
+      relayed: its stderr goes through the launcher.
+      arguments: of the command.
+    """
 
     def follow():
         pipe = os.dup(0)
@@ -135,6 +147,8 @@ def child(arguments: list[str]) -> None:
         with contextlib.suppress(OSError):
             while os.read(pipe, 1):
                 pass
+        if relayed:
+            os.dup2(1, 2)
         os.kill(os.getpid(), signal.SIGTERM)
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the command takes it
@@ -146,6 +160,6 @@ def child(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--"]:
-        child(sys.argv[2:])
+        child(sys.argv[2] != "0", sys.argv[3:])
     else:
         sys.exit(main(sys.argv))

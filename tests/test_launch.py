@@ -32,8 +32,8 @@ if __name__ == "__main__":
         signal.signal(wanted, stop)
     if "--all" in sys.argv or f"--one={number}" in sys.argv:
         sys.exit(print("jaxcls: it is wrong", file=sys.stderr) or 2)
-    say("ready")
     say("warns", 2)
+    say("ready")
     if any(a.startswith("--one") for a in sys.argv):
         time.sleep(3)
         sys.exit(print("jaxcls: process 1 has ended", file=sys.stderr) or 2)
