@@ -70,13 +70,13 @@ def settled(
 ) -> tuple[ConfigDict, str]:
     """Returns the config with nothing left open, and a line about it.
 
-    With `weights` (fine-tuning), network and images are as there, and the run is 20 epochs. A
-    network of `LARGE` parameters is trained at the small learning rates of PaddleClas, which grow
-    from stem to head, for at least 300 steps; only its head where there is no accelerator. A small
-    one is trained as a whole for at least 600 steps. Without `weights`, a network is trained from
-    scratch: ResNet50_vd on an accelerator, otherwise a small one, at 16 to 128 pixels, for 20
-    epochs or at least 2,000 steps. A batch is 32 images, or a quarter of all, at least 8, where
-    they are few. There are ten evaluations.
+    With `weights` (fine-tuning), network and images are as there. A network of `LARGE` parameters
+    is trained at the small learning rates of PaddleClas, which grow from stem to head, for 20
+    epochs or at least 300 steps; where there is no accelerator only its head, for 10 epochs or at
+    least 150 steps. A small one is trained as a whole for 20 epochs or at least 600 steps. Without
+    `weights`, a network is trained from scratch: ResNet50_vd on an accelerator, otherwise a small
+    one, at 16 to 128 pixels, for 20 epochs or at least 2,000 steps. A batch is 32 images, or a
+    quarter of all, at least 8, where they are few. There are ten evaluations.
 
     Args:
       config: of a run.
@@ -97,9 +97,11 @@ def settled(
         what = f"{choice['model.name']} of {weights}"
         if freeze:
             what = f"no accelerator: only the head of {what} is trained"
-        least_epochs, least_steps, rate, l2 = 20, 300, 0.00375, 1e-6
-        if parameters < LARGE:
-            least_steps, rate, l2 = 600, 0.015, 5e-4
+            least_epochs, least_steps, rate, l2 = 10, 150, 0.03, 1e-6
+        elif parameters >= LARGE:
+            least_epochs, least_steps, rate, l2 = 20, 300, 0.00375, 1e-6
+        else:
+            least_epochs, least_steps, rate, l2 = 20, 600, 0.03, 5e-4
     else:
         choice, parameters, freeze = _from_scratch(accelerator, pixels), 0, False
         what = f"{choice['model.name']} from scratch, as config.init.checkpoint is not set"
