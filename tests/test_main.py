@@ -314,7 +314,7 @@ MAY_IMPORT = {
     "data.primitives": set(),
     "data.augment": {"config", "data.primitives"},
     "data.sampling": {"config"},
-    "data.sources": {"config", "data.decode", "data.sampling"},
+    "data.sources": {"config", "data.decode", "data.ops", "data.sampling"},
     "data.workers": set(),
     "data.batches": {"data.decode", "data.ops", "data.sampling", "data.sources"},
     "data.loader": {"data.batches", "data.ops", "data.sampling", "data.sources", "data.workers"},
