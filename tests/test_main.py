@@ -138,6 +138,7 @@ def test_what_a_run_says_where_there_is_no_terminal(finished):
     assert 0 < len(skipped) < len([line for line in said if line.startswith("train")])
 
 
+@pytest.mark.ci
 def test_the_hints_at_the_end_run_as_they_stand(commands, tmp_path):
     workdir = tmp_path / "a run's"
     short = "--config.duration=3 steps", "--config.lr.warmup="
@@ -201,6 +202,7 @@ def test_the_moving_average_is_what_is_evaluated():
 # -- Fine-tuning -----------------------------------------------------------------------------------
 
 
+@pytest.mark.ci
 def test_fine_tuning_on_other_classes_with_frozen_parameters(commands, finished, photos, tmp_path):
     workdir, _ = finished
     command = (

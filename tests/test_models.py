@@ -17,9 +17,8 @@ from jaxcls.models.layers import BatchNorm
 from jaxcls.models.spec import Ctx
 
 GOLDEN = oracle.golden()
-SMALL = {  # one of each family, but for HRNet, which takes long to compile
+SMALL = {  # seconds each
     "ResNet18",
-    "Res2Net50_14w_8s",
     "DarkNet53",
     "MobileNetV1_x0_25",
     "MobileNetV2_x0_25",
@@ -27,24 +26,25 @@ SMALL = {  # one of each family, but for HRNet, which takes long to compile
     "ShuffleNetV2_x0_25",
     "EfficientNetB0_small",
     "SqueezeNet1_0",
-    "AlexNet",
-    "VGG11",
     "GoogLeNet",
-    "InceptionV4",
-    "Xception41",
-    "DPN68",
-    "DenseNet121",
 }
-CI = {  # what their families can do besides; all others: -m zoo
-    "HRNet_W18_C",
+CI = {  # with these every family, and what some can do besides; all others: -m zoo
     "ResNet50",
     "ResNet50_vc",
     "ResNet18_vd",
     "SE_ResNet18_vd",
     "ResNeXt50_32x4d",
+    "Res2Net50_14w_8s",
+    "HRNet_W18_C",
     "ShuffleNetV2_swish",
     "EfficientNetB0",
+    "AlexNet",
+    "VGG11",
+    "InceptionV4",
+    "Xception41",
     "Xception41_deeplab",
+    "DPN68",
+    "DenseNet121",
 }
 
 

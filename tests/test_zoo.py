@@ -1,6 +1,6 @@
 """Every network: its tensors and outputs by shapes alone, and what all of them promise.
 
-By default shapes are tested on one network of each family and the promises on small siblings of a
+By default shapes and bfloat16 are tested on a network of each family, the promises on siblings of a
 few; `-m ci` tests the shapes of every name and the promises on a sibling of each family, `-m zoo`
 the promises of every name.
 """
