@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import hashlib
 import io
 import json
 import math
@@ -27,6 +28,7 @@ from jaxcls import files
 from jaxcls.config import Plan, due
 from jaxcls.console import Console, hints
 
+MEASURED = ("time", "images_per_sec", "data_wait")  # of a line; the rest is the same in every run
 LAST = ("lr", "skipped", "loss_scale")  # reported as they stand; everything else as a mean
 
 
@@ -44,7 +46,7 @@ class Log:
         from_step: int,
         meta: dict[str, Any],
         console: Console,
-        evaluated: int,
+        evaluation: dict[str, Any] | None,
     ):
         """Opens the files; what was written after `from_step` is removed.
 
@@ -56,7 +58,7 @@ class Log:
           tensorboard: write events too.
           from_step: where the run goes on.
           meta: of its checkpoint: the window, the lines of the log.
-          evaluated: step of the last evaluation that stays.
+          evaluation: the last one that the checkpoints know.
           console: shows the lines.
 
         Raises:
@@ -74,8 +76,8 @@ class Log:
                 workdir,
                 tensorboard=tensorboard,
                 from_step=from_step,
-                evaluated=evaluated,
-                lines=meta["lines"],
+                evaluation=evaluation,
+                known=meta["log"],
             )
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -112,12 +114,12 @@ class Log:
             self.writer.write(step, self.plan.epoch(step), split, metrics)
         self.console.report(step, self.plan.epoch(step), split, metrics)
 
-    def sync(self) -> int:
-        """Makes everything written durable, before a checkpoint; returns the lines of the log."""
+    def sync(self) -> dict[str, Any]:
+        """Makes everything written durable, and returns what a checkpoint knows of the log."""
         if not self.writer:
-            return 0
+            return {}
         self.writer.sync()
-        return self.writer.lines
+        return self.writer.known
 
     def close(self) -> None:
         """Syncs and closes everything."""
@@ -211,15 +213,15 @@ class Writer:
         *,
         tensorboard: bool,
         from_step: int,
-        evaluated: int,
-        lines: int | None,
+        evaluation: dict[str, Any] | None,
+        known: dict[str, Any] | None,
     ):
         self.remote = workdir if "://" in os.fspath(workdir) else None
         self.local = Path(tempfile.mkdtemp(prefix="jaxcls-")) if self.remote else Path(workdir)
         path = self.local / "metrics.jsonl"
         if self.remote and (self.remote / "metrics.jsonl").exists():
             path.write_bytes((self.remote / "metrics.jsonl").read_bytes())
-        self.lines = cut_back(path, from_step, evaluated, lines)
+        self.known = cut_back(path, from_step, evaluation, known)
         self.file = path.open("a")
         self.board = None
         if tensorboard:
@@ -238,7 +240,7 @@ class Writer:
         line = {"step": step, "epoch": round(epoch, 6), "split": split, "time": now, **metrics}
         self.file.write(json.dumps(plain(line)) + "\n")
         self.file.flush()
-        self.lines += 1
+        self.known = chain(self.known, plain(line))
         if self.board:
             finite = {k: v for k, v in metrics.items() if v is not None and math.isfinite(v)}
             values = [Summary.Value(tag=f"{split}/{k}", simple_value=v) for k, v in finite.items()]
@@ -278,26 +280,44 @@ def plain(line: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def cut_back(path: Path, step: int, evaluated: int, lines: int | None = None) -> int:
+NO_LINES = {"lines": 0, "sha256": ""}  # what is known of a log without lines
+
+
+def chain(known: dict[str, Any], line: dict[str, Any]) -> dict[str, Any]:
+    """Returns what is known of a log, how many lines and a digest of them, with one more line."""
+    same = {key: value for key, value in line.items() if key not in MEASURED}
+    text = known["sha256"] + json.dumps(same, sort_keys=True)
+    return {"lines": known["lines"] + 1, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def cut_back(
+    path: Path,
+    step: int,
+    evaluation: dict[str, Any] | None,
+    known: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Removes the lines after `step` from a metrics.jsonl, and a last line that was cut off.
 
-    An evaluation at `step` itself stays only if `evaluated`, the last one that the checkpoints
-    know, is it. Returns the number of lines that stay.
+    The evaluation at `step` itself stays only if the checkpoints know it. Returns what is known of
+    the lines that stay, see `chain`.
 
     Args:
-      lines: that the checkpoint of `step` knows, to which the evaluation at `step` may come; None:
-        not known. Without a file the log begins anew.
+      evaluation: the last one that the checkpoints know.
+      known: of the lines before that of an evaluation at `step`, from the checkpoint; None: of a
+        version that did not keep it. Without a file the log begins anew.
 
     Raises:
       ValueError: a line that should stay is damaged or missing.
     """
     if not path.exists() or not path.stat().st_size:
-        if lines:
-            print(f"{path} is missing or empty: the log begins anew at step {step}")
-        return 0
-    last = {"train": step, "eval": min(step, evaluated)}
+        if known and known["lines"]:
+            print(f"{path} is missing or empty: the log begins anew at step {step}", flush=True)
+        return NO_LINES
+    last = {"train": step, "eval": min(step, evaluation["step"] if evaluation else 0)}
     kept: list[bytes] = []
     damaged: list[int] = []
+    there = NO_LINES
+    whole = known in (None, there)
     content = files.patiently(path.read_bytes, path, print)
     for number, line in enumerate(io.BytesIO(content), start=1):
         try:
@@ -307,16 +327,17 @@ def cut_back(path: Path, step: int, evaluated: int, lines: int | None = None) ->
             damaged.append(number)
             continue
         if stays:
-            if damaged:
-                break
             kept.append(line)
-    else:
-        if lines is None or len(kept) >= lines + (0 < step == evaluated):
-            files.write_atomically(path, b"".join(kept).decode())
-            return len(kept)
-    where = f"{path}:{damaged[0]} is damaged" if damaged else f"lines of {path} are missing"
+            there = chain(there, entry)
+            whole = whole or there == known
+    if evaluation and evaluation["step"] == step and known is not None:
+        whole = whole and bool(kept) and evaluation.items() <= json.loads(kept[-1]).items()
+    if whole:
+        files.write_atomically(path, b"".join(kept).decode())
+        return there
+    where = f"{path}:{damaged[0]} is damaged" if damaged else f"{path} is not what was written"
     raise ValueError(
-        f"{where}: put back the file, or remove it and the log begins anew at step {step}"
+        f"{where}: put the file back, or remove it and the log begins anew at step {step}"
     )
 
 

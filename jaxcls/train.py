@@ -70,7 +70,7 @@ def _run(
         "network": choices.network(config),
         "image": config.image.to_dict(),
         **identity.of(data),
-        "lines": 0,  # of the log
+        "log": metrics.NO_LINES,
         "window": {},  # means since its last line
         "seconds": 0.0,
         "bad_images": [],  # numbers of the unreadable training images met so far
@@ -92,7 +92,7 @@ def _run(
         state, before = restored
         if (before.get("data") or {}).get("train") == meta["data"]["train"]:
             meta["bad_images"] = before["bad_images"]
-        meta |= {key: before.get(key) for key in ("lines", "window", "seconds")}
+        meta |= {key: before.get(key) for key in ("log", "window", "seconds")}
     else:
         console.describe(config, workdir, data, program)
         state = start(config, program, data.class_names, report=console.say)
@@ -141,7 +141,7 @@ def _run(
         from_step=first,
         meta=meta,
         console=console,
-        evaluated=saved.last["step"] if saved.last else 0,
+        evaluation=saved.last,
     )
     try:
         # The order, kept in every iteration: log what is done; save if that, an evaluation or the
@@ -160,7 +160,7 @@ def _run(
             log.drain(keep=0 if saving or stopping else 1)
             if (saving or stopping) and saved.latest_step() != step:
                 with log.window.paused():
-                    meta["lines"] = log.sync()
+                    meta["log"] = log.sync()
                     meta["window"] = log.window.sums
                     meta["seconds"] = elapsed()
                     meta["bad_images"] = files.union(batches.bad_images)

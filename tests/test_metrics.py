@@ -33,8 +33,8 @@ def open_log(workdir, from_step=0, window=None, max_skipped=1, tensorboard=False
         max_skipped=max_skipped,
         tensorboard=tensorboard,
         from_step=from_step,
-        meta={"window": window or {}, "lines": None},
-        evaluated=0,
+        meta={"window": window or {}, "log": None},
+        evaluation=None,
         console=Console(),
     )
 
@@ -132,9 +132,9 @@ def test_cut_back(tmp_path):
     entries = [(2, "train"), (4, "train"), (4, "eval"), (6, "train")]
     text = [json.dumps({"step": s, "split": split}) + "\n" for s, split in entries]
     path.write_text("".join(text) + '{"step": 7, "spl')
-    metrics.cut_back(path, 4, evaluated=4)
+    metrics.cut_back(path, 4, {"step": 4})
     assert path.read_text() == "".join(text[:3])
-    metrics.cut_back(path, 4, evaluated=0)  # stopped in the middle of the evaluation at 4
+    metrics.cut_back(path, 4, None)  # stopped in the middle of the evaluation at 4
     assert path.read_text() == "".join(text[:2])
 
 
