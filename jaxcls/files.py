@@ -53,7 +53,7 @@ def patiently(
       StorageError: it still fails; at once where waiting does not help (no permission).
       FileNotFoundError, NotADirectoryError, IsADirectoryError: as `read` does, at once.
     """
-    for delay in (*DELAYS, 0):
+    for delay in (*DELAYS, None):
         try:
             return read()
         except KINDS:
@@ -67,7 +67,7 @@ def patiently(
             if getattr(e, "errno", None) in LASTING:
                 raise StorageError(what) from e
             error = e
-        if delay:
+        if delay is not None:
             report(f"{what}; trying again in {delay} s")
             time.sleep(delay)
     raise StorageError(

@@ -7,7 +7,6 @@ because its numbers were not finite, or another process of the run was lost; 143
 stopped on SIGTERM and on Ctrl-C.
 """
 
-import errno
 import os
 import sys
 import traceback
@@ -25,7 +24,6 @@ from jaxcls import processes
 from jaxcls.command import complain, define_config, exit_with, parse
 
 FLAGS = flags.FLAGS
-USER_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def define_flags() -> None:
@@ -96,10 +94,10 @@ def _main() -> int:
         return command(FLAGS.config, FLAGS.workdir)
     except ValueError as e:
         return complain(e)
-    except OSError as e:
-        if e.errno in USER_ERRNOS:
-            return complain(OSError(f"{e.filename or FLAGS.workdir}: {e.strerror}"))
-        raise
+    except OSError as e:  # of the system: storage, permissions, limits
+        if e.errno is None:
+            raise
+        return complain(OSError(f"{e.filename or FLAGS.workdir}: {e.strerror}"))
     except KeyboardInterrupt:
         return 130
     except FloatingPointError as e:

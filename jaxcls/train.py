@@ -178,10 +178,9 @@ def _run(
                     )
                     if result:
                         saved.wait()
-                        result = metrics.plain(result)
                         log.report(step, "eval", result)
                         log.sync()
-                        saved.evaluated(step, result)
+                        saved.evaluated(step, metrics.plain(result))
                 stopping = bool(stop.received)
             console.saved(saved.finished())
             if stopping or step == total:

@@ -5,6 +5,7 @@ format, which makes the checkpoints of earlier runs unreadable.
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -27,7 +28,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxcls import checkpoint, trees
+from jaxcls import checkpoint, files, trees
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "ckpt"
@@ -281,6 +282,25 @@ DAMAGES = {
     "a flipped bit in the meta data": lambda d: flip(d / "meta/metadata"),
     "a flipped bit in orbax's metadata": lambda d: flip(d / "state/_METADATA"),
     "truncated checksums": lambda d: truncate(d / checkpoint.CHECKSUMS),
+    "checksums of nothing": lambda d: (d / checkpoint.CHECKSUMS).write_text("{}"),
+    "checksums that are a list": lambda d: (d / checkpoint.CHECKSUMS).write_text("[]"),
+    "checksums that are null": lambda d: (d / checkpoint.CHECKSUMS).write_text("null"),
+    "checksums that are deep": lambda d: (d / checkpoint.CHECKSUMS).write_text("[" * 100_000),
+    "checksums that are a folder": lambda d: (
+        (d / checkpoint.CHECKSUMS).unlink(),
+        (d / checkpoint.CHECKSUMS).mkdir(),
+    ),
+    "checksums that lack a file": lambda d: (d / checkpoint.CHECKSUMS).write_text(
+        json.dumps(dict(list(json.loads((d / checkpoint.CHECKSUMS).read_text()).items())[:-1]))
+    ),
+    "a folder in place of a file": lambda d: (
+        (d / "meta/metadata").unlink(),
+        (d / "meta/metadata").mkdir(),
+    ),
+    "unverified meta data of another kind": lambda d: (
+        (d / checkpoint.CHECKSUMS).unlink(),
+        (d / "meta/metadata").write_text("[]"),
+    ),
     "a deleted state": lambda d: shutil.rmtree(d / "state"),
     "unverified and a deleted array": lambda d: (
         (d / checkpoint.CHECKSUMS).unlink(),
@@ -380,6 +400,129 @@ def test_checksums_are_of_every_file_and_go_with_their_step(tmp_path):
     save(tmp_path, 2, 3, 4)
     assert steps_in(tmp_path) == [2, 3, 4]
     assert {p.name for p in tmp_path.iterdir()} == {"2", "3", "4"}
+
+
+# -- Storage that fails --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Returns fail(f, times, error) -> f that raises the error so many times first; no waiting."""
+    monkeypatch.setattr(files, "DELAYS", (0.0, 0.0, 0.0))
+
+    def fail(f, times, error):
+        left = [times]
+
+        def failing(*args, **kwargs):
+            left[0] -= 1
+            if left[0] >= 0:
+                raise error
+            return f(*args, **kwargs)
+
+        return failing
+
+    return fail
+
+
+PASSING = (errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EMFILE)
+
+
+@pytest.mark.parametrize("number", [*PASSING, errno.EACCES])
+def test_storage_that_fails_is_no_damage(tmp_path, monkeypatch, failing, number):
+    save(tmp_path, 1, 2)
+    error = OSError(number, os.strerror(number))
+    digest = checkpoint._digest
+    monkeypatch.setattr(checkpoint, "_digest", failing(digest, 2, error))
+    if number in PASSING:
+        restored, lines = restore(tmp_path)
+        assert_same(restored[0], make_state(2))
+        assert len(lines) == 2
+        assert all(f"{tmp_path / '2'}" in line and "trying again" in line for line in lines)
+    for read in (restore, checkpoint.load):
+        monkeypatch.setattr(checkpoint, "_digest", failing(digest, 1000, error))
+        with pytest.raises(files.StorageError) as e:
+            read(tmp_path)
+        assert f"{tmp_path / '2'}/" in str(e.value)
+        assert os.strerror(number) in str(e.value)
+    assert steps_in(tmp_path) == [1, 2]
+    assert not list(tmp_path.glob("damaged*"))
+
+
+def test_a_folder_that_cannot_be_listed_is_not_empty(tmp_path, monkeypatch, failing):
+    save(tmp_path, 1)
+    error = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    monkeypatch.setattr(os, "listdir", failing(os.listdir, 1000, error))
+    with pytest.raises(files.StorageError, match=f"{tmp_path} cannot be read: Stale"):
+        checkpoint.Checkpoints(tmp_path, keep=1, best="top1")
+    with pytest.raises(files.StorageError, match=f"{tmp_path} cannot be read: Stale"):
+        checkpoint.load(tmp_path, report=lambda line: None)
+
+
+@pytest.mark.parametrize("verified", [True, False])
+def test_tensorstore_tells_of_the_system(tmp_path, monkeypatch, failing, verified):
+    """Also where there are no checksums, so that other errors would be damage."""
+    save(tmp_path, 1)
+    if not verified:
+        (tmp_path / "1" / checkpoint.CHECKSUMS).unlink()
+    message = "INTERNAL: Error reading x: Failed to open: Input/output error [os_error_code='EIO']"
+    with opened(tmp_path) as (checkpoints, _):
+        manager = checkpoints._manager
+        original = manager.restore
+        monkeypatch.setattr(manager, "restore", failing(original, 2, ValueError(message)))
+        assert_same(checkpoints.restore(abstract(make_state(0)))[0], make_state(1))
+        monkeypatch.setattr(manager, "restore", failing(original, 1000, ValueError(message)))
+        with pytest.raises(files.StorageError, match="1 cannot be read: Input/output error"):
+            checkpoints.restore(abstract(make_state(0)))
+    assert steps_in(tmp_path) == [1]
+
+
+# -- Evaluations ---------------------------------------------------------------------------------
+
+
+def test_a_damaged_evaluation_is_made_again_and_the_best_one_is_known(tmp_path):
+    with opened(tmp_path, keep=1) as (checkpoints, _):
+        for step, value in ((1, 0.9), (2, 0.5), (3, 0.7)):
+            checkpoints.save(step, make_state(step), {})
+            checkpoints.evaluated(step, {"top1": value})
+    for step in (1, 3):
+        flip(tmp_path / str(step) / checkpoint.EVALUATION)
+    with opened(tmp_path, keep=1) as (checkpoints, lines):
+        checkpoints.restore(abstract(make_state(0)))
+        assert checkpoints.best == {"step": 1, "top1": 0.9}
+        assert checkpoints.last == {"step": 2, "top1": 0.5}  # 3 has to be evaluated again
+        checkpoints.evaluated(3, {"top1": 0.7})
+        checkpoints.save(4, make_state(4), {})
+    assert lines == []
+    assert steps_in(tmp_path) == [1, 4]
+
+
+def test_the_best_evaluation_is_one_whose_checkpoint_is_there(tmp_path):
+    """The one before was removed for a better one, which then was damaged."""
+    with opened(tmp_path, keep=2) as (checkpoints, _):
+        for step, value in ((1, 0.5), (2, 0.4), (3, 0.3), (4, 0.8), (5, 0.2)):
+            checkpoints.save(step, make_state(step), {})
+            checkpoints.evaluated(step, {"top1": value})
+    assert steps_in(tmp_path) == [4, 5]
+    flip(array_file(tmp_path / "5"))
+    shutil.rmtree(tmp_path / "4")
+    save(tmp_path / "other", 4)
+    (tmp_path / "other" / "4").rename(tmp_path / "4")
+    with opened(tmp_path) as (checkpoints, _):
+        checkpoints.restore(abstract(make_state(0)))
+        assert checkpoints.best is None
+
+
+@pytest.mark.parametrize("name", ["top1", "loss"])
+def test_better(name):
+    good, bad = {"step": 1, "top1": 0.5, "loss": 1.0}, {"step": 2, "top1": 0.4, "loss": 1.1}
+    same = {**good, "step": 3}
+    assert checkpoint.better(None, bad, name) is bad
+    assert checkpoint.better(bad, good, name) is good
+    assert checkpoint.better(good, bad, name) is good
+    assert checkpoint.better(good, same, name) is same
+    for nothing in (float("nan"), float("inf"), None):
+        assert checkpoint.better(None, {name: nothing}, name) is None
+        assert checkpoint.better(bad, {name: nothing}, name) is bad
 
 
 # -- Another model -------------------------------------------------------------------------------
@@ -769,6 +912,35 @@ def test_fine_tuning_from_another_model_names_every_tensor(tmp_path):
     reset = ("^stem/conv1", "^neck/", "/var$")
     _, lines = initialize(fresh, tmp_path, reset=reset)
     assert lines[0].startswith("initialised 5 of 7 tensors")
+
+
+def test_fine_tuning_from_another_network_names_both(tmp_path):
+    with opened(tmp_path) as (checkpoints, _):
+        checkpoints.save(1, make_state(1), {"model": "ResNet18_vd"})
+    other = variables_of(make_state(9, width=16))
+    for strict in (False, True):
+        with pytest.raises(ValueError, match="is ResNet18_vd, the config asks for ResNet50_vd"):
+            initialize(other, tmp_path, model="ResNet50_vd", strict=strict)
+
+
+def test_a_long_list_of_tensors_is_cut(tmp_path):
+    save(tmp_path, 1)
+    fresh = variables_of(make_state(9))
+    fresh["params"]["stage2"] = {f"conv{i}": {"kernel": jnp.zeros(3)} for i in range(30)}
+    with pytest.raises(ValueError, match=r"; and 20 more$") as e:
+        initialize(fresh, tmp_path)
+    assert str(e.value).count("not in the checkpoint") == 10
+    _, lines = initialize(fresh, tmp_path, reset=("^stage2/",))
+    assert len(lines) == 12
+    assert lines[-1] == "  and 20 more that were not taken"
+
+
+def test_an_evaluation_with_other_classes_names_them(tmp_path):
+    save(tmp_path, 1)
+    with pytest.raises(
+        ValueError, match=r"other names in checkpoint .*: class 3 is 'd' there, 'x'"
+    ):
+        initialize(variables_of(make_state(9)), tmp_path, class_names=tuple("abcx"), strict=True)
 
 
 def test_a_hidden_layer_of_the_head_is_no_classifier(tmp_path):

@@ -4,8 +4,10 @@ With moving average, float16 loss scaling (steps are skipped) and accumulation o
 otherwise; epochs, evaluations, checkpoints and lines of the log do not line up.
 """
 
+import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -18,6 +20,8 @@ import pytest
 import runs
 
 from jaxcls import checkpoint, program, sharding, train, trees
+from jaxcls.data import sources
+from jaxcls.data.decode import BadImage
 
 END = 30  # steps of tiny.py
 NUM_TRAIN = 898
@@ -120,10 +124,9 @@ def in_process(monkeypatch):
 
     A SIGTERM comes before a batch, which is a pair ("train" or "eval", number in this run).
     """
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     original = sharding.put
 
-    def run(workdir, *where, cache="auto"):
+    def run(workdir, *where, config="plain", **changes):
         digests, seen = [], {"train": 0, "eval": 0}
 
         def put(batch, batch_sharding):
@@ -136,20 +139,18 @@ def in_process(monkeypatch):
             return original(batch, batch_sharding)
 
         monkeypatch.setattr(sharding, "put", put)
-        config = runs.tiny()
-        config.data.cache = cache
+        config = runs.tiny(config)
+        config.update_from_flattened_dict(changes)
         return train.run(config, str(workdir)), digests
 
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return run
 
 
 @pytest.mark.ci
 @pytest.mark.parametrize("cache", ["decoded", "device"])
 def test_order_of_images_and_sigterm_during_evaluations(in_process, tmp_path, cache):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    code, order = in_process(whole, cache=cache)
+    code, order = in_process(whole, config=None, **{"data.cache": cache})
     assert code == 0
     assert len(order) == len(set(order)) == END  # augmented: no batch comes twice
     found = []
@@ -158,12 +159,12 @@ def test_order_of_images_and_sigterm_during_evaluations(in_process, tmp_path, ca
         (("eval", 3), 12),  # the first evaluation of this run, at a step that is saved too
         (("eval", 30), 30),  # 9 batches at 12, 18 and 24; the last evaluation
     ):
-        code, digests = in_process(parts, where, cache=cache)
+        code, digests = in_process(parts, where, config=None, **{"data.cache": cache})
         assert code == 143
         found += digests
         assert runs.checkpoints(parts)[-1] == stopped
         assert not json.loads((parts / "summary.json").read_text())["complete"]
-    code, digests = in_process(parts, cache=cache)
+    code, digests = in_process(parts, config=None, **{"data.cache": cache})
     assert (code, digests) == (0, [])
     assert found == order
     runs.assert_same_state(runs.saved(parts, END)[0], runs.saved(whole, END)[0])
@@ -171,6 +172,195 @@ def test_order_of_images_and_sigterm_during_evaluations(in_process, tmp_path, ca
     summary = json.loads((parts / "summary.json").read_text())
     assert summary["complete"]
     assert summary["last"] == json.loads((whole / "summary.json").read_text())["last"]
+
+
+SPARSE = {
+    "checkpoint.every": "",
+    "checkpoint.keep": 1,
+    "log.tensorboard": False,
+    "lr.warmup": "",
+    "lr.schedule": "constant",  # one program for all lengths
+}
+
+
+def test_the_best_evaluation_has_a_checkpoint(in_process, tmp_path, monkeypatch):
+    """Evaluations and saves do not line up, and every signal comes within an evaluation."""
+
+    def evaluate(program, config, data, state, **options):
+        result = original(program, config, data, state, **options)
+        return result and {**result, "top1": 1 - abs(12 - int(state.step)) / 100}
+
+    original = train.evaluate
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    changes = {**SPARSE, "checkpoint.every": "7 steps"}
+    assert in_process(whole, **changes)[0] == 0
+    for where in (("eval", 0), ("eval", 12), ("train", 3)):
+        assert in_process(parts, where, **changes)[0] == 143
+        known = runs.summary(parts)
+        assert known["best"] is None or known["best"]["step"] in runs.checkpoints(parts)
+    assert in_process(parts, **changes)[0] == 0
+    runs.assert_same_run(parts, whole, END)
+    best = runs.summary(whole)["best"]["step"]
+    assert best == 12
+    for workdir in (whole, parts):
+        assert runs.checkpoints(workdir) == [best, END]
+    runs.assert_same_state(runs.saved(whole, best)[0], runs.saved(parts, best)[0])
+
+
+def test_whatever_ends_an_evaluation_the_epoch_is_saved(in_process, tmp_path, monkeypatch):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    changes = {**SPARSE, "duration": "14 steps"}
+    assert in_process(whole, **changes)[0] == 0
+
+    def unreadable(*args, **kwargs):
+        raise ValueError("photo.jpg: cannot decode it")
+
+    def lost(*args, **kwargs):  # as a kill would: the log has its line, the checkpoint does not
+        raise RuntimeError
+
+    for module, name, end in (
+        (train, "evaluate", unreadable),
+        (checkpoint.Checkpoints, "evaluated", lost),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, end)
+            with pytest.raises((ValueError, RuntimeError)):
+                in_process(parts, **changes)
+        assert runs.checkpoints(parts) == [6]
+    assert in_process(parts, **changes)[0] == 0
+    runs.assert_same_run(parts, whole, 14)
+
+
+def test_bad_images_are_counted_once_a_run(in_process, tmp_path, monkeypatch):
+    read = sources.Arrays.__getitem__
+
+    def damaged(self, index):
+        if self.kind == "digits/train" and index % 100 == 7:
+            raise BadImage(f"{index} is damaged")
+        return read(self, index)
+
+    monkeypatch.setattr(sources.Arrays, "__getitem__", damaged)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    changes = {**SPARSE, "data.on_bad_image": "skip", "duration": "9 steps", "eval.every": ""}
+    few = {**changes, "data.max_bad_images": 8}
+    assert in_process(whole, **changes)[0] == 0
+    for _ in range(3):
+        assert in_process(parts, ("train", 1), **changes)[0] == 143
+    assert 0 < runs.summary(parts)["bad_images"] < 9
+    shutil.copytree(parts, tmp_path / "few")
+    assert in_process(parts, **changes)[0] == 0
+    assert runs.summary(parts)["bad_images"] == runs.summary(whole)["bad_images"] == 9
+    runs.assert_same_run(parts, whole, 9)
+    with pytest.raises(ValueError, match="9 images cannot be read, config.data.max_bad_images = 8"):
+        in_process(tmp_path / "few", **few)
+
+
+def test_other_data_are_refused(in_process, tmp_path, monkeypatch):
+    changes = {**SPARSE, "duration": "4 steps", "eval.every": "4 steps"}
+    assert in_process(tmp_path, ("train", 1), **changes)[0] == 143
+    before = runs.saved(tmp_path, 2)[1]
+    assert before["class_names"] == list("0123456789")
+    original = sources.OPEN["digits"]
+
+    def renamed():
+        return [dataclasses.replace(s, class_names=(*"012345678", "ten")) for s in original()]
+
+    monkeypatch.setitem(sources.OPEN, "digits", renamed)
+    with pytest.raises(ValueError, match=f"{tmp_path}/checkpoints/2: class 9 was '9', now 'ten'"):
+        in_process(tmp_path, **changes)
+    assert runs.checkpoints(tmp_path) == [2]
+    assert in_process(tmp_path, **changes, **{"checkpoint.changed_data": "accept"})[0] == 0
+    assert runs.saved(tmp_path, 4)[1]["class_names"][9] == "ten"
+    with pytest.raises(ValueError, match="898 training images before, 450 now"):
+        in_process(tmp_path, **changes, **{"data.fraction": 0.5})
+
+
+def test_another_network_is_named(in_process, tmp_path):
+    changes = {**SPARSE, "duration": "2 steps", "eval.every": ""}
+    assert in_process(tmp_path, **changes)[0] == 0
+    other = {"model.name": "ResNet34_vd", "duration": "3 steps"}
+    with pytest.raises(ValueError, match="2 is ResNet18_vd, the config asks for ResNet34_vd"):
+        in_process(tmp_path, **{**changes, **other})
+
+
+@pytest.mark.parametrize("every", [1, 0])
+def test_a_run_that_diverges_says_which_checkpoint_there_is(in_process, tmp_path, every):
+    changes = {**SPARSE, "checkpoint.every": f"{every} steps" if every else "", "eval.every": ""}
+    said = r"\. The checkpoint of step 1 is good$" if every else r"\. There is no checkpoint yet$"
+    with pytest.raises(FloatingPointError, match=said):
+        in_process(tmp_path, **changes, **{"lr.peak": 1e30})
+
+
+def test_an_evaluation_that_is_not_finite(in_process, tmp_path, monkeypatch):
+    def evaluate(*args, **kwargs):
+        result = original(*args, **kwargs)
+        return {**result, "loss": math.nan if len(runs.lines(tmp_path)) < 2 else result["loss"]}
+
+    original = train.evaluate
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    changes = {**SPARSE, "checkpoint.best": "loss", "eval.every": "4 steps", "duration": "8 steps"}
+    assert in_process(tmp_path, ("train", 6), **changes)[0] == 143
+    summary = runs.summary(tmp_path)
+    assert (summary["best"], summary["last"]["step"], summary["last"]["loss"]) == (None, 4, None)
+    assert in_process(tmp_path, **changes)[0] == 0
+    assert runs.summary(tmp_path)["best"]["step"] == 8
+
+
+DAMAGED_LOG = {
+    "a changed number": lambda text: text.replace(b'"step": 5', b'"step": 4', 1),
+    "noise in the middle": lambda text: text[:40] + b"\x80\xff" + text[42:],
+    "half of it": lambda text: text[: len(text) // 2],
+    "another kind": lambda text: b"[]\nnull\n" + text[text.index(b"\n") + 1 :],
+}
+
+
+@pytest.fixture(scope="module")
+def stopped(commands, tmp_path_factory):
+    """The working directory of a run that stopped after an evaluation and some lines."""
+    workdir = tmp_path_factory.mktemp("stopped")
+    command = f"--config={runs.TINY}:plain", f"--workdir={workdir}", "--config.duration=14 steps"
+    assert commands.fork(*command).returncode == 0
+    (workdir / "summary.json").unlink()
+    return workdir
+
+
+def go_on(commands, workdir):
+    longer = "--config.duration=15 steps", "--config.lr.schedule=constant"
+    return commands.fork(f"--config={runs.TINY}:plain", f"--workdir={workdir}", *longer)
+
+
+@pytest.mark.parametrize("damage", DAMAGED_LOG)
+def test_a_damaged_log(commands, stopped, tmp_path, damage):
+    workdir = tmp_path / "run"
+    shutil.copytree(stopped, workdir)
+    log = workdir / "metrics.jsonl"
+    log.write_bytes(DAMAGED_LOG[damage](log.read_bytes()))
+    done = go_on(commands, workdir)
+    assert done.returncode == 2
+    assert done.err.startswith(f"jaxcls: {log}")
+    assert done.err.endswith("remove it and the log begins anew at step 14\n")
+    assert done.err.count("\n") == 1
+    log.unlink()
+    done = go_on(commands, workdir)
+    assert done.returncode == 0, done.err
+    assert f"{log} is missing or empty: the log begins anew at step 14" in done.out
+    assert [line["step"] for line in runs.lines(workdir)] == [15, 15]
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "config.json", "summary.json", "tensorboard", "checkpoints"]
+)
+def test_a_file_of_the_wrong_kind(commands, tmp_path, name):
+    if "." in name:
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_text("")
+    done = commands.fork(f"--config={runs.TINY}:plain", f"--workdir={tmp_path}")
+    assert done.returncode == 2
+    assert done.err.startswith(f"jaxcls: {tmp_path / name} is ")
+    assert done.err.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {name, ".lock"}
 
 
 # -- Other processes and devices -------------------------------------------------------------------

@@ -1,0 +1,91 @@
+"""Ctrl-C and SIGTERM: at once before there is anything to save, remembered after that."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxcls import signals
+
+COMMAND = """
+import sys, time
+from jaxcls import signals
+
+signals.watch()
+signals.before_exit.append(lambda: open(sys.argv[1], "w").close())
+with signals.watched(1) as stop:
+    if sys.argv[2] == "later":
+        stop.save_first()
+    print("ready", flush=True)
+    while not stop.received or sys.argv[3] == "stays":
+        time.sleep(0.01)
+    print("saved", flush=True)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def started(tmp_path):
+    processes = []
+
+    def start(*arguments):
+        process = subprocess.Popen(
+            [sys.executable, "-c", COMMAND, str(tmp_path / "undone"), *arguments],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_with_nothing_to_save_it_ends_at_once(started, tmp_path, number):
+    process = started("now", "")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (128 + number, "")
+    assert err == f"{signals.NAMES[number]}: stopped, with nothing to save yet\n"
+    assert (tmp_path / "undone").exists()
+
+
+def test_the_first_one_saves_and_the_second_one_does_not(started):
+    process = started("later", "stays")
+    process.send_signal(signal.SIGINT)
+    told = process.stderr.readline()
+    assert told == "Ctrl-C: saving after this step, then leaving; once more leaves at once\n"
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (143, "")
+    assert err == "SIGTERM again: left at once, without saving\n"
+
+
+def test_after_the_end_the_first_one_is_too_late(started, tmp_path):
+    process = started("later", "")
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "saved\n"
+    assert process.stdout.readline() == "ready\n"
+    out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "")
+    assert not (tmp_path / "undone").exists()
+
+
+def test_outside_a_command_handlers_are_put_back(capfd):
+    before = [signal.getsignal(number) for number in signals.NUMBERS]
+    with signals.watched(1) as stop:
+        assert stop.received == 0
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.received == signal.SIGTERM  # nobody has to wait for a thread
+    assert [signal.getsignal(number) for number in signals.NUMBERS] == before
