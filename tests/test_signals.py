@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,7 @@ def test_the_first_one_saves_and_the_second_one_does_not(started):
     process.send_signal(signal.SIGINT)
     told = process.stderr.readline()
     assert told == "Ctrl-C: saving after this step, then leaving; once more leaves at once\n"
+    time.sleep(2 * signals.ECHO)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (143, "")
