@@ -33,6 +33,7 @@ def open_data(
     *,
     workdir: str = "",
     weights: str | None = None,
+    training: bool = True,
     report: Callable[[str], None] = lambda line: None,
 ) -> tuple[ConfigDict, sources.Data]:
     """Returns the config with nothing left open, and the images that its `data` names.
@@ -41,18 +42,21 @@ def open_data(
       config: of a run.
       workdir: of the run: what was chosen when it began is chosen again.
       weights: the checkpoint that it starts from; None: `config.init.checkpoint`.
+      training: of `sources.open`.
       report: is given a line about what was chosen.
 
     Raises:
       ValueError: something is wrong with `config.data` or with the checkpoint.
     """
     if not _open_keys(config):
-        return config, sources.open(**config.data, image_size=config.image.size)
+        size = config.image.size
+        return config, sources.open(**config.data, image_size=size, training=training)
     path = epath.Path(workdir) / record.FILE
     if workdir and path.exists():
         with contextlib.suppress(ValueError):  # it is damaged, and will be written anew
             config = _with(config, configs.flatten(record.read(path)))
-    data = sources.open(**config.data, image_size=config.image.size or 224)
+    size = config.image.size or 224
+    data = sources.open(**config.data, image_size=size, training=training)
     if _open_keys(config):
         config, line = settled(
             config,

@@ -70,7 +70,7 @@ def run(config: ConfigDict, workdir: str) -> int:
     console.status("looking at the images ...")
     begun = record.find(workdir)
     config, data = choices.open_data(
-        config, workdir=str(begun.parent) if begun else "", weights=path
+        config, workdir=str(begun.parent) if begun else "", weights=path, training=False
     )
     if data.eval is None:
         raise ValueError(f"config.data: this {config.data.source} source has no evaluation images")

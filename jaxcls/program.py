@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from jaxcls import checkpoint, models, objectives, optim, precision, sharding, steps, trees
 from jaxcls.config import Plan, choose, plan, refuse_open
 from jaxcls.data import augment, device, erasing, loader, mixing, ops, sampling
-from jaxcls.data.sources import Data
+from jaxcls.data.sources import MAX_CLASSES, Data
 
 
 class Program(NamedTuple):
@@ -49,6 +49,8 @@ def build(config: ConfigDict, *, num_train: int, num_classes: int) -> Program:
 
     arguments = model_arguments(config)
     outputs = arguments["num_classes"] = arguments["num_classes"] or num_classes
+    if outputs > MAX_CLASSES:
+        raise ValueError(f"config.model.num_classes = {outputs}: write at most {MAX_CLASSES}")
     if outputs < num_classes:
         raise ValueError(f"config.model.num_classes = {outputs}, the data has {num_classes}")
     if not 0 <= config.ema.decay < 1:

@@ -390,6 +390,11 @@ def test_names_that_are_no_text(folder):
     shutil.rmtree(folder / "val")
     for i in range(3):
         write(folder / "train" / name / f"{i}{name}.jpg")
+    write(folder / "train/a\nb\x1b[1m\u2028/1\r.jpg")
+    data = open_data("folder", root=str(folder))
+    assert data.class_names[0] == r"a\nb\x1b[1m\u2028"
+    assert names(data.train)[0].endswith(r"train/a\nb\x1b[1m\u2028/1\r.jpg")
+    assert data.train[0]["image"][:2] == b"\xff\xd8"
     assert open_data("folder", root=str(folder), eval_fraction=0.5).eval is not None
 
 
@@ -438,8 +443,9 @@ def test_list_paths_may_contain_the_delimiter(folder):
     write(folder / "my cat 3.jpg", b"meow")
     data = open_lines(folder, "my cat 3.jpg 1\nmy cat 3.jpg   0\n")
     assert [data.train[i]["image"] for i in (0, 1)] == [b"meow", b"meow"]
-    data = open_lines(folder, "my cat 3.jpg\t1\n", delimiter="\t")
-    assert data.train[0]["image"] == b"meow"
+    for delimiter in ("\t", r"\t"):
+        data = open_lines(folder, "my cat 3.jpg\t1\n", delimiter=delimiter)
+        assert data.train[0]["image"] == b"meow"
     data = open_lines(folder, "my cat 3.jpg, 1\n", delimiter=",")
     assert labels(data.train) == [1]
 
@@ -517,6 +523,18 @@ def test_all_listed_images_are_looked_for(folder, caplog):
             data.train[i]
     with pytest.raises(ValueError, match=r"a\.jpgx .* and 3 more .* paths are relative to"):
         open_lines(folder, "\n".join(bad), on_bad_image="skip")
+
+
+def test_an_evaluation_needs_no_training_images(folder):
+    (folder / "val_list.txt").write_text("train/cat/a.jpg 0\n")
+    with pytest.raises(ValueError, match=r"gone\.jpg .*no such file"):
+        open_lines(folder, "gone.jpg 0\ngone.jpg 1\n")
+    config = base.get_config()
+    config.data.update(source="list", root=str(folder))
+    assert len(sources.open(**config.data, training=False).eval) == 1
+    (folder / "val_list.txt").write_text("gone.jpg 0\n")
+    with pytest.raises(ValueError, match=r"gone\.jpg .*val_list.txt:1"):
+        sources.open(**config.data, training=False)
 
 
 def test_labels_far_beyond_the_images(folder):

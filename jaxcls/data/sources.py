@@ -49,6 +49,7 @@ MAX_CLASSES = 10_000_000
 MAX_IMAGES = 100_000_000
 MAX_LABEL = 2**31 - 2
 SHOWN = 5  # names of each kind in a message
+CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
 
 log = logging.getLogger(__name__)
 
@@ -122,12 +123,14 @@ def open(
     repeats: int,
     cache: str,
     image_size: int = 224,
+    training: bool = True,
 ) -> Data:
     """Returns the images that `config.data` names: `sources.open(**config.data)`.
 
     Args:
       source, root, ...: `config.data`, see configs/base.py and the function of each source below.
       image_size: pixels of fake images, height and width.
+      training: whether training images will be read: if not, those of a list may be missing.
 
     Raises:
       ValueError: an unknown source, a key that it does not take, or data that is not as it should
@@ -159,6 +162,8 @@ def open(
         arguments["image_size"] = image_size
     if source in ("list", "array_record", "tfds"):
         arguments["max_bad_images"] = allowed
+    if source == "list":
+        arguments["training"] = training
     if fraction == 1 and fraction_seed:
         raise ValueError(f"config.data.fraction_seed = {fraction_seed}: not used by fraction = 1.0")
     train_source, eval_source = OPEN[source](**arguments)
@@ -231,8 +236,9 @@ def _some(names: Sequence[str]) -> str:
 
 
 def printable(name: str) -> str:
-    """Returns a file name that can be printed and stored: bytes that are not UTF-8 as \\xff."""
-    return os.fsencode(name).decode(errors="backslashreplace")
+    """Returns a file name that can be printed in a line and stored: other characters as \\xff."""
+    text = os.fsencode(name).decode(errors="backslashreplace")
+    return CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -606,6 +612,7 @@ def open_list(
     delimiter: str,
     num_classes: int,
     max_bad_images: int | None = None,
+    training: bool = True,
 ) -> tuple[Files, Files | None]:
     """Returns the images of PaddleClas's list files, a line of which is `relative/path label`.
 
@@ -619,12 +626,14 @@ def open_list(
       delimiter: between path and label; the last one in the line counts.
       num_classes: 0: largest label of `train` + 1, or as many as `root/classes.txt` names.
       max_bad_images: so many of a list may be missing, which is said. None: none.
+      training: whether to look for training images too.
 
     Raises:
       ValueError: a missing list; a line (named) whose label is missing, not a number, not below the
         number of classes or far above the number of images; missing images (the first one named).
     """
     base = _directory(root, "root")
+    delimiter = delimiter.replace("\\t", "\t")  # as it is typed where a shell takes it literally
     if not delimiter:
         raise ValueError("config.data.delimiter is empty: write what is between path and label")
     if not 0 <= num_classes <= MAX_CLASSES:
@@ -644,15 +653,17 @@ def open_list(
     count = count or _count_classes(train_list, *rows[1:])
     names = names or tuple(map(str, range(count)))
 
-    def files(listed: Path, rows: tuple[tuple[str, ...], np.ndarray, np.ndarray]) -> Files:
+    def files(
+        listed: Path, rows: tuple[tuple[str, ...], np.ndarray, np.ndarray], look: bool = True
+    ) -> Files:
         paths, labels, lines = rows
         found = Files(str(base), paths, labels, names, str(listed), lines)
-        return _looked_for(found, max_bad_images)
+        return _looked_for(found, max_bad_images) if look else found
 
     if not eval and not eval_list.is_file():
-        return files(train_list, rows), None
+        return files(train_list, rows, training), None
     eval_rows = _read_list(eval_list, "eval", delimiter, count)
-    return files(train_list, rows), files(eval_list, eval_rows)
+    return files(train_list, rows, training), files(eval_list, eval_rows)
 
 
 def _count_classes(path: Path, labels: np.ndarray, lines: np.ndarray) -> int:
