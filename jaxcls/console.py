@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import logging
 import shlex
 import shutil
 import sys
@@ -97,6 +98,8 @@ class Console:
         self.doing_now = ""  # what the cursor stands behind
         self.shown = False  # whether a row of training has been
         self.erase()  # what the command has shown until here
+        log = logging.getLogger(_Warnings.OF)
+        log.handlers[:], log.propagate = [_Warnings(self)], False
 
     def say(self, text: str) -> None:
         """Prints a line, above the live line where there is one."""
@@ -111,6 +114,14 @@ class Console:
             sys.stdout.flush()
         else:
             print(text, flush=True)
+
+    def warn(self, text: str) -> None:
+        """Prints a line on stderr, above the live line where there is one."""
+        self.erase()
+        if self.bar is not None:
+            self.bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def doing(self, what: str) -> Iterator[None]:
@@ -328,3 +339,17 @@ def config_file(name: str) -> str:
     if relative.is_file():
         return str(relative)
     return str(Path(util.find_spec("configs").origin).parent / name)
+
+
+class _Warnings(logging.Handler):
+    """Shows what is wrong with data: of all of them once, of an image where it is read."""
+
+    OF = "jaxcls.data"
+
+    def __init__(self, console: Console):
+        super().__init__(logging.WARNING)
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.console.enabled or record.name != f"{self.OF}.sources":
+            self.console.warn(record.getMessage())

@@ -10,6 +10,7 @@ Programs are compiled once for all workers and processes, and kept in `.pytest_c
 time (`pytest --cache-clear` removes them), or where JAX_COMPILATION_CACHE_DIR says.
 """
 
+import logging
 import os
 import re
 import sys
@@ -51,6 +52,13 @@ def pytest_collection_modifyitems(config, items):
     )
     config.hook.pytest_deselected(items=[item for item in items if not mine(item)])
     items[:] = filter(mine, items)
+
+
+@pytest.fixture
+def caplog(caplog, monkeypatch):
+    """pytest's, also after a run whose console has taken over what the input warns of."""
+    monkeypatch.setattr(logging.getLogger("jaxcls.data"), "propagate", True)
+    return caplog
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """What a user sees of a run: rows, parts, the live line, what is waited for, signals."""
 
+import logging
 import os
 import pty
 import re
@@ -167,3 +168,16 @@ def test_the_live_line():
     screen = [line.rpartition("\r")[2] for line in written.replace("\r\n", "\n").split("\n")]
     screen = [re.sub(r"\x1b\[[\dA-Z]*", "", line).rstrip() for line in screen]
     assert [line for line in screen if line] == ["first line", compiled, *rows]
+
+
+def test_warnings_of_the_input(capsys):
+    """Once, and of single images in the process that reads them."""
+    console = Console()
+    for enabled in (True, False):
+        console.enabled = enabled
+        for name in ("sources", "loader"):
+            logging.getLogger(f"jaxcls.data.{name}").warning("%d of %s", 3, name)
+    assert capsys.readouterr() == ("", "3 of sources\n3 of loader\n3 of loader\n")
+    with Console().doing("reading"):
+        logging.getLogger("jaxcls.data.loader").warning("skipped")
+    assert capsys.readouterr().err == "skipped\n"
