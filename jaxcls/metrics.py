@@ -26,7 +26,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 import jaxcls
 from jaxcls import files
 from jaxcls.config import Plan, due
-from jaxcls.console import Console, hints
+from jaxcls.console import Console, command, hints
 
 MEASURED = ("time", "images_per_sec", "data_wait")  # of a line; the rest is the same in every run
 LAST = ("lr", "skipped", "loss_scale")  # reported as they stand; everything else as a mean
@@ -392,6 +392,8 @@ def finish(
     files.write_atomically(workdir / "summary.json", text + "\n")
     if not complete:
         print(f"stopped at step {step} of {plan.total_steps}, and saved; the same command resumes")
+        if jax.process_count() == 1:
+            print(f"  or:        {command(('workdir', workdir))}")
         return
     print(f"\n{meta['model']}: {step} steps, {plan.epoch(step):g} epochs, {meta['seconds']} s")
     for which in ("best", "last"):
