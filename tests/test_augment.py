@@ -426,7 +426,7 @@ def test_timm_notation_in_full():
     assert arguments["SolarizeAdd"] == {44}
     assert list(arguments["Color"]) == pytest.approx([0.82])  # 0.1 + 1.8 * 0.4
     assert sorted(arguments["Rotate"]) == pytest.approx([-12, 12])
-    assert make(policy="rand").policy == augment.timm_policy("rand-m10-n2-p0.5-mstd0-inc0")
+    assert make(policy="rand-n2").policy == augment.timm_policy("rand-m10-n2-p0.5-mstd0-inc0")
 
 
 def test_augmix_draws():
