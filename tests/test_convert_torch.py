@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict
 
 from jaxcls import convert, models
 from jaxcls.convert import densenet, engine, hrnet
+from jaxcls.convert.__main__ import main
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "torch.json").read_text())
 QUICK = {  # at least one for each rule; the others: -m zoo
@@ -208,14 +209,54 @@ def test_conversion_is_total():
     assert len(message.splitlines()) == 4
 
 
+def test_integers_are_no_weights():
+    arrays = arrays_for("ResNet18")
+    arrays["conv1.weight"] = arrays["conv1.weight"].astype(np.uint16)  # Paddle's bfloat16
+    with pytest.raises(ValueError, match="conv1.weight: numbers of uint16, .* has float32"):
+        convert.from_torch("ResNet18", arrays)
+    for value in (1e300, np.inf, np.nan):
+        arrays["conv1.weight"] = np.full(arrays["conv1.weight"].shape, value)
+        with pytest.raises(ValueError, match="conv1.weight: numbers that are not finite"):
+            convert.from_torch("ResNet18", arrays)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--num-classes=0"], "--num-classes=0: write how many"),
+        (["--option", "num_classes=3"], "num_classes is no option of a model"),
+        (["--option", "in_channels=x"], "ShuffleNetV2_x0_5 cannot be built with in_channels='x', "),
+        (["--option", "in_channels=0"], "ShuffleNetV2_x0_5 cannot be built with in_channels=0, "),
+        (
+            ["--option", "neck=x"],
+            "ShuffleNetV2_x0_5 cannot be built with in_channels=3, .*neck=.x.: ",
+        ),
+        (["--to=/dev/null/x"], "/dev/null/x could not be written"),
+        (["--to=/" + "x" * 300], "xxx: File name too long"),
+        (["--from=/dev/null/x.npz"], "/dev/null/x.npz: there is no such file"),
+    ],
+)
+def test_mistakes_in_the_command_are_one_line(tmp_path, capsys, arguments, text):
+    arrays = arrays_for("ShuffleNetV2_x0_5")
+    np.savez(tmp_path / "w.npz", **arrays)
+    command = [f"--from={tmp_path / 'w.npz'}", f"--to={tmp_path / 'to'}", "--style=torch"]
+    assert main(["ShuffleNetV2_x0_5", *command, *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert re.search(text, err), err
+    assert err.count("\n") == 1
+
+
 def test_weights_of_another_architecture():
     resnet50 = arrays_for("ResNet50")
     with pytest.raises(ValueError, match=r"not weights of torchvision's alexnet, but bn1.bias"):
         convert.from_torch("AlexNet", resnet50)
-    with pytest.raises(ValueError, match="layer2.1.bn3.weight: no place for it"):
+    with pytest.raises(ValueError, match="layer1.0.bn3.bias: no place for it"):
         convert.from_torch("ResNet18", resnet50)
-    with pytest.raises(ValueError, match=r"layer1.0.conv1.weight: shape \(1, 1, 64, 64\)"):
+    shapes = r"layer1.0.bn1.running_mean: shape \(64,\), (?s:.*)\n  ... and \d+ more such tensors$"
+    with pytest.raises(ValueError, match=shapes) as e:
         convert.from_torch("ResNeXt50_32x4d", resnet50)
+    assert str(e.value).count("\n") == 11
     # timm's legacy_seresnext50_32x4d: equal shapes and other pools
     legacy = {"layer0.conv1.weight": 0, "layer0.bn1.weight": 0, "last_linear.weight": 0}
     with pytest.raises(ValueError, match="legacy_se.*first pool rounds up"):

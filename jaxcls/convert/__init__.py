@@ -67,7 +67,7 @@ def from_paddle(
       **build_overrides: arguments of `jaxcls.models.build`, such as `num_classes`.
 
     Raises:
-      ValueError: lists every tensor that is missing, unmatched or of another shape.
+      ValueError: lists tensors that are missing, unmatched, of another shape or no finite floats.
     """
     return engine.convert(
         name,
@@ -104,8 +104,9 @@ def from_torch(
       **build_overrides: arguments of `jaxcls.models.build`, such as `num_classes`.
 
     Raises:
-      ValueError: lists every tensor that is missing, unmatched or of another shape; or names what
-        the network has another way and which arguments it needs, or that there are none.
+      ValueError: lists tensors that are missing, unmatched, of another shape or no finite floats;
+        or names what the network has another way and which arguments it needs, or that there are
+        none.
     """
     rules = _rules(name)
     return engine.convert_torch(

@@ -46,6 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if Path(args.folder).exists():
             raise ValueError(f"{args.folder} exists: choose another directory for --to")
+        if args.num_classes < 1:
+            raise ValueError(f"--num-classes={args.num_classes}: write how many the file has")
         arrays = readers.read(args.file, args.key)
         style = args.style or style_of(args.file, arrays)
         options = dict(map(_option, args.option))
@@ -59,13 +61,15 @@ def main(argv: list[str] | None = None) -> int:
             "class_names": None,
             "source": {
                 "file": Path(args.file).name,
-                "sha256": hashlib.sha256(Path(args.file).read_bytes()).hexdigest(),
+                "sha256": _sha256(args.file),
                 "style": style,
             },
         }
         checkpoint.export(args.folder, variables, meta)
     except ValueError as error:
         return complain(error)
+    except OSError as error:  # of the paths that were given; what export writes is a SaveError
+        return complain(OSError(f"{error.filename or args.folder}: {error.strerror}"))
     sizes = [np.size(x) for x in jax.tree.leaves(variables["params"])]
     print(f"{args.folder}: {args.name}, {len(sizes)} tensors, {sum(sizes):,} parameters")
     return 0
@@ -80,13 +84,20 @@ def style_of(file: str, arrays: Mapping[str, np.ndarray]) -> str:
     raise ValueError(f"{file}: its names do not tell who made it: add --style=paddle or torch")
 
 
+def _sha256(file: str) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 def _option(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"--option {text}: write KEY=VALUE")
+    if name in ("name", "arrays", "num_classes", "head"):
+        raise ValueError(f"--option {text}: {name} is no option of a model; see --help")
     try:
         return name, ast.literal_eval(value)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # no literal
         return name, value
 
 

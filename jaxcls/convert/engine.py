@@ -5,6 +5,7 @@ For PyTorch a family lists `Source`s: the networks of timm and torchvision that 
 """
 
 import dataclasses
+import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ PADDLE_LEAVES = {
     "var": "_variance",
 }
 TORCH_LEAVES = PADDLE_LEAVES | {"mean": "running_mean", "var": "running_var"}
+LISTED = 10  # tensors of a kind in an error
 Arrays = Mapping[str, np.ndarray]
 Layer = tuple[str, ...]  # a path of ours without collection and leaf: ("stage1", "block1", "conv1")
 Rule = Callable[[Layer, Any], str]
@@ -58,7 +60,7 @@ def torch_layout(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     convolution where theirs is linear.
     """
     if (array.ndim, len(shape)) == (4, 2):
-        array = array.reshape(len(array), -1)
+        array = array.reshape(len(array), math.prod(array.shape[1:]))
     elif (array.ndim, len(shape)) == (2, 4):
         array = array[:, :, None, None]
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
@@ -68,8 +70,14 @@ def _target(name: str, in_channels: int, build_overrides: Mapping[str, Any]) -> 
     """Returns the module and {path: shape and dtype} of its variables."""
     module = models.build(name, **build_overrides)
     size = models.MODELS[name].size
-    image = jax.ShapeDtypeStruct((1, size, size, in_channels), jnp.float32)
-    return module, flatten_dict(dict(jax.eval_shape(module.init, jax.random.key(0), image)))
+    try:
+        image = jax.ShapeDtypeStruct((1, size, size, in_channels), jnp.float32)
+        return module, flatten_dict(dict(jax.eval_shape(module.init, jax.random.key(0), image)))
+    except Exception as error:  # a value that no part of the network expects
+        given = {"in_channels": in_channels} | dict(build_overrides)
+        text = ", ".join(f"{key}={value!r}" for key, value in given.items())
+        what = (str(error) or type(error).__name__).partition("\n")[0]
+        raise ValueError(f"{name} cannot be built with {text}: {what}") from error
 
 
 def _of_classifier(path: Layer) -> bool:
@@ -100,7 +108,7 @@ def convert(
       in_channels: of the images.
 
     Raises:
-      ValueError: lists every tensor that is missing, unmatched or of another shape.
+      ValueError: lists tensors that are missing, unmatched, of another shape or no finite floats.
     """
     module, target = _target(name, in_channels, build_overrides)
     return _fill(name, module, target, arrays, rule, leaves, layout, head)
@@ -117,7 +125,7 @@ def _fill(
     head: bool,
 ) -> dict[str, Any]:
     """Returns the variables of `target`; see `convert`."""
-    converted, missing, misshapen, used = {}, {}, {}, set()
+    converted, missing, unfit, used = {}, {}, {}, set()
     for path, leaf in target.items():
         key = f"{rule(path[1:-1], module)}.{leaves[path[-1]]}"
         used.add(key)
@@ -129,11 +137,18 @@ def _fill(
             continue
         array = layout(np.asarray(arrays[key]), leaf.shape)
         if array.shape != leaf.shape:
-            misshapen[path] = f"{key}: shape {array.shape}, {ours} has {leaf.shape}"
-        converted[path] = np.ascontiguousarray(array, dtype=leaf.dtype)
+            unfit[path] = f"{key}: shape {array.shape}, {ours} has {leaf.shape}"
+            continue
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            unfit[path] = f"{key}: numbers of {array.dtype}, {ours} has {leaf.dtype}"
+            continue
+        with np.errstate(over="ignore"):
+            converted[path] = np.ascontiguousarray(array, dtype=leaf.dtype)
+        if not np.isfinite(converted[path]).all():
+            unfit[path] = f"{key}: numbers that are not finite in {leaf.dtype}"
     unmatched = [f"{key}: no place for it" for key in sorted(arrays.keys() - used)]
 
-    wrong = missing | misshapen
+    wrong = missing | unfit
     if wrong and not unmatched and all(map(_of_classifier, wrong)):
         if len(missing) == sum(map(_of_classifier, target)):
             raise ValueError(
@@ -144,9 +159,17 @@ def _fill(
             f"all but the classifier fits: give num_classes (here {module.num_classes}) as it is "
             "in the file, or head=False (--no-head on the command line) to leave it out"
         )
-    if problems := [*wrong.values(), *unmatched]:
-        raise ValueError(f"these are not the weights of {name}:\n  " + "\n  ".join(problems))
+    if wrong or unmatched:
+        kinds = [list(missing.values()), list(unfit.values()), unmatched]
+        lines = [line for kind in kinds for line in _first(kind)]
+        raise ValueError(f"these are not the weights of {name}:\n  " + "\n  ".join(lines))
     return {"batch_stats": {}} | unflatten_dict(converted)
+
+
+def _first(lines: list[str]) -> list[str]:
+    """Returns the first lines, and how many more there are."""
+    more = len(lines) - LISTED
+    return lines[:LISTED] + ([f"... and {more:,} more such tensors"] if more > 0 else [])
 
 
 def convert_torch(
