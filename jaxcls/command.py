@@ -1,11 +1,13 @@
 """What every command shares: the flags --config and --config.KEY, one-line errors, exit codes."""
 
+import argparse
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -15,7 +17,7 @@ from jaxcls.synonyms import SYNONYMS
 
 flags.disclaim_key_flags()  # --config belongs to the command, and to its --help
 
-LONGEST = 2000  # characters of a message
+LONGEST = 4000  # characters of a message
 NUMBER = re.compile(r"-[\d.]")
 
 
@@ -117,9 +119,9 @@ def read(argument: str) -> ConfigDict:
         name, colon, arg = argument.rpartition(":")
         name = name if colon else argument
     path = Path(name)
-    if not path.exists():
+    if not name or not path.exists():
         raise ValueError(f"--config={argument}: there is no such config file")
-    if path.is_dir():
+    if path.is_dir() and name:
         there = path / "config.json"
         hint = (
             f"of this run: --config={there}" if there.is_file() else "one such as configs/base.py"
@@ -240,14 +242,26 @@ def _explain(argument: str, path: Path, error: BaseException) -> str:
     numbers = [f.lineno for f in frames if f.filename == str(path)]
     if isinstance(error, SyntaxError) and error.filename == str(path):
         numbers.append(error.lineno)
-    what = one_line(error)
-    # ml_collections quotes its message, and adds all names there are and the closest
+    what = one_line(error) if len(error.args) != 1 else " ".join(str(error.args[0]).split())
+    what = what or type(error).__name__
+    # ml_collections adds all names there are and the closest
     if close := re.search('Did you mean "(.*?)" instead of "(.*?)"', what):
         what = f"there is no {close[2]}: did you mean {close[1]}?"
-    what = re.split(r" Other fields present|\\n", what)[0].strip("'\"")
+    what = re.split(r" Other fields present|\\n", what)[0]
     where = f"{path}:{numbers[-1]}" if numbers else argument
     kind = "" if type(error) is ValueError and not numbers else f"{type(error).__name__}: "
     return f"--config={where}: {kind}{what}"
+
+
+class Arguments(argparse.ArgumentParser):
+    """For commands without a config; what is wrong is a ValueError of one line."""
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises what is wrong with the command line."""
+        raise ValueError(f"{message}; see {self.prog} --help")
 
 
 def one_line(error: BaseException) -> str:
@@ -266,11 +280,16 @@ def complain(error: Exception) -> int:
 
 
 def exit_with(main: Callable[[], int]) -> None:
-    """Ends the process with the code that `main` returns; 141 if its reader has gone (`| head`)."""
+    """Ends the process with the code that `main` returns; 141 if its reader has gone (`| head`).
+
+    130 after Ctrl-C.
+    """
     try:
         code = main()
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more
         code = 141
+    except KeyboardInterrupt:
+        code = 130
     sys.exit(code)

@@ -8,7 +8,7 @@ import functools
 import math
 import types
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,20 +78,23 @@ def choose(kind: str, name: str, options: Iterable[str]) -> str:
     options = sorted(options)
     if name in options:
         return name
-    hint = closest(name, options) or f": choose one of {', '.join(options)}"
-    raise ValueError(f"unknown {kind} {name!r}{hint}")
+    few = ", ".join(option or '""' for option in options[:20])
+    few += f", ... ({len(options)} in all)" if len(options) > 20 else ""
+    raise ValueError(
+        f"unknown {kind} {short(name)}{closest(name, options) or f': choose one of {few}'}"
+    )
 
 
 def steps_of(duration: str, *, key: str, batch_size: int, steps_per_epoch: int) -> int:
     """Returns the number of steps in a duration such as "90 epochs", "500 steps", "1e6 examples".
 
-    Rounded to the nearest step; "" is 0.
+    Rounded to the nearest step; "" is 0, and so is a number of 0.
 
     Raises:
-      ValueError: not a duration, or one above 0 that rounds to no step, which would mean never; the
-        message names `key`.
+      ValueError: not a duration, one above 0 that rounds to no step, which would mean never, or
+        2^31 steps and more; the message names `key`.
     """
-    if not duration:
+    if duration == "":
         return 0
     number, _, unit = str(duration).strip().partition(" ")
     unit = unit.strip()
@@ -102,10 +105,12 @@ def steps_of(duration: str, *, key: str, batch_size: int, steps_per_epoch: int) 
         value = math.nan
     if not (math.isfinite(value) and value >= 0 and unit in UNITS):
         raise ValueError(
-            f"config.{key} = {duration!r} is not a duration: write a number and a unit, such as "
-            '"90 epochs", "500 steps" or "1e6 examples"'
+            f"config.{key} = {short(duration)} is not a duration: write a number and a unit, "
+            'such as "90 epochs", "500 steps" or "1e6 examples"'
         )
     scale = {"epochs": steps_per_epoch, "steps": 1, "examples": 1 / batch_size}[unit]
+    if value * scale > LARGEST:
+        raise ValueError(f"config.{key} = {duration!r} is 2^31 steps or more: write a shorter one")
     steps = round(value * scale)
     if value and not steps:
         raise ValueError(
@@ -126,6 +131,22 @@ def check_seed(key: str, seed: int) -> int:
             f"config.{key} = {seed}: write an integer from 0 to 2**64 - 1 = {2**64 - 1}"
         )
     return seed
+
+
+@contextlib.contextmanager
+def consuming(section: str) -> Iterator[None]:
+    """Names a section in errors of arithmetic and types that its values lead to further inside.
+
+    Raises:
+      ValueError: in place of such an error.
+    """
+    try:
+        yield
+    except (TypeError, ArithmeticError, LookupError) as e:
+        raise ValueError(
+            f"config.{section} has a value that cannot be used: {type(e).__name__}: {e} "
+            "(JAXCLS_DEBUG=1 shows where)"
+        ) from e
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -178,7 +199,7 @@ def check(config: Mapping[str, Any]) -> None:
         if key not in values:
             section = key.rpartition(".")[0]
             raise ValueError(
-                f"config.{key} is missing: begin with base.get_config() and change what differs"
+                f"config.{key} is missing: begin with c = base.get_config() and change what differs"
                 + (f" in config.{section}" if section else "")
             )
     for key, value in values.items():
@@ -194,7 +215,10 @@ def check_value(key: str, value: Any) -> None:
       ValueError: it is not; the message says what to write.
     """
     default, kind = (table[key] for table in defaults())
-    plain = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+
+    def plain(x):  # a number that float32 has
+        return isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < 3.4e38
+
     if value is None and (default is None or key in OPEN):
         return
     if kind is bool:
@@ -213,7 +237,7 @@ def check_value(key: str, value: Any) -> None:
     elif kind is tuple:
         ok, want = isinstance(value, tuple), "a tuple, () for none"
     else:
-        ok, want = isinstance(value, kind), "a text"
+        ok, want = isinstance(value, str) and "\0" not in value, "a text"
     if not ok:
         want += ", or None" if default is None else ""
         raise ValueError(f"config.{key} = {short(value)}: write {want}")
@@ -354,8 +378,13 @@ def plan(config: ConfigDict, num_train: int) -> Plan:
     """
     check_seed("seed", config.seed)
     batch = config.batch_size
-    if batch < 1 or config.eval.batch_size < 0:
+    if batch < 1:
         raise ValueError(f"config.batch_size = {batch}: write a number of images above 0")
+    if config.eval.batch_size < 0:
+        raise ValueError(
+            f"config.eval.batch_size = {config.eval.batch_size}: write a number of images, or 0 "
+            "for as many as config.batch_size"
+        )
     if num_train < batch:
         raise ValueError(
             f"config.batch_size = {batch} is more than the {num_train} training images: "

@@ -75,7 +75,9 @@ def run(config: ConfigDict, workdir: str) -> int:
     if data.eval is None:
         raise ValueError(f"config.data: this {config.data.source} source has no evaluation images")
     config = config.copy_and_resolve_references()
-    config.ema.decay = 0.0  # the weights to evaluate are in the state itself
+    averaged = config.eval.ema
+    # the weights to evaluate are in the state itself
+    config.ema.decay, config.ema.ramp, config.eval.ema = 0.0, False, True
     program = build(config, num_train=len(data.train), num_classes=len(data.class_names))
     console.status("initialising the network ...")
     state = program.init()
@@ -86,7 +88,7 @@ def run(config: ConfigDict, workdir: str) -> int:
         model=config.model.name,
         options=model_arguments(config),
         checkpoint=path,
-        ema=config.eval.ema,
+        ema=averaged,
         strict=True,
         report=lambda line: print(line, file=sys.stderr),
     )

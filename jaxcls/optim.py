@@ -60,6 +60,21 @@ def _require(ok: bool, key: str, value: Any, want: str) -> None:
         raise ValueError(f"config.{key} = {value!r}: write {want}")
 
 
+def _number(x: Any) -> bool:
+    return isinstance(x, (int, float)) and not isinstance(x, bool)
+
+
+def _is_rule(rule: Any) -> bool:
+    """Returns whether this is a (pattern, factor) of `config.optim.lr_mults`."""
+    pair = isinstance(rule, (tuple, list)) and len(rule) == 2
+    return pair and isinstance(rule[0], str) and _number(rule[1]) and 0 <= rule[1] < math.inf
+
+
+def _require_some(tree: Any, key: str, value: Any, problem: str) -> None:
+    if not any(jax.tree.leaves(tree)):
+        raise ValueError(f"config.{key} = {value!r} {problem}")
+
+
 def schedule(
     *,
     peak: float,
@@ -94,7 +109,7 @@ def schedule(
       ValueError: an unknown schedule, a value out of range or of the wrong form, a key that the
         chosen schedule does not take.
     """
-    choose("schedule", schedule, SCHEDULES)
+    choose("config.lr.schedule", schedule, SCHEDULES)
     values = {
         "end": end,
         "milestones": tuple(milestones),
@@ -128,7 +143,7 @@ def schedule(
     if "end" in takes:
         _require(0 <= end <= peak, "lr.end", end, f"a number from 0 to the peak, {peak:g}")
     if "gamma" in takes:
-        _require(0 < gamma < math.inf, "lr.gamma", gamma, "a factor above 0")
+        _require(0 < gamma <= 1, "lr.gamma", gamma, "a factor above 0, at most 1")
 
     def left(step):  # share of the decay that is still to come: 1 after the warmup, 0 at the end
         return jnp.maximum(total_steps - step, 0) / max(total_steps - w, 1)
@@ -145,7 +160,7 @@ def schedule(
             return end + (peak - end) * jnp.sin(jnp.pi / 2 * left(step)) ** 2
 
     elif schedule == "polynomial":
-        _require(power > 0, "lr.power", power, "a number above 0")
+        _require(0 < power < math.inf, "lr.power", power, "a number above 0")
 
         def decayed(step):
             return end + (peak - end) * left(step) ** power
@@ -235,7 +250,7 @@ def make(
       ValueError: an unknown optimizer, a value out of range, a key that the optimizer does not
         take, a pattern that matches no parameter.
     """
-    choose("optimizer", name, OPTIMIZERS)
+    choose("config.optim.name", name, OPTIMIZERS)
     values = {
         "momentum": momentum,
         "nesterov": nesterov,
@@ -248,18 +263,27 @@ def make(
     refuse_unused("optim", name, values, OPTIMIZER_DEFAULTS, OPTIMIZERS[name])
     _require(0 <= momentum < 1, "optim.momentum", momentum, "a number from 0 to below 1")
     _require(
-        len(betas) == 2 and all(0 <= b < 1 for b in betas),
+        len(betas) == 2 and all(_number(b) and 0 <= b < 1 for b in betas),
         "optim.betas",
         betas,
         "two numbers from 0 to below 1",
     )
     _require(0 <= rho < 1, "optim.rho", rho, "a number from 0 to below 1")
-    _require(epsilon is None or epsilon > 0, "optim.epsilon", epsilon, "a number above 0, or None")
-    _require(l2 >= 0, "optim.l2", l2, "a number of at least 0")
-    _require(weight_decay >= 0, "optim.weight_decay", weight_decay, "a number of at least 0")
-    _require(clip_norm >= 0, "optim.clip_norm", clip_norm, "a norm above 0, or 0.0 for none")
     _require(
-        all(not isinstance(r, str) and len(r) == 2 and r[1] >= 0 for r in lr_mults),
+        epsilon is None or 0 < epsilon <= 1,
+        "optim.epsilon",
+        epsilon,
+        "a number above 0, at most 1, or None",
+    )
+    _require(0 <= l2 < 1, "optim.l2", l2, "a number from 0 to below 1")
+    _require(
+        0 <= weight_decay < 1, "optim.weight_decay", weight_decay, "a number from 0 to below 1"
+    )
+    _require(
+        0 <= clip_norm < math.inf, "optim.clip_norm", clip_norm, "a norm above 0, or 0.0 for none"
+    )
+    _require(
+        all(map(_is_rule, lr_mults)),
         "optim.lr_mults",
         lr_mults,
         'pairs of a pattern and a factor of at least 0: (("^stem/", 0.1),)',
@@ -273,6 +297,15 @@ def make(
     trained = jax.tree.map(lambda f: not f, is_frozen)
     decayed = jax.tree.map(lambda t, n: t and not n, trained, trees.mask(params, no_decay))
     factors = trees.multipliers(params, lr_mults)
+    _require_some(trained, "optim.frozen", frozen, "freezes every parameter: none would be trained")
+    _require_some(factors, "optim.lr_mults", lr_mults, "is 0 for every parameter: none would learn")
+    if l2 or weight_decay:
+        _require_some(decayed, "optim.no_decay", no_decay, "leaves nothing that would decay")
+    elif no_decay:
+        raise ValueError(
+            f"config.optim.no_decay = {no_decay!r}: nothing decays, config.optim.l2 and "
+            "config.optim.weight_decay are 0"
+        )
     eps = EPSILONS.get(name, 1e-8) if epsilon is None else epsilon
     b1, b2 = betas
 

@@ -3,15 +3,39 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from jaxcls import checkpoint, models, objectives, optim, precision, sharding, steps, trees
-from jaxcls.config import Plan, choose, plan, refuse_open
+from jaxcls.config import (
+    LARGEST,
+    Plan,
+    check,
+    choose,
+    consuming,
+    defaults,
+    flatten,
+    plan,
+    refuse_open,
+    short,
+)
 from jaxcls.data import augment, device, erasing, loader, mixing, ops, sampling
 from jaxcls.data.sources import MAX_CLASSES, Data
+
+# Arguments of networks that `build` sets itself.
+OURS = ("c", "train", "parent", "dtype", "feature_dtype", "param_dtype", "norm_dtype",
+        "head_dtype", "frozen")  # fmt: skip
+
+
+# Keys that do nothing where another one is off.
+NEED = {
+    "ema.decay": ("ema.ramp", "eval.ema"),
+    "init.checkpoint": ("init.ema", "init.reset"),
+    "optim.momentum": ("optim.nesterov",),
+}
 
 
 class Program(NamedTuple):
@@ -37,28 +61,32 @@ def build(config: ConfigDict, *, num_train: int, num_classes: int) -> Program:
     Raises:
       ValueError: whatever is wrong with the config; the message names the key.
     """
+    check(config)
     refuse_open(config)
     lengths = plan(config, num_train)
-    augmentation = augment.make(**config.augment)
-    train_transform = ops.make(**config.image, augment=augmentation, train=True)
-    eval_transform = ops.make(**config.image, train=False)
+    with consuming("augment"):
+        augmentation = augment.make(**config.augment)
+    with consuming("image"):
+        train_transform = ops.make(**config.image, augment=augmentation, train=True)
+        eval_transform = ops.make(**config.image, train=False)
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     check_batches(config, lengths, mesh.size)
+    check_sections(config)
     platform = mesh.devices.flat[0].platform
-    numbers = precision.make(**config.precision, platform="gpu" if platform == "cuda" else platform)
-
-    arguments = model_arguments(config)
-    outputs = arguments["num_classes"] = arguments["num_classes"] or num_classes
-    if outputs > MAX_CLASSES:
-        raise ValueError(f"config.model.num_classes = {outputs}: write at most {MAX_CLASSES}")
-    if outputs < num_classes:
-        raise ValueError(f"config.model.num_classes = {outputs}, the data has {num_classes}")
-    if not 0 <= config.ema.decay < 1:
-        raise ValueError(f"config.ema.decay = {config.ema.decay}: write a number in [0, 1)")
-    choose("config.checkpoint.best", config.checkpoint.best, steps.EVAL_METRICS)
+    with consuming("precision"):
+        numbers = precision.make(
+            **config.precision, platform="gpu" if platform == "cuda" else platform
+        )
+    with consuming("image"):
+        wide = jnp.promote_types(numbers.feature_dtype, jnp.float32)
+        normalise = device.make(**config.image, train=True, dtype=wide)
+    image_shape = (config.image.size, config.image.size, len(config.image.mean))
     frozen = tuple(config.optim.frozen)
-    model = models.build(
-        **arguments,
+    trees.check_regexes(frozen, "optim.frozen")
+    model, params = build_model(
+        config,
+        image_shape,
+        num_classes=num_classes,
         dtype=numbers.dtype,
         feature_dtype=numbers.feature_dtype,
         param_dtype=numbers.param_dtype,
@@ -66,27 +94,29 @@ def build(config: ConfigDict, *, num_train: int, num_classes: int) -> Program:
         head_dtype=numbers.head_dtype,
         frozen=trees.frozen_modules(frozen) if frozen else None,
     )
-    image_shape = (config.image.size, config.image.size, len(config.image.mean))
-    learning_rate = optim.schedule(
-        **config.lr,
-        total_steps=lengths.total_steps,
-        batch_size=lengths.batch_size,
-        steps_per_epoch=lengths.steps_per_epoch,
-    )
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-    tx = optim.make(**config.optim, params=params, learning_rate=learning_rate)
+    with consuming("lr"):
+        learning_rate = optim.schedule(
+            **config.lr,
+            total_steps=lengths.total_steps,
+            batch_size=lengths.batch_size,
+            steps_per_epoch=lengths.steps_per_epoch,
+        )
+    with consuming("optim"):
+        tx = optim.make(**config.optim, params=params, learning_rate=learning_rate)
 
-    wide = jnp.promote_types(numbers.feature_dtype, jnp.float32)
-    normalise = device.make(**config.image, train=True, dtype=wide)
-    erase = erasing.make(
-        **config.erase,
-        size=config.image.size,
-        batch_size=lengths.batch_size,
-        steps_per_epoch=lengths.steps_per_epoch,
-    )
-    together = lengths.batch_size // config.optim.accumulate_steps
-    mix = mixing.make(**config.mix, group=config.model.bn_group, images=together)
+    with consuming("erase"):
+        erase = erasing.make(
+            **config.erase,
+            size=config.image.size,
+            batch_size=lengths.batch_size,
+            steps_per_epoch=lengths.steps_per_epoch,
+        )
+    with consuming("mix"):
+        mix = mixing.make(
+            **config.mix,
+            group=config.model.bn_group,
+            images=lengths.batch_size // config.optim.accumulate_steps,
+        )
 
     def prepare(rng, batch, step):
         flip_key, mix_key, erase_key = jax.random.split(rng, 3)
@@ -95,6 +125,11 @@ def build(config: ConfigDict, *, num_train: int, num_classes: int) -> Program:
             batch = erase(erase_key, batch, step)
         return mix(mix_key, batch) if mix else batch
 
+    rows = lengths.batch_size // config.optim.accumulate_steps
+    images = jax.ShapeDtypeStruct((rows, *image_shape), jnp.uint8)
+    labels, step = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((rows,), ()))
+    # what a batch cannot go through shows here, not in the first step
+    jax.eval_shape(prepare, jax.random.key(0), {"image": images, "label": labels}, step)
     train_step = steps.make_train_step(
         model,
         tx,
@@ -163,20 +198,133 @@ def build(config: ConfigDict, *, num_train: int, num_classes: int) -> Program:
 def model_arguments(config: ConfigDict) -> dict[str, Any]:
     """Returns what `config.model` sets of the arguments of `models.build`."""
     arguments = dict(config.model)
-    options = dict(arguments.pop("options"))
-    return {key: value for key, value in arguments.items() if value is not None} | options
+    options = arguments.pop("options")
+    if not all(map(_is_option, options)):
+        raise ValueError(
+            f"config.model.options = {short(options)}: write pairs of a name and a value, such as "
+            '(("dropout", 0.2),); values are numbers of at least 0, texts, True, False, None and '
+            "tuples of them"
+        )
+    names = [name for name, _ in options]
+    for name in names:
+        if name in OURS or name in arguments or names.count(name) > 1:
+            why = "config.precision or config.optim.frozen sets it"
+            why = f"there is config.model.{name}" if name in arguments else why
+            why = "it is there twice" if names.count(name) > 1 else why
+            raise ValueError(f"config.model.options = {short(options)}: {name!r}: {why}")
+    return {k: value for k, value in arguments.items() if value is not None} | dict(options)
+
+
+def _is_option(option: Any) -> bool:
+    """Returns whether this is a (name, value) that a network and JSON can take."""
+
+    def fits(value):
+        if isinstance(value, (tuple, list)):
+            return all(map(fits, value))
+        if isinstance(value, (int, float)):
+            return 0 <= value < LARGEST
+        return value is None or isinstance(value, str)
+
+    pair = isinstance(option, (tuple, list)) and len(option) == 2
+    return pair and isinstance(option[0], str) and fits(option[1])
+
+
+def build_model(
+    config: ConfigDict, image_shape: tuple[int, ...], *, num_classes: int, **numbers: Any
+) -> tuple[nn.Module, Any]:
+    """Returns the network of `config.model` and the shapes of its parameters.
+
+    Args:
+      config: of the run.
+      image_shape: [H, W, C] in training.
+      num_classes: of the data.
+      **numbers: further fields of `models.spec.Ctx`.
+
+    Raises:
+      ValueError: there is no such network for such images, or it does not take these options.
+    """
+    c = config.model
+    choose("config.model.name", c.name, models.MODELS)
+    if c.bn_momentum is not None and not 0 <= c.bn_momentum < 1:
+        raise ValueError(
+            f"config.model.bn_momentum = {c.bn_momentum}: write a number from 0 to below 1, or None"
+        )
+    if c.bn_epsilon is not None and not 0 < c.bn_epsilon < 1:
+        raise ValueError(
+            f"config.model.bn_epsilon = {c.bn_epsilon}: write a number above 0 and below 1, or None"
+        )
+    arguments = model_arguments(config)
+    arguments["num_classes"] = c.num_classes or num_classes
+    if arguments["num_classes"] > MAX_CLASSES:
+        raise ValueError(f"config.model.num_classes = {c.num_classes}: write at most {MAX_CLASSES}")
+    if arguments["num_classes"] < num_classes:
+        raise ValueError(
+            f"config.model.num_classes = {c.num_classes}, the data has {num_classes}: write at "
+            "least that, or 0"
+        )
+    image = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    # With options of the user whatever goes wrong inside is theirs; without, the image's size.
+    theirs = Exception if c.options else (ValueError, ArithmeticError)
+    try:
+        model = models.build(**arguments, **numbers)
+        whole = model.clone(c=model.c.replace(bn_group=None))  # two images are enough to try
+        outputs, variables = jax.eval_shape(
+            lambda x: whole.init_with_output(rngs, x, train=True), image
+        )
+    except theirs as e:
+        options = f", config.model.options = {short(c.options)}" if c.options else ""
+        raise ValueError(
+            f"config.model.name = {c.name!r}{options}, config.image.size = {image_shape[0]}: the "
+            f"network cannot be built: {e or type(e).__name__}"
+        ) from e
+    weight = defaults()[0]["loss.aux_weight"]
+    if config.loss.aux_weight != weight and not any(name.startswith("aux") for name in outputs):
+        raise ValueError(
+            f"config.loss.aux_weight = {config.loss.aux_weight}: {c.name} has no auxiliary heads"
+        )
+    return model, variables["params"]
+
+
+def check_sections(config: ConfigDict) -> None:
+    """Refuses what no other function checks: values out of range, and keys without effect."""
+    if not 0 <= config.ema.decay < 1:
+        raise ValueError(f"config.ema.decay = {config.ema.decay}: write a number in [0, 1)")
+    values = flatten(config)
+    for needed, keys in NEED.items():
+        for key in keys:
+            if not values[needed] and values[key] != defaults()[0][key]:
+                raise ValueError(
+                    f"config.{key} = {values[key]} does nothing without config.{needed}"
+                )
+    choose("config.checkpoint.best", config.checkpoint.best, steps.EVAL_METRICS)
+    if config.checkpoint.keep < 1:
+        raise ValueError(
+            f"config.checkpoint.keep = {config.checkpoint.keep}: keep at least 1 checkpoint"
+        )
+    if config.mesh.fsdp_min_size < 0:
+        raise ValueError(
+            f"config.mesh.fsdp_min_size = {config.mesh.fsdp_min_size}: write a number of elements, "
+            "0 for all"
+        )
 
 
 def check_batches(config: ConfigDict, lengths: Plan, devices: int) -> None:
     """Refuses batches that do not divide over devices, micro-batches and groups of BatchNorm."""
     k, group = config.optim.accumulate_steps, config.model.bn_group
     batch = lengths.batch_size
-    if k < 1 or batch % (devices * k):
+    if k < 1:
+        raise ValueError(f"config.optim.accumulate_steps = {k}: write at least 1")
+    if batch % (devices * k):
         raise ValueError(
             f"config.batch_size = {batch} does not divide over {devices} device(s) x "
-            f"config.optim.accumulate_steps = {k}: use a multiple of {devices * max(k, 1)}"
+            f"config.optim.accumulate_steps = {k}: use a multiple of {devices * k}"
         )
-    if group is not None and (group < 1 or batch // k % group):
+    if group is not None and group < 1:
+        raise ValueError(
+            f"config.model.bn_group = {group}: write a number of images above 0, or None for all"
+        )
+    if group is not None and batch // k % group:
         raise ValueError(
             f"config.model.bn_group = {group} does not divide the {batch // k} images that are "
             "computed together (config.batch_size / config.optim.accumulate_steps)"
@@ -201,8 +349,14 @@ def start(
     `report` is given a line about every tensor that was not taken from it.
     """
     state = program.init()
-    if not config.init.checkpoint:
+    path = config.init.checkpoint
+    if not path:
         return state
+    if not checkpoint.exists(path):
+        raise ValueError(
+            f"config.init.checkpoint = {path!r}: no checkpoint there; give a run's working "
+            "directory, one of its checkpoints (WORKDIR/checkpoints/STEP) or an export"
+        )
     variables = checkpoint.initialize(
         {"params": state.params, "batch_stats": state.batch_stats},
         num_classes=config.model.num_classes or len(class_names),

@@ -21,15 +21,19 @@ def make_mesh(*, data: int, fsdp: int) -> Mesh:
       ValueError: there are not so many devices, or a process would have none of them.
     """
     there = jax.device_count()
-    if fsdp < 1 or data == 0 or data < -1:
-        raise ValueError(f"config.mesh: data={data}, fsdp={fsdp}: write sizes above 0, or data=-1")
+    if fsdp < 1:
+        raise ValueError(f"config.mesh.fsdp = {fsdp}: write a number of devices above 0")
+    if data < 1 and data != -1:
+        raise ValueError(
+            f"config.mesh.data = {data}: write a number of devices above 0, or -1 for all"
+        )
     if data == -1:
         if there % fsdp:
-            raise ValueError(f"config.mesh.fsdp={fsdp} does not divide the {there} devices")
+            raise ValueError(f"config.mesh.fsdp = {fsdp} does not divide the {there} devices")
         data = there // fsdp
     if data * fsdp > there or (jax.process_count() > 1 and data * fsdp != there):
         raise ValueError(
-            f"config.mesh: data={data} x fsdp={fsdp} needs {data * fsdp} devices, "
+            f"config.mesh.data = {data} x config.mesh.fsdp = {fsdp} needs {data * fsdp} devices, "
             f"{there} are there in {jax.process_count()} process(es)"
         )
     devices = None if data * fsdp == there else jax.devices()[: data * fsdp]

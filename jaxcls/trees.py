@@ -48,7 +48,25 @@ def multipliers(tree: Any, rules: Sequence[tuple[str, float]]) -> Any:
     return map_with_path(factor, tree)
 
 
-def check(patterns: Iterable[str], tree: Any, key: str) -> None:
+def check_regexes(patterns: Iterable[str], key: str) -> None:
+    """Refuses rules that are no regular expressions.
+
+    Raises:
+      ValueError: a pattern is not a regex. The message names the config key `key`.
+    """
+    for pattern in patterns:
+        try:
+            if not isinstance(pattern, str):
+                raise TypeError("it is not a text")
+            re.compile(pattern)
+        except (re.error, TypeError, OverflowError, RecursionError) as e:
+            raise ValueError(
+                f"config.{key}: {pattern!r} is not a regular expression: {e}; write patterns of "
+                'names of parameters, such as ("^stem/",), or () for none'
+            ) from None
+
+
+def check(patterns: Sequence[str], tree: Any, key: str) -> None:
     """Refuses rules that do nothing.
 
     Raises:
@@ -56,14 +74,9 @@ def check(patterns: Iterable[str], tree: Any, key: str) -> None:
         config key `key` and the names that there are.
     """
     names = paths(tree)
+    check_regexes(patterns, key)
     for pattern in patterns:
-        try:
-            found = any(re.search(pattern, name) for name in names)
-        except (re.error, TypeError) as e:
-            raise ValueError(
-                f"config.{key}: {pattern!r} is not a regular expression: {e}"
-            ) from None
-        if not found:
+        if not any(re.search(pattern, name) for name in names):
             top = ", ".join(dict.fromkeys(name.partition("/")[0] for name in names))
             literal = re.sub(r"\\.|[^\w/]", "", pattern)
             close = difflib.get_close_matches(literal, names, n=1, cutoff=0.0)

@@ -24,83 +24,7 @@ def refused(done, *texts):
         assert text in done.err
 
 
-# -- The command line ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("arguments", "texts"),
-    [
-        (("--config={config}", "--workdr=x"), ("unknown flag --workdr: did you mean workdir?",)),
-        (("--config={config}",), ("--workdir is missing; see", "--help")),
-        (("--workdir={workdir}",), ("--config is missing, and", "is not a run that has")),
-        (
-            ("--config={config}", "--workdir={workdir}", "--config.optim.momentun=0.8"),
-            ("there is no config.optim.momentun: did you mean optim.momentum",),
-        ),
-        (
-            ("--config={config}", "--workdir={workdir}", "--config.optim.momentum=high"),
-            ("config.optim.momentum = 'high': write a number",),
-        ),
-        (
-            ("--config=no/such.py", "--workdir={workdir}", "--config.seed=1"),
-            ("--config=no/such.py: there is no such config file",),
-        ),
-        (("--config={config}", "--workdir={workdir}", "--mode=tran"), ("--mode=tran: value",)),
-        (("--config={config}", "--workdir={workdir}", "--mode", "eval", "x"), ("argument 'x'",)),
-        (("--config={broken}", "--workdir={workdir}"), ("broken.py:2: NameError: name 'oops'",)),
-        (
-            ("--config={misspelt}", "--workdir={workdir}"),
-            ("misspelt.py:6: ", "there is no momentun: did you mean momentum?"),
-        ),
-    ],
-)  # fmt: skip
-def test_command_line(commands, tmp_path, arguments, texts):
-    (tmp_path / "broken.py").write_text("def get_config():\n    return oops\n")
-    (tmp_path / "misspelt.py").write_text(
-        "from configs import base\n\n\ndef get_config():\n    c = base.get_config()\n"
-        "    c.optim.momentun = 0.8\n    return c\n"
-    )
-    names = {
-        "config": PLAIN,
-        "workdir": tmp_path / "run",
-        "broken": tmp_path / "broken.py",
-        "misspelt": tmp_path / "misspelt.py",
-    }
-    refused(commands.run(*(argument.format(**names) for argument in arguments)), *texts)
-    assert not (tmp_path / "run").exists()
-
-
-# -- The config: messages of the run itself; the others are tested where they are raised -----------
-
-
-@pytest.mark.parametrize(
-    ("options", "texts"),
-    [
-        ("model.name=ResNet18_dv", ("unknown model 'ResNet18_dv': did you mean ResNet18_vd",)),
-        ("model.num_classes=5", ("config.model.num_classes = 5, the data has 10",)),
-        ("optim.frozen=('^haed/',)", ("config.optim.frozen: '^haed/' matches no parameter",)),
-        ("optim.lr_mults=(('(',1.0),)", ("config.optim.lr_mults: '('", "regular expression")),
-        ("ema.decay=1.0", ("config.ema.decay = 1.0: write a number in [0, 1)",)),
-        ("eval.every=6 stpes", ("config.eval.every = '6 stpes' is not a duration",)),
-        ("checkpoint.best=top_1", ("config.checkpoint.best 'top_1': did you mean top1",)),
-        ("batch_size=0", ("config.batch_size = 0",)),
-        ("batch_size=126 4", ("config.batch_size = 126 does not divide over 4 device(s)", "of 4")),
-        ("optim.accumulate_steps=3", ("config.optim.accumulate_steps = 3: use a multiple of 3",)),
-        ("model.bn_group=100", ("config.model.bn_group = 100 does not divide the 128 images",)),
-        ("eval.batch_size=99 2", ("config.eval.batch_size = 99 does not divide over 2 device(s)",)),
-        ("mesh.data=3 2", ("data=3 x fsdp=1 needs 3 devices, 2 are there",)),
-        ("mesh.fsdp=3 4", ("config.mesh.fsdp=3 does not divide the 4 devices",)),
-        ("mesh.data=0", ("config.mesh: data=0",)),
-    ],
-)  # fmt: skip
-def test_config(commands, tmp_path, options, texts):
-    option, _, devices = options.rpartition(" ")
-    if not devices.isdigit():
-        option, devices = options, "1"
-    workdir = tmp_path / "run"
-    command = f"--config={PLAIN}", f"--workdir={workdir}", f"--config.{option}"
-    refused(commands.fork(*command, devices=int(devices)), *texts)
-    assert not workdir.exists()
+# -- The config: more of it in test_mistakes.py ----------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -108,7 +32,10 @@ def test_config(commands, tmp_path, options, texts):
     [
         ("checkpoint.keep=0", "config.checkpoint.keep = 0: keep at least 1"),
         ("loader.threads=-1", "config.loader.threads = -1: write a number from 0"),
-        ("init.checkpoint=/no/such/run", "/no/such/run: no checkpoint there"),
+        (
+            "init.checkpoint=/no/such/run",
+            "config.init.checkpoint = '/no/such/run': no checkpoint there",
+        ),
     ],
 )
 def test_config_of_the_run_itself(commands, tmp_path, option, text):

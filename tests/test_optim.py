@@ -87,7 +87,7 @@ def test_linear_scaling():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schedule": "cosin"}, "unknown schedule 'cosin': did you mean cosine"),
+        ({"schedule": "cosin"}, "unknown config.lr.schedule 'cosin': did you mean cosine"),
         ({"power": 2.0}, r"config\.lr\.power: not used by 'cosine', which takes end"),
         ({"milestones": ("3 epochs",)}, r"config\.lr\.milestones: not used by 'cosine'"),
         ({"schedule": "constant", "end": 0.1}, r"config\.lr\.end: not used by 'constant'"),
@@ -403,7 +403,7 @@ def test_defaults_are_those_of_the_base_config():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "momentun"}, "unknown optimizer 'momentun': did you mean momentum"),
+        ({"name": "momentun"}, "unknown config.optim.name 'momentun': did you mean momentum"),
         ({"name": "adam", "momentum": 0.8}, r"config\.optim\.momentum: not used by 'adam'"),
         ({"name": "sgd", "nesterov": True}, r"config\.optim\.nesterov: not used by 'sgd'"),
         ({"betas": (0.8, 0.9)}, r"config\.optim\.betas: not used by 'momentum'"),

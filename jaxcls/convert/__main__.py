@@ -3,7 +3,6 @@
 DIR then is what config.init.checkpoint takes.
 """
 
-import argparse
 import ast
 import hashlib
 from collections.abc import Mapping
@@ -14,13 +13,13 @@ import jax
 import numpy as np
 
 from jaxcls import checkpoint, convert
-from jaxcls.command import complain, exit_with
+from jaxcls.command import Arguments, complain, exit_with
 from jaxcls.convert import readers
 
 
 def main(argv: list[str] | None = None) -> int:
     """Converts a file and returns the exit code; a user's mistake is one message on stderr."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m jaxcls.convert",
         description="Convert weights of PaddleClas, timm or torchvision to a jaxcls checkpoint.",
     )
@@ -42,8 +41,8 @@ def main(argv: list[str] | None = None) -> int:
         metavar="KEY=VALUE",
         help="argument of the model, as in config.model.options: bn_epsilon=0.001",
     )
-    args = parser.parse_args(argv)
     try:
+        args = parser.parse_args(argv)
         if Path(args.folder).exists():
             raise ValueError(f"{args.folder} exists: choose another directory for --to")
         if args.num_classes < 1:

@@ -54,8 +54,12 @@ for family in FAMILIES:
 
 
 def names(pattern: str = "*") -> list[str]:
-    """Returns the names that match a shell pattern such as "ResNet*_vd", in the table's order."""
-    return [name for name in MODELS if fnmatch.fnmatchcase(name, pattern)]
+    """Returns the names that match a shell pattern such as "resnet*_vd", in the table's order.
+
+    Case counts for nothing.
+    """
+    pattern = pattern.lower()
+    return [name for name in MODELS if fnmatch.fnmatchcase(name.lower(), pattern)]
 
 
 def family_of(name: str) -> str:
@@ -88,6 +92,9 @@ def build(name: str, *, num_classes: int = 1000, **overrides) -> nn.Module:
             f"{name} takes no argument {', '.join(unknown)}; it takes "
             f"{', '.join(sorted(fields | CTX_FIELDS))}"
         )
+    for rate in ("dropout", "drop_path"):
+        if (value := getattr(c, rate)) is not None and not 0 <= value < 1:
+            raise ValueError(f"{rate} = {value}: write a number from 0 to below 1, or None")
     if c.drop_path and not getattr(spec.cls, "residual", True):
         raise ValueError(f"drop_path = {c.drop_path}: {name} has no residual branch to drop")
     return spec.cls(c, num_classes, **kwargs)

@@ -1,57 +1,83 @@
 """python -m jaxcls.models [PATTERN] [--json]: the table of models."""
 
-import argparse
 import json
-import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from jaxcls import models
-from jaxcls.command import exit_with
+from jaxcls.command import Arguments, complain, exit_with
+from jaxcls.config import closest
 from jaxcls.models.count import count
 from jaxcls.models.published import ACCURACY
 
+# name, parameters, multiply-adds; what `count` counts, which a test compares
+COUNTS = Path(__file__).with_name("counts.tsv")
 
-def main(argv: list[str] | None = None) -> int:
-    """Prints the table, with accuracies published by PaddleClas; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m jaxcls.models", description=__doc__)
-    parser.add_argument("pattern", nargs="?", default="*", help="shell pattern, such as 'Res*_vd'")
-    parser.add_argument("--json", action="store_true", help="one JSON list, exact numbers")
-    args = parser.parse_args(argv)
-    chosen = models.names(args.pattern)
-    if not chosen:
-        print(
-            f"no model matches {args.pattern!r}; all names: python -m jaxcls.models",
-            file=sys.stderr,
-        )
-        return 2
-    rows = []
-    for name in chosen:
-        size = models.MODELS[name].size
+
+def counts() -> dict[str, dict[str, int]]:
+    """Returns {"params", "macs"} by the names of networks; of others that they are aliases of."""
+    if not COUNTS.exists():
+        return {n: count(models.build(n), s.size) for n, s in models.MODELS.items()}
+    rows = (line.split("\t") for line in COUNTS.read_text().splitlines())
+    return {name: {"params": int(params), "macs": int(macs)} for name, params, macs in rows}
+
+
+def table(names: Sequence[str]) -> list[dict]:
+    """Returns the rows of these models, with accuracies published by PaddleClas."""
+    counted, rows = counts(), []
+    for name in names:
+        spec = models.MODELS[name]
         top1, top5 = ACCURACY.get(name, (None, None))
         rows.append(
             {
                 "name": name,
                 "family": models.family_of(name),
-                "alias_of": models.MODELS[name].alias_of,
-                "size": size,
-                **count(models.build(name), size),
+                "alias_of": spec.alias_of,
+                "size": spec.size,
+                **(counted.get(name) or counted[spec.alias_of]),
                 "top1": top1,
                 "top5": top5,
             }
         )
-    if args.json:
-        print(json.dumps(rows, indent=1))
-        return 0
+    return rows
+
+
+def text(rows: Sequence[dict]) -> str:
+    """Returns the rows for people, 100 columns at most."""
     number = lambda x: "" if x is None else f"{x:.2f}"
-    print(
-        f"{'name':<33} {'family':<13} {'size':>4} {'params (M)':>10} {'multiply-adds (G)':>17} "
-        f"{'top-1 %':>8} {'top-5 %':>8}  other weights of"
-    )
+    lines = [
+        f"{'name':<32} {'family, or = network':<24} {'size':>4} {'params M':>9} {'mult-adds G':>11}"
+        f" {'top-1':>6} {'top-5':>6}"
+    ]
     for r in rows:
-        print(
-            f"{r['name']:<33} {r['family']:<13} {r['size']:>4} {r['params'] / 1e6:>10.2f} "
-            f"{r['macs'] / 1e9:>17.3f} {number(r['top1']):>8} {number(r['top5']):>8}  "
-            f"{r['alias_of']}".rstrip()
+        family = f"= {r['alias_of']}" if r["alias_of"] else r["family"]
+        lines.append(
+            f"{r['name']:<32} {family:<24} {r['size']:>4} {r['params'] / 1e6:>9.2f} "
+            f"{r['macs'] / 1e9:>11.3f} {number(r['top1']):>6} {number(r['top5']):>6}".rstrip()
         )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the table; returns the exit code."""
+    parser = Arguments(
+        prog="python -m jaxcls.models",
+        description="The table of models, with the accuracies in percent that PaddleClas published "
+        "for its weights of them; '= NETWORK' marks other weights of that network.",
+    )
+    parser.add_argument(
+        "pattern", nargs="?", default="*", help="shell pattern, in any case: 'resnet*_vd'"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON list, exact numbers")
+    try:
+        args = parser.parse_args(argv)
+        if not (chosen := models.names(args.pattern)):
+            hint = closest(args.pattern, models.MODELS) or "; all names: python -m jaxcls.models"
+            raise ValueError(f"no model matches {args.pattern!r}{hint}")
+    except ValueError as e:
+        return complain(e)
+    rows = table(chosen)
+    print(json.dumps(rows, indent=1) if args.json else text(rows))
     return 0
 
 
