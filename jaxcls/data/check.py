@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from jaxcls import choices
 from jaxcls.command import complain, define_config, exit_with, parse
 from jaxcls.config import plan
+from jaxcls.console import Console
 from jaxcls.data import sources
 from jaxcls.data.decode import BadImage, decode
 
@@ -319,6 +320,7 @@ def main(argv: Sequence[str] = sys.argv) -> int:
     try:
         parse(argv, values)
         logging.set_verbosity(logging.WARNING)
+        Console()  # shows what the input warns of
         result = check(values.config)
         if values.json:
             Path(values.json).write_text(json.dumps(result, indent=1) + "\n")

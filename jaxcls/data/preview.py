@@ -24,6 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from jaxcls import choices, sharding
 from jaxcls.command import complain, define_config, exit_with, parse
+from jaxcls.console import Console
 from jaxcls.data.decode import decode
 from jaxcls.program import build, train_batches
 
@@ -246,6 +247,7 @@ def main(argv: Sequence[str] = sys.argv) -> int:
         if Image.registered_extensions().get(out.suffix.lower()) not in FORMATS:
             raise ValueError(f"--out={out}: write the name of an image file, such as sheet.png")
         logging.set_verbosity(logging.WARNING)
+        Console()  # shows what the input warns of
         shown = preview(values.config, images=values.images, step=values.step)
         title = f"{name}, step {values.step}: each image whole, and as the network gets it"
         sheet(*shown, title).save(out)
