@@ -231,6 +231,7 @@ def test_integers_are_no_weights():
             ["--option", "neck=x"],
             "ShuffleNetV2_x0_5 cannot be built with in_channels=3, .*neck=.x.: ",
         ),
+        (["--option", "act=x"], "ShuffleNetV2_x0_5 cannot be built with .*act='x': "),
         (["--to=/dev/null/x"], "/dev/null/x could not be written"),
         (["--to=/" + "x" * 300], "xxx: File name too long"),
         (["--from=/dev/null/x.npz"], "/dev/null/x.npz: there is no such file"),

@@ -108,11 +108,13 @@ def from_torch(
         or names what the network has another way and which arguments it needs, or that there are
         none.
     """
-    rules = _rules(name)
+    rules, module = _rules(name), models.build(name, **build_overrides)
+    with engine.building(name, **build_overrides):
+        sources = rules.torch_sources(module)
     return engine.convert_torch(
         name,
         arrays,
-        rules.torch_sources(models.build(name, **build_overrides)),
+        sources,
         head=head,
         in_channels=in_channels,
         **build_overrides,

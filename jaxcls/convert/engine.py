@@ -4,10 +4,11 @@ A family's rule maps the path of one of our layers to the name of theirs; everyt
 For PyTorch a family lists `Source`s: the networks of timm and torchvision that have its tensors.
 """
 
+import contextlib
 import dataclasses
 import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -66,18 +67,24 @@ def torch_layout(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
+@contextlib.contextmanager
+def building(name: str, **arguments) -> Iterator[None]:
+    """Answers a value that no part of the network expects with a ValueError that names all."""
+    try:
+        yield
+    except Exception as error:
+        text = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        what = (str(error) or type(error).__name__).partition("\n")[0]
+        raise ValueError(f"{name} cannot be built with {text}: {what}") from error
+
+
 def _target(name: str, in_channels: int, build_overrides: Mapping[str, Any]) -> tuple[Any, dict]:
     """Returns the module and {path: shape and dtype} of its variables."""
     module = models.build(name, **build_overrides)
     size = models.MODELS[name].size
-    try:
+    with building(name, in_channels=in_channels, **build_overrides):
         image = jax.ShapeDtypeStruct((1, size, size, in_channels), jnp.float32)
         return module, flatten_dict(dict(jax.eval_shape(module.init, jax.random.key(0), image)))
-    except Exception as error:  # a value that no part of the network expects
-        given = {"in_channels": in_channels} | dict(build_overrides)
-        text = ", ".join(f"{key}={value!r}" for key, value in given.items())
-        what = (str(error) or type(error).__name__).partition("\n")[0]
-        raise ValueError(f"{name} cannot be built with {text}: {what}") from error
 
 
 def _of_classifier(path: Layer) -> bool:
