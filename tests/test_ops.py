@@ -261,13 +261,22 @@ def test_decoding_at_a_smaller_size_costs_little(size, interpolation):
 def test_evaluation_decodes_at_a_smaller_size_if_it_may():
     data = jpeg(landscape())
     changes = {"train": False, "size": 100, "eval_resize": 112}
-    default, never, always = (
-        transform(**changes, **options)(data, None)
-        for options in ({}, {"scaled_decode": "never"}, {"scaled_decode": "always"})
+    train, never, always = (
+        transform(**changes, scaled_decode=option)(data, None)
+        for option in ("train", "never", "always")
     )
-    assert np.array_equal(default, never)
+    assert np.array_equal(train, never)
     expected = transform(**changes, interpolation="area")(data, None)
     assert decibels(always, expected) > max(decibels(never, expected) + 3, 26)
+
+
+def test_training_and_evaluation_see_the_same():
+    data = jpeg(landscape())
+    trained = transform(size=100, crop="center")(data, np.random.default_rng(0))
+    evaluated = transform(train=False, size=100, eval_resize=100)
+    assert np.array_equal(trained, evaluated(data, None))
+    evaluated = transform(train=False, size=100, eval_resize=100, scaled_decode="train")
+    assert not np.array_equal(trained, evaluated(data, None))
 
 
 def test_photographs_are_turned_if_wanted():

@@ -166,33 +166,43 @@ def test_all_finite():
 
 
 LEVELS = [n for n in precision.DTYPES if n not in ("float64", "float32", "float16")]  # = O0, O2
-UNOPTIMISED = {"xla_backend_optimization_level": 0}
+SHOWN = "O3_bfloat16"  # the fewest bits of all
 
 
-@pytest.mark.ci
-@pytest.mark.parametrize("name", LEVELS)
-def test_every_level_trains(name):
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n == SHOWN else [pytest.mark.ci]) for n in LEVELS]
+)
+def test_every_level_learns(name):
     config = runs.tiny("plain")
     config.precision.name = name
-    config.batch_size = 32
+    config.batch_size = 64
     config.image.flip = 0.0
     config.mix.mixup = 0.0
-    config.lr.peak, config.lr.warmup = 1.0, ""
+    config.lr.peak, config.lr.warmup = 0.3, ""
+    config.duration = "70 steps"
     built = program.build(config, num_train=898, num_classes=10)
     digits = load_digits()
-    images = (16 * digits.images[:32, ..., None] - 1).clip(0).astype(np.uint8)
-    batch = {"image": images, "label": digits.target[:32].astype(np.int32)}
-    batch = sharding.put(batch, built.batch_sharding)
+    images = (16 * digits.images[..., None] - 1).clip(0).astype(np.uint8)
+    labels = digits.target.astype(np.int32)
 
-    state, losses = built.init.lower().compile(UNOPTIMISED)(), []
-    step = built.train_step.trace(state, batch)
-    run = step.lower().compile(UNOPTIMISED)
-    for _ in range(20):
-        state, metrics = run(state, batch)
-        assert metrics["finite"]
-        assert metrics["loss"].dtype == jnp.float32
-        losses.append(float(metrics["loss"]))
-    assert losses[-1] < losses[0] / 2
+    def batch(rows):
+        rows = {"image": images[rows], "label": labels[rows]}
+        return sharding.put(rows, built.batch_sharding)
+
+    state, losses = built.init(), []
+    step = built.train_step.trace(state, batch(slice(64)))
+    run = step.lower().compile()  # as it is in a run
+    rng = np.random.default_rng(0)
+    for _ in range(5):  # epochs
+        order = rng.permutation(898)[: 14 * 64].reshape(14, 64)
+        for rows in order:
+            state, metrics = run(state, batch(rows))
+            assert metrics["finite"]
+            assert metrics["loss"].dtype == jnp.float32
+            losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-14:]) < np.mean(losses[:14]) / 2
+    sums = built.eval_step(state, batch(slice(899, 1795)))
+    assert float(sums["top1"]) / 896 > 0.6  # of digits that were not trained on
 
     compute, _, param, norm, head = map(jnp.dtype, precision.DTYPES[name])
     dtypes = lambda tree: {x.dtype for x in jax.tree.leaves(tree)}
