@@ -405,6 +405,6 @@ def finish(
             print(f"  {which}  {shown}  loss {loss}  (step {result['step']})")
     if meta["bad_images"]:
         print(f"  {len(meta['bad_images'])} unreadable training image(s), replaced by others")
-    print(f"  {workdir}: checkpoints/, metrics.jsonl, summary.json, config.json, tensorboard/")
+    print(f"  files:     {workdir}")
     for line in hints(config, workdir, evaluated=summary["last"] is not None):
         print(f"  {line}")
