@@ -32,7 +32,7 @@ PLACES = {"/tmp/": "./", "gs://bucket/": "./", "/shared/": "./", "FILE": "config
 
 # What makes a command short, by the beginning of its arguments.
 SHORT = ["--config.duration=2 steps", "--config.lr.warmup=", "--config.checkpoint.every="]
-FAKE = ["--config.data.source=fake", "--config.data.name=", "--config.data.root="]
+FAKE = ["--config.data.source=fake"]
 FAKE += [f"--config.data.{key}=64" for key in ("num_train", "num_eval")]
 FAKE += ["--config.data.num_classes=4", "--config.batch_size=64", "--config.image.size=32"]
 FAKE += ["--config.model.options=(('depths', (1, 1)), ('width', 8), ('stem', 'small'))"]
