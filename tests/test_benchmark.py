@@ -70,6 +70,7 @@ def test_loop_compares_the_real_run_with_the_bare_step(run):
     assert result["ratio"] == pytest.approx(sorted(loop / bare)[1])
 
 
+@pytest.mark.ci
 def test_loop_as_text(monkeypatch, capsys):
     clock, looped = [0.0], iter((0.006, 0.009, 0.005))
 

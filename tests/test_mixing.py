@@ -187,6 +187,7 @@ def test_partners_are_other_images_of_the_group(n, group, size):
     assert seen == set(range(1, size))  # every other image of the group comes up
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("alpha", [0.2, 3.0])
 def test_lam_is_beta_distributed(alpha):
     lam = lams(alpha, mixup=alpha)
@@ -206,6 +207,7 @@ def test_mixup_alone_draws_what_it_always_drew():
     assert [int(batch["label2"][0]) for batch in got] == [2, 13, 8]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("changes", [{"mixup": 0.4}, ALL | {"prob": 0.8}])
 def test_the_key_decides(changes):
     batch = normalised()
@@ -258,6 +260,7 @@ def test_boxes_of_cutmix_are_those_of_the_paper(alpha):
         assert abs(mine.mean() - theirs.mean()) < 5 * spread / N**0.5
 
 
+@pytest.mark.ci
 def test_clipped_areas_of_cutmix_by_brute_force():
     # An alpha so large that lam is 1/2: all boxes are floor(32 / sqrt(2)) = 22 pixels long.
     _, height, width = cut_boxes(1e7, 32, N)
@@ -344,6 +347,7 @@ def test_masks_are_as_smooth_as_the_papers():
     assert means[0] > 2 * means[1] > 2 * means[2]
 
 
+@pytest.mark.ci
 def test_lam_of_fmix_is_beta_distributed():
     lam = lams(0.7, fmix=0.7)
     beta = stats.beta(0.7, 0.7)
@@ -424,7 +428,9 @@ def formula(batch, got):
     return kinds
 
 
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[] if k == "mixup" else [pytest.mark.ci]) for k in ALL]
+)
 @pytest.mark.parametrize("group", [None, 16])
 def test_each_image_draws_for_itself(kind, group):
     batch = normalised(n=64, size=12)
