@@ -166,7 +166,7 @@ def _arrays(content: Mapping[str, Any]) -> Arrays:
     }
     for name in arrays:
         if len(name) > MAX_NAME or not name.isprintable():
-            raise Refused(f"{_shown(name)!r} is no name of a tensor")
+            raise _Unfit(f'"{_shown(name)}" is no name of a tensor')
     prefix = "module."  # what PyTorch's DataParallel adds to every name
     if all(name.startswith(prefix) for name in arrays):
         arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
@@ -545,7 +545,7 @@ class _TorchPickles(_Pickles):
         match pid:
             case ("storage", _Name(name=name), str(key), _, _, *view) if name in TORCH_STORAGES:
                 if view not in ([], [None]):
-                    raise Refused("it has storages that are part of others")
+                    raise _Unfit("it has storages that are parts of others")
                 dtype = self.dtypes.setdefault(key, TORCH_STORAGES[name])
                 return _Storage(dtype, key, self.numbers)
         raise Refused("the pickle has parts outside of it that are no numbers")
@@ -565,7 +565,7 @@ def _read_torch_zip(data: bytes) -> Any:
         raise ValueError(f"{len(pickles)} files data.pkl in it")
     folder = pickles[0].removesuffix("data.pkl")
     if members.get(folder + "byteorder", b"little") != b"little":
-        raise Refused("its numbers are big-endian")
+        raise _Unfit("its numbers are big-endian")
     return _TorchPickles(members[pickles[0]], _Storages(members, folder)).load()
 
 
@@ -577,7 +577,7 @@ def _read_torch_legacy(data: bytes) -> Any:
     if type(magic) is not int or magic != LEGACY_MAGIC:
         raise Refused("it is a pickle, but not one of PyTorch")
     if isinstance(system, dict) and system.get("little_endian") is False:
-        raise Refused("its numbers are big-endian")
+        raise _Unfit("its numbers are big-endian")
     content, keys = pickles.load(), pickles.load()
     at = pickles.file.tell()
     for key in keys:
