@@ -444,6 +444,7 @@ def test_each_image_draws_for_itself(kind, group):
         assert (got["label2"] != rows).all()
 
 
+@pytest.mark.ci
 def test_weights_of_each_image_are_beta_distributed():
     batch = {"image": jnp.zeros((N, 2, 2, 1)), "label": jnp.arange(N)}
     lam = np.asarray(make(mixup=0.3, each=True)(jax.random.key(0), batch)["lam"])
@@ -451,6 +452,7 @@ def test_weights_of_each_image_are_beta_distributed():
     assert abs(np.corrcoef(lam[1:], lam[:-1])[0, 1]) < 5 / N**0.5
 
 
+@pytest.mark.ci
 def test_kinds_of_each_image_are_drawn_as_often_as_asked():
     batch = normalised(n=2000, size=12)
     options = {"mixup": 9.0, "cutmix": 9.0, "fmix": 9.0, "prob": 0.8, "weights": (2.0, 1.0, 1.0)}
