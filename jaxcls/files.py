@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import errno
+import hashlib
 import json
 import os
 import re
@@ -211,6 +212,15 @@ def any_process(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))
+
+
+def differs(text: str) -> bool:
+    """Returns whether the processes have different texts; every process calls it."""
+    if jax.process_count() == 1:
+        return False
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    gathered = np.asarray(multihost_utils.process_allgather(digest))
+    return bool((gathered != gathered[0]).any())
 
 
 def union(numbers: Iterable[int]) -> list[int]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import signal
 import time
 from collections.abc import Callable
@@ -19,6 +20,9 @@ from jaxcls.data.decode import BadImage
 from jaxcls.data.ops import transformed
 from jaxcls.evaluate import evaluate
 from jaxcls.program import Program, build, start, train_batches
+
+# Of the meta data of a checkpoint, what has to be of the same type here.
+MADE_OF = {"model": "", "class_names": [], "data": {}, "log": {}, "window": {}, "seconds": 0.0}
 
 
 def setup(config: ConfigDict) -> tuple[steps.TrainState, Callable, Callable]:
@@ -75,6 +79,11 @@ def _run(
         "seconds": 0.0,
         "bad_images": [],  # numbers of the unreadable training images met so far
     }
+    if files.differs(json.dumps(identity.of(data))):
+        raise ValueError(
+            "config.data: the processes see different images or classes; each needs the same "
+            "files in config.data.root"
+        )
     saved = checkpoint.Checkpoints(
         workdir / "checkpoints",
         keep=config.checkpoint.keep,
@@ -217,6 +226,8 @@ def _check(
     path: epath.Path,
 ) -> None:
     """Refuses a checkpoint (`theirs`, its meta data) that is not of this network and this data."""
+    if any(not isinstance(theirs.get(key, value), type(value)) for key, value in MADE_OF.items()):
+        raise ValueError(f"checkpoint {path} is damaged: its meta data are not those of a run")
     if theirs.get("model", ours["model"]) != ours["model"]:
         raise ValueError(
             f"checkpoint {path} is {theirs['model']}, the config asks for {ours['model']}: choose "

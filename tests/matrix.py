@@ -28,6 +28,7 @@ from typing import Any
 import jax
 import runs
 
+PATIENCE = 600  # seconds
 END = 30  # steps of tiny.py
 AUGMIX = ("--config.augment.policy=augmix", "--config.data.cache=encoded")
 VARIANTS = {
@@ -45,7 +46,7 @@ WRITES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shut
 # -- Running ---------------------------------------------------------------------------------------
 
 
-def in_fork(f: Callable[[], Any], patience: float = runs.PATIENCE) -> tuple[int, Any]:
+def in_fork(f: Callable[[], Any], patience: float = PATIENCE) -> tuple[int, Any]:
     """Returns (exit code, f()) of a fork of this process, which itself never starts JAX."""
     with tempfile.NamedTemporaryFile() as file:
         child = os.fork()
@@ -125,8 +126,12 @@ class Runner:
         if after:
             time.sleep(after)
             random.choice(started).kill()
-        for process in started:
-            process.wait(runs.PATIENCE)
+        try:
+            for process in started:
+                process.wait(PATIENCE)
+        finally:
+            for process in started:
+                process.kill()
         outputs = [(self.folder / name).read_text() for name in ("out", "err0", "err1")]
         codes = {process.returncode for process in started}
         code = -signal.SIGKILL if -signal.SIGKILL in codes else max(codes)
@@ -301,11 +306,12 @@ def signals(run: Runner, whole: Path, number: int, dice: random.Random) -> colle
         process = run.start(workdir)
         time.sleep(after)
         process.send_signal(sent)
-        code = process.wait(runs.PATIENCE)
+        code = process.wait(PATIENCE)
         err = read(run.folder / "err")
         what = f"{sent.name} after {after:.2f} s: exit code {code}: {err[-300:]}"
-        if code == 0 and not err:
-            found["complete before the signal"] += 1
+        if code == 0 and "the same command" not in read(run.folder / "out"):
+            problem = difference(workdir, whole)  # its last step was under way
+            found[f"{what} {problem}" if problem else "complete all the same"] += 1
         elif "Traceback" in err or code != 128 + sent:
             # before Python takes signals itself, the system ends the process
             early = code == -sent and not err
@@ -402,7 +408,7 @@ GOOD = {
     "equal",
     "refused",
     "goes on with a new log, and says so",
-    "complete before the signal",
+    "complete all the same",
     "ended by the system at its start",
     "left at once, nothing left behind",
     "saved, then equal",

@@ -11,6 +11,8 @@ import math
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -348,6 +350,21 @@ def test_a_damaged_log(commands, stopped, tmp_path, damage):
     assert [line["step"] for line in runs.lines(workdir)] == [15, 15]
 
 
+def test_meta_data_of_another_kind(commands, stopped, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(stopped, workdir)
+    newest = workdir / "checkpoints" / "14"
+    (newest / checkpoint.CHECKSUMS).unlink()
+    meta = json.loads((newest / "meta" / "metadata").read_text())
+    (newest / "meta" / "metadata").write_text(json.dumps({**meta, "window": [3]}))
+    done = go_on(commands, workdir)
+    assert done.returncode == 2
+    assert (
+        done.err
+        == f"jaxcls: checkpoint {newest} is damaged: its meta data are not those of a run\n"
+    )
+
+
 @pytest.mark.parametrize(
     "name", ["metrics.jsonl", "config.json", "summary.json", "tensorboard", "checkpoints"]
 )
@@ -361,6 +378,19 @@ def test_a_file_of_the_wrong_kind(commands, tmp_path, name):
     assert done.err.startswith(f"jaxcls: {tmp_path / name} is ")
     assert done.err.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {name, ".lock"}
+
+
+@pytest.mark.ci
+def test_a_share_of_the_matrix(tmp_path):
+    """All of it takes an hour: `python tests/matrix.py`."""
+    share = ["--kills=2", "--damages=3", "--signals=2", "--only=encoded, AugMix"]
+    done = subprocess.run(
+        [sys.executable, runs.ROOT / "tests" / "matrix.py", *share],
+        env={**os.environ, "PYTHONPATH": str(runs.ROOT), "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 # -- Other processes and devices -------------------------------------------------------------------
