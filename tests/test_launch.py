@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 import runs
+import yaml
+
+from jaxcls import processes
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 
@@ -110,6 +113,24 @@ def test_the_shell_reads_the_scripts(script):
     subprocess.run(["bash", "-n", script], check=True)
     if shutil.which("shellcheck"):
         subprocess.run(["shellcheck", script], check=True)
+
+
+def test_the_pods_of_kubernetes_find_process_0():
+    service, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    flags = dict(argument.removeprefix("--").split("=", 1) for argument in container["args"])
+    name = job["metadata"]["name"]
+    assert service["spec"]["selector"] == {"job-name": name}
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert job["spec"]["completions"] == job["spec"]["parallelism"]
+    host, port = processes.check(flags["coordinator"], int(flags["num_processes"]), 0)
+    assert (host, int(flags["num_processes"])) == (
+        f"{name}-0.{pod['subdomain']}",
+        job["spec"]["completions"],
+    )
+    assert port == 1234
+    assert pod["restartPolicy"] == "Never"  # which a podFailurePolicy needs
 
 
 @pytest.mark.ci
