@@ -68,10 +68,10 @@ def parse(
             raise ValueError(f"--{name} is missing; see --help")
     if len(files) > 1:
         raise ValueError(f"--config is given twice, {files[0]} and {files[1]}: give one file")
-    if files:
-        config, source = read(files[0]), files[0]
-    else:
-        config, source = _of_run(values)
+    try:
+        config, source = (read(files[0]), files[0]) if files else _of_run(values)
+    except OSError as e:  # a name that is too long, a folder that may not be read
+        raise ValueError(f"{e.filename}: {e.strerror}") from e
     for key, text in overrides:
         _override(config, key, text)
     try:
@@ -115,11 +115,11 @@ def read(argument: str) -> ConfigDict:
       ValueError: there is no such file, or something is wrong with it.
     """
     name, colon, arg = argument, "", ""
-    if not Path(argument).exists():
+    if not os.path.exists(argument):
         name, colon, arg = argument.rpartition(":")
         name = name if colon else argument
     path = Path(name)
-    if not name or not path.exists():
+    if not name or not os.path.exists(name):
         raise ValueError(f"--config={argument}: there is no such config file")
     if path.is_dir() and name:
         there = path / "config.json"

@@ -94,6 +94,8 @@ def _main() -> int:
         return command(FLAGS.config, FLAGS.workdir)
     except ValueError as e:
         return complain(e)
+    except BrokenPipeError:
+        raise  # whoever read what is printed has gone: `exit_with` knows
     except OSError as e:  # of the system: storage, permissions, limits
         if e.errno is None:
             raise

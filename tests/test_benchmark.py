@@ -456,7 +456,10 @@ def test_a_contender_that_fails(photos):
         (["train", "--config.batchsize=8"], "no config.batchsize: write --config.batch_size=8"),
         (["train", "--batch=64,many"], "--batch=many: write whole numbers, such as 128,256"),
         (["train", "--bn_group=nine"], "--bn_group=nine: write whole numbers"),
-        (["train", TINY, "--model=ResNet51"], "unknown model 'ResNet51': did you mean ResNet"),
+        (
+            ["train", TINY, "--model=ResNet51"],
+            "unknown config.model.name 'ResNet51': did you mean ResNet",
+        ),
         (["train", TINY, "--precision=f16"], "unknown config.precision.name 'f16'"),
         (["train", TINY, "--batch=16,0"], "config.batch_size = 0"),
         (["train", TINY, "--batch=16", "--bn_group=5"], "config.model.bn_group = 5"),

@@ -384,7 +384,7 @@ def test_what_is_no_config_file(tmp_path):
         (tmp_path / name).write_text(content)
         with pytest.raises(ValueError, match=re.escape(text)):
             command.read(str(tmp_path / name))
-    for name in (tmp_path / "nosuch.py", "configs/nosuch.py:ResNet50", ":", "x:"):
+    for name in (tmp_path / "nosuch.py", "configs/nosuch.py:ResNet50", ":", "x:", "x" * 5000):
         with pytest.raises(ValueError, match=f"^--config={name}: there is no such config file$"):
             command.read(str(name))
     with pytest.raises(
