@@ -207,9 +207,11 @@ def model_arguments(config: ConfigDict) -> dict[str, Any]:
         )
     names = [name for name, _ in options]
     for name in names:
-        if name in OURS or name in arguments or names.count(name) > 1:
+        # converted weights have the options that they need, BatchNorm's epsilon among them
+        key = name in arguments and (arguments[name] is not None or name == "bn_group")
+        if key or name in OURS or names.count(name) > 1:
             why = "config.precision or config.optim.frozen sets it"
-            why = f"there is config.model.{name}" if name in arguments else why
+            why = f"there is config.model.{name}" if key else why
             why = "it is there twice" if names.count(name) > 1 else why
             raise ValueError(f"config.model.options = {short(options)}: {name!r}: {why}")
     return {k: value for k, value in arguments.items() if value is not None} | dict(options)
@@ -245,15 +247,16 @@ def build_model(
     """
     c = config.model
     choose("config.model.name", c.name, models.MODELS)
-    if c.bn_momentum is not None and not 0 <= c.bn_momentum < 1:
-        raise ValueError(
-            f"config.model.bn_momentum = {c.bn_momentum}: write a number from 0 to below 1, or None"
-        )
-    if c.bn_epsilon is not None and not 0 < c.bn_epsilon < 1:
-        raise ValueError(
-            f"config.model.bn_epsilon = {c.bn_epsilon}: write a number above 0 and below 1, or None"
-        )
     arguments = model_arguments(config)
+    momentum, epsilon = arguments.get("bn_momentum", 0.0), arguments.get("bn_epsilon", 1e-5)
+    if not (isinstance(momentum, (int, float)) and 0 <= momentum < 1):
+        raise ValueError(
+            f"config.model.bn_momentum = {momentum}: write a number from 0 to below 1, or None"
+        )
+    if not (isinstance(epsilon, (int, float)) and 0 < epsilon < 1):
+        raise ValueError(
+            f"config.model.bn_epsilon = {epsilon}: write a number above 0 and below 1, or None"
+        )
     arguments["num_classes"] = c.num_classes or num_classes
     if arguments["num_classes"] > MAX_CLASSES:
         raise ValueError(f"config.model.num_classes = {c.num_classes}: write at most {MAX_CLASSES}")

@@ -151,6 +151,16 @@ def test_options_of_networks(options, text):
     assert text in line
 
 
+def test_options_may_set_what_no_key_sets():
+    options = "--config.model.options=(('bn_epsilon',0.125),('stem','small'))"
+    assert said(options) == "ok"
+    assert "'bn_epsilon': there is config.model.bn_epsilon" in said(
+        options, "--config.model.bn_epsilon=0.1"
+    )
+    text = "config.model.bn_epsilon = 2: write a number above 0 and below 1, or None"
+    assert said("--config.model.options=(('bn_epsilon',2),)") == text
+
+
 def test_small_images_are_blamed_on_their_size():
     line = said("--config.model.name=VGG11", "--config.model.options=()")
     assert line.startswith(
@@ -479,7 +489,7 @@ def test_every_command_ends_by_exit_with():
         assert "exit_with(main)" in last, path
 
 
-@pytest.mark.parametrize("module", ["jaxcls.main"])
+@pytest.mark.parametrize("module", ["jaxcls.models", "jaxcls.main"])
 def test_a_reader_that_has_gone(commands, module):
     arguments = ["--help"] if module == "jaxcls.main" else ["--json"]
     with subprocess.Popen(
@@ -495,7 +505,6 @@ def test_a_reader_that_has_gone(commands, module):
     assert process.returncode in (0, 141)
 
 
-@pytest.mark.zoo
 def test_the_table_of_models(capsys):
     from jaxcls import models
     from jaxcls.models import __main__ as table
@@ -512,6 +521,11 @@ def test_the_table_of_models(capsys):
         "params": 25557032, "macs": rows[0]["macs"], "top1": 76.5, "top5": 93.0,
     }  # fmt: skip
     assert rows[0]["macs"] == pytest.approx(4.09e9, rel=0.01)
+    assert table.main(["mobilenetv1_ssld"]) == 0
+    assert "= MobileNetV1 " in capsys.readouterr().out
+    network, weights = table.table(["MobileNetV1", "MobileNetV1_ssld"])
+    other = {"name": "MobileNetV1_ssld", "alias_of": "MobileNetV1", "top1": 77.89, "top5": 93.94}
+    assert weights == network | other
     for arguments, text in (
         (["resnet50x"], "no model matches 'resnet50x': did you mean ResNet50"),
         (["--jsn"], "unrecognized arguments: --jsn; see python -m jaxcls.models --help"),

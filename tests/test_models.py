@@ -1,10 +1,5 @@
 """Networks against PaddleClas's own answers, shapes, names and errors."""
 
-import json
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -171,31 +166,3 @@ def test_unknown_names_and_arguments():
             jax.random.key(0),
             jnp.zeros((1, 32, 32, 3)),
         )
-
-
-def test_command_line():
-    run = lambda *args: subprocess.run(
-        [sys.executable, "-m", "jaxcls.models", *args],
-        capture_output=True,
-        text=True,
-        cwd=oracle.GOLDEN.parents[2],
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-    )
-    *_, network, weights = json.loads(run("MobileNetV1*", "--json").stdout)
-    assert network == {
-        "name": "MobileNetV1",
-        "family": "mobilenet_v1",
-        "alias_of": "",
-        "size": 224,
-        "params": GOLDEN["MobileNetV1"]["params"],
-        "macs": network["macs"],
-        "top1": 70.99,
-        "top5": 89.68,
-    }
-    other = {"name": "MobileNetV1_ssld", "alias_of": "MobileNetV1", "top1": 77.89, "top5": 93.94}
-    assert weights == network | other
-    table = run("MobileNetV1_ssld").stdout
-    assert table.splitlines()[1].endswith("77.89    93.94  MobileNetV1")
-    missing = run("NoSuchNet*")
-    assert missing.returncode == 2
-    assert "no model matches" in missing.stderr

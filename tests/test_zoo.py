@@ -18,7 +18,8 @@ import pytest
 from configs import base
 from jaxcls import models, objectives, precision, sharding, trees
 from jaxcls.data import device
-from jaxcls.models import mobilenet_v1, mobilenet_v2, mobilenet_v3
+from jaxcls.models import __main__ as table
+from jaxcls.models import count, mobilenet_v1, mobilenet_v2, mobilenet_v3
 from jaxcls.models.count import equations
 
 AT_LEAST = {  # pixels, where a family needs more than one
@@ -86,6 +87,22 @@ def test_tensors_and_outputs(name):
     assert (out["pre_logits"].ndim, out["pre_logits"].dtype) == (2, jnp.float32)
     sizes = [out[stage].shape[1:3] for stage in sorted(stages)]
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_the_table_has_the_parameters_of_every_network():
+    rows = {row["name"]: row for row in table.table(models.names())}
+    assert {name: str(row["params"]) for name, row in rows.items()} == {
+        name: row.partition("\t")[0] for name, row in pinned.rows().items()
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n == "ResNet18" else [pytest.mark.zoo]) for n in table.counts()],
+)
+def test_the_table_has_what_is_counted(name):
+    module, size = models.build(name), models.MODELS[name].size
+    assert table.counts()[name] == count.count(module, size)
 
 
 def test_every_name_is_pinned():
