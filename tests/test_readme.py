@@ -48,10 +48,12 @@ EXTRA = {
     "-m jaxcls.data.preview": [],
     "-m jaxcls.benchmark loop": ["--steps=2", "--repetitions=1"],
     "-m jaxcls.benchmark train": [
-        "--batch=4", "--compare=", "--repetitions=1", "--config.model.bn_group=2",
+        "--batch=4", "--repetitions=1", "--config.model.bn_group=2",
         "--config.image.size=32",
     ],
-    "-m jaxcls.benchmark input": ["--images=16", "--repetitions=1", "--cores=1", "--compare="],
+    "-m jaxcls.benchmark input": [
+        "--images=16", "--repetitions=1", "--cores=1", "--compare=", "--config.batch_size=8",
+    ],
     "-m jaxcls.benchmark compile": ["--model=SqueezeNet1_1"],
     "data_prep/imagenet.py": [],
 }  # fmt: skip
@@ -155,6 +157,7 @@ def here(folder):
 def run(words, here):
     """Runs a command in the folder."""
     folder = here.folder
+    words = [word for word in words if word != "--compare=timm"]  # needs PyTorch
     for place, ours in PLACES.items():
         words = [word.replace(place, ours) for word in words]
     if words[1:3] == ["-m", "jaxcls.main"]:
