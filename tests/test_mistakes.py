@@ -76,7 +76,10 @@ MORE = (
 def named_or_fine(key, text):
     """Asserts that a value is taken, or refused in a line that names its key."""
     line = said(f"--config.{key}={text}")
-    assert line == "ok" or f"config.{key}" in line
+    section = key.partition(".")[0]
+    # two keys of an image can be at odds; a share of the data may leave too few for a batch
+    near = f"config.{section}" in line or (section == "data" and "config.batch_size" in line)
+    assert line == "ok" or f"config.{key}" in line or (section in OTHERS and near)
     assert len(line) < 1500
 
 
