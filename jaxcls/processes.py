@@ -3,7 +3,7 @@
 JAX itself notices after 100 seconds that a process was lost, and a process whose coordinator is
 gone aborts at once with a trace of C++. So each process keeps a connection to process 0, which the
 system closes when a process ends, however it does: the others then end in a second, with one line.
-And JAX's own connections run over relays in the processes, which break off a little later.
+And JAX's own connections run over relays (relay.py), which break off a little later.
 
 All of it, JAX's coordination service as well, is behind the one port of --coordinator. What a
 process says on its connection are lines: `jaxcls hello NUMBER COUNT`, then `end CODE`; process 0
@@ -13,20 +13,19 @@ answers `go` when all are there, `no REASON`, or `lost CODE TEXT`.
 import contextlib
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxcls import signals
+from jaxcls import relay, signals
 
 PATIENCE = 300.0  # seconds until all processes are there
 NAME_PATIENCE = 30.0  # seconds until the coordinator's name is known: Kubernetes takes a while
 GRACE = 3.0  # seconds for a process to end by itself when another one has ended with an error
-LINGER = 5.0  # seconds that JAX takes a lost coordinator for a slow one
 GOOD = (0, 130, 143)  # exit codes after which the others end by themselves, in the same way
-HELLO = b"jaxcls "
 
 
 def check(coordinator: str | None, count: int | None, number: int | None) -> tuple[str, int] | None:
@@ -113,16 +112,16 @@ class Processes:
         self._lines: dict[int, socket.socket] = {}  # to the others; from all but 0 only to 0
         self._changed = threading.Condition()
         self._resolve()
-        private = socket.create_server(("127.0.0.1", 0))
-        service = private.getsockname()
-        here = "{}:{}".format(*service)
         if number == 0:
-            private.close()  # JAX's service listens there
-            self._listen(service)
+            with socket.create_server(("127.0.0.1", 0)) as private:
+                here = "{}:{}".format(*private.getsockname())  # for JAX's service
+            lines = socket.create_server(("127.0.0.1", 0))
+            relay.thread(relay.accept, lines, self._serve)
+            self._start_relay("", address[1], here, "{}:{}".format(*lines.getsockname()))
             self._gather()
         else:
             self._join()
-            self._thread(self._accept, private, lambda c: self._relay(c, address))
+            here = f"127.0.0.1:{self._start_relay('127.0.0.1', 0, self._where)}"
         self._start_jax(here, devices)
 
     def leave(self, code: int) -> int:
@@ -142,9 +141,11 @@ class Processes:
         jax.distributed.shutdown()  # waits for all
         if self._number == 0:  # JAX's last answers pass through this process
             with self._changed:
-                self._changed.wait_for(lambda: not self._lines, LINGER)
+                self._changed.wait_for(lambda: not self._lines, relay.LINGER)
         else:
-            self._close(self._lines.pop(0))
+            relay.close(self._lines.pop(0))
+        self._relay.kill()
+        self._relay.wait()
         return code
 
     def await_verdict(self) -> None:
@@ -167,18 +168,24 @@ class Processes:
                     ) from e
             time.sleep(0.5)
 
-    def _listen(self, service: tuple[str, int]) -> None:
-        _, port = self._address
-        both = socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if both else socket.AF_INET
-        try:
-            server = socket.create_server(("", port), family=family, dualstack_ipv6=both)
-        except OSError as e:
+    def _start_relay(self, host: str, port: int, *targets: str) -> int:
+        """Returns the port of a new relay, which lives a little longer than this process."""
+        self._relay = subprocess.Popen(
+            [sys.executable, "-m", "jaxcls.relay", host, str(port), *targets],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,  # a signal to the group is not for it
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        answer = self._relay.stdout.readline().strip()
+        if not answer.isdigit():
             raise ValueError(
-                f"--coordinator={self._where}: process 0 cannot listen on this port "
-                f"({os.strerror(e.errno)}): choose another one"
-            ) from e
-        self._thread(self._accept, server, lambda c: self._serve(c, service))
+                f"--coordinator={self._where}: process {self._number} cannot listen on this port "
+                f"({answer}): choose another one"
+            )
+        return int(answer)
 
     def _gather(self) -> None:
         """Process 0 waits for all others."""
@@ -224,8 +231,8 @@ class Processes:
                     )
                     said = True
             time.sleep(0.2)
-        self._keep_alive(line)
-        self._tell(f"{HELLO.decode()}hello {self._number} {self._count}", line)
+        relay.keep_alive(line)
+        self._tell(f"{relay.HELLO.decode()}hello {self._number} {self._count}", line)
         line.settimeout(max(self._until - time.monotonic(), 0) + GRACE)
         answers = line.makefile("r")
         try:
@@ -236,7 +243,7 @@ class Processes:
             raise ValueError(text or f"process 0 at {self._where} has ended, or is not of a run")
         line.settimeout(None)
         self._lines[0] = line
-        self._thread(self._follow, answers)
+        relay.thread(self._follow, answers)
 
     def _start_jax(self, here: str, devices: list[int] | None) -> None:
         os.environ.setdefault("no_grpc_proxy", "127.0.0.1")  # JAX's connections end in our relay
@@ -262,19 +269,12 @@ class Processes:
 
     # -- Watching --------------------------------------------------------------------------------
 
-    def _serve(self, connection: socket.socket, service: tuple[str, int]) -> None:
-        """Process 0 hears another process, or passes JAX's connection on to its service."""
-        begin = b""
-        while len(begin) < len(HELLO) and (more := connection.recv(len(HELLO) - len(begin))):
-            begin += more
-        if begin != HELLO:
-            self._relay(connection, service, begin)
-            return
-        self._keep_alive(connection)
+    def _serve(self, connection: socket.socket) -> None:
+        """Process 0 hears another process."""
         lines = connection.makefile("r")
         number, problem = -1, ""
         try:
-            _, number, count = lines.readline(100).split()
+            _, _, number, count = lines.readline(100).split()
             number, count = int(number), int(count)
         except ValueError:
             connection.close()
@@ -292,7 +292,7 @@ class Processes:
                 self._changed.notify_all()
         if problem:
             self._tell(f"no {problem}", connection)
-            self._close(connection)
+            relay.close(connection)
             return
         with contextlib.suppress(OSError, ValueError):
             for line in lines:
@@ -302,7 +302,7 @@ class Processes:
         with self._changed:
             self._lines.pop(number)
             self._changed.notify_all()
-        self._close(connection)
+        relay.close(connection)
         self._missing(number)
 
     def _follow(self, answers) -> None:
@@ -339,61 +339,10 @@ class Processes:
 
     # -- Connections -----------------------------------------------------------------------------
 
-    def _thread(self, function: Callable, *arguments) -> None:
-        threading.Thread(target=function, args=arguments, daemon=True, name="processes").start()
-
-    def _accept(self, server: socket.socket, handle: Callable[[socket.socket], None]) -> None:
-        def safely(connection):
-            with contextlib.suppress(OSError):
-                handle(connection)
-
-        while True:
-            with contextlib.suppress(OSError):
-                connection, _ = server.accept()
-                self._thread(safely, connection)
-
-    def _relay(self, near: socket.socket, address: tuple[str, int], begin: bytes = b"") -> None:
-        """Passes JAX's bytes on, in both directions, until one side ends."""
-        far = None
-        while far is None:
-            try:
-                far = socket.create_connection(address, timeout=5)
-            except OSError:
-                if time.monotonic() > self._until:
-                    self._close(near)
-                    return
-                time.sleep(0.1)
-        far.settimeout(None)
-        far.sendall(begin)
-
-        def pump(source, target, linger):
-            with contextlib.suppress(OSError):
-                while data := source.recv(1 << 16):
-                    target.sendall(data)
-            time.sleep(linger)
-            for end in (source, target):
-                self._close(end)
-
-        self._thread(pump, near, far, 0)
-        pump(far, near, LINGER)
-
     def _tell(self, line: str, *connections: socket.socket) -> None:
         for connection in connections:
             with contextlib.suppress(OSError):
                 connection.sendall(f"{line}\n".encode())
-
-    def _close(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
-        connection.close()
-
-    def _keep_alive(self, connection: socket.socket) -> None:
-        """Notices within half a minute that a machine or the network is gone."""
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
-            if hasattr(socket, name):
-                with contextlib.suppress(OSError):
-                    connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def how_to_resume(workdir: str | os.PathLike) -> str:
