@@ -229,6 +229,7 @@ class Checkpoints:
             else:
                 self._set_aside(damaged, intact=True)
                 self._recall(step, restored[1])
+                self._check_best(step, restored[1])
                 return restored
         if damaged or _aside(self._directory):
             self._set_aside(damaged, intact=False)
@@ -250,6 +251,17 @@ class Checkpoints:
                 self.last = known[s]
                 if s in there:  # another, once it was not the best one any more, is gone
                     self.best = better(self.best, known[s], self._metric)
+
+    def _check_best(self, step: int, meta: Mapping[str, Any]) -> None:
+        """Makes sure that the best checkpoint, which nobody may read for weeks, is intact."""
+        while self.best and self.best["step"] != step:
+            try:
+                _verify_together(self._directory / str(self.best["step"]), self._report)
+                return
+            except DamageError as e:
+                self._set_aside({self.best["step"]: e}, intact=True)
+                self.best = None
+                self._recall(step, meta)
 
     def wait(self) -> None:
         """Returns when the last save is complete.

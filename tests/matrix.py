@@ -277,8 +277,11 @@ def damages(run: Runner, whole: Path, number: int, dice: random.Random) -> colle
             found[f"{what}: {problem}" if problem else "refused"] += 1
             continue
         problem = difference(workdir, whole)
+        best = runs.summary(whole)["best"]["step"]
         if problem and f"{workdir / 'metrics.jsonl'} is missing or empty" in done.out:
             found["goes on with a new log, and says so"] += 1
+        elif problem and f"set aside as damaged-{best}" in done.out:
+            found["goes on with another best checkpoint, and says so"] += 1
         else:
             found[f"{what}: {problem}" if problem else "equal"] += 1
     return found | {"damages": number}
@@ -408,6 +411,7 @@ GOOD = {
     "equal",
     "refused",
     "goes on with a new log, and says so",
+    "goes on with another best checkpoint, and says so",
     "complete all the same",
     "ended by the system at its start",
     "left at once, nothing left behind",

@@ -496,6 +496,21 @@ def test_a_damaged_evaluation_is_made_again_and_the_best_one_is_known(tmp_path):
     assert steps_in(tmp_path) == [1, 4]
 
 
+def test_a_best_checkpoint_that_is_damaged_is_not_the_best(tmp_path):
+    with opened(tmp_path, keep=2) as (checkpoints, _):
+        for step, value in ((1, 0.9), (2, 0.5), (3, 0.4)):
+            checkpoints.save(step, make_state(step), {})
+            checkpoints.evaluated(step, {"top1": value})
+    flip(array_file(tmp_path / "1"))
+    with opened(tmp_path, keep=2) as (checkpoints, lines):
+        assert_same(checkpoints.restore(abstract(make_state(0)))[0], make_state(3))
+        assert checkpoints.best == {"step": 2, "top1": 0.5}
+        assert checkpoints.last == {"step": 3, "top1": 0.4}
+    (line,) = lines
+    assert f"{tmp_path / '1'} is damaged" in line
+    assert steps_in(tmp_path) == [2, 3]
+
+
 def test_the_best_evaluation_is_one_whose_checkpoint_is_there(tmp_path):
     """The one before was removed for a better one, which then was damaged."""
     with opened(tmp_path, keep=2) as (checkpoints, _):
