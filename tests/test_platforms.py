@@ -51,6 +51,7 @@ def without(tmp_path):
     return run
 
 
+@pytest.mark.ci
 def test_a_run_needs_nothing_that_windows_lacks(without, tmp_path):
     workdir = tmp_path / "run"
     command = (f"--config={runs.TINY}:plain", f"--workdir={workdir}")

@@ -166,12 +166,10 @@ def test_all_finite():
 
 
 LEVELS = [n for n in precision.DTYPES if n not in ("float64", "float32", "float16")]  # = O0, O2
-SHOWN = "O3_bfloat16"  # the fewest bits of all
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n == SHOWN else [pytest.mark.ci]) for n in LEVELS]
-)
+@pytest.mark.ci
+@pytest.mark.parametrize("name", LEVELS)
 def test_every_level_learns(name):
     config = runs.tiny("plain")
     config.precision.name = name

@@ -207,7 +207,17 @@ def test_an_inline_command_runs(words, here):
 CONFIG = "from configs import base\nfrom jaxcls.config import stage_mults\nc = base.get_config()\n"
 
 
-@pytest.mark.parametrize("text", PYTHON, ids=lambda text: text.splitlines()[0])
+SNIPPETS = [
+    pytest.param(
+        text,
+        id=text.splitlines()[0],
+        marks=[pytest.mark.ci] if "import" in text else [],  # a whole program
+    )
+    for text in PYTHON
+]
+
+
+@pytest.mark.parametrize("text", SNIPPETS)
 def test_a_snippet_runs(text, commands, tmp_path):
     program = CONFIG + text if re.match(r"c\.", text) else text
     done = subprocess.run(
