@@ -185,6 +185,7 @@ SPARSE = {
 }
 
 
+@pytest.mark.ci
 def test_the_best_evaluation_has_a_checkpoint(in_process, tmp_path, monkeypatch):
     """Evaluations and saves do not line up, and every signal comes within an evaluation."""
 
@@ -234,6 +235,7 @@ def test_whatever_ends_an_evaluation_the_epoch_is_saved(in_process, tmp_path, mo
     runs.assert_same_run(parts, whole, 14)
 
 
+@pytest.mark.ci
 def test_bad_images_are_counted_once_a_run(in_process, tmp_path, monkeypatch):
     read = sources.Arrays.__getitem__
 
@@ -286,6 +288,7 @@ def test_another_network_is_named(in_process, tmp_path):
         in_process(tmp_path, **{**changes, **other})
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("every", [1, 0])
 def test_a_run_that_diverges_says_which_checkpoint_there_is(in_process, tmp_path, every):
     changes = {**SPARSE, "checkpoint.every": f"{every} steps" if every else "", "eval.every": ""}
@@ -332,6 +335,7 @@ def go_on(commands, workdir):
     return commands.fork(f"--config={runs.TINY}:plain", f"--workdir={workdir}", *longer)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("damage", DAMAGED_LOG)
 def test_a_damaged_log(commands, stopped, tmp_path, damage):
     workdir = tmp_path / "run"
@@ -350,6 +354,7 @@ def test_a_damaged_log(commands, stopped, tmp_path, damage):
     assert [line["step"] for line in runs.lines(workdir)] == [15, 15]
 
 
+@pytest.mark.ci
 def test_meta_data_of_another_kind(commands, stopped, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(stopped, workdir)

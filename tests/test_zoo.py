@@ -50,6 +50,7 @@ SIBLINGS = {  # family -> a name, and what makes it small where something can
     "inception_v4": ("InceptionV4", {}),
 }
 GOLDEN = oracle.golden()
+CHEAP = ("resnet", "darknet", "mobilenet_v1")
 CLASSES = 7
 # Of the signal, in float32: rounding reaches 1e-4 in deep networks, a wrong layer is far above.
 AGREES = 1e-3
@@ -133,7 +134,11 @@ def test_drop_path_needs_a_residual_branch(name):
 
 
 @pytest.mark.parametrize(
-    "family", [*SIBLINGS, *(pytest.param(name, marks=pytest.mark.zoo) for name in pinned.NETWORKS)]
+    "family",
+    [
+        *(pytest.param(f, marks=[] if f in CHEAP else [pytest.mark.ci]) for f in SIBLINGS),
+        *(pytest.param(name, marks=pytest.mark.zoo) for name in pinned.NETWORKS),
+    ],
 )
 def test_dropout_and_drop_path_are_used(family):
     name, overrides = SIBLINGS.get(family, (family, {}))
@@ -298,7 +303,6 @@ def keeps_its_promises(name, overrides, *, devices=(), precisions=(), remat=(Fal
         assert norm(difference) < AGREES * norm(gradients)
 
 
-CHEAP = ("resnet", "darknet", "mobilenet_v1")
 LARGE = ("hrnet", "inception_v4", "vgg")
 ALL = {"devices": (8,), "precisions": ("bfloat16", "float16"), "remat": (False, True)}
 
