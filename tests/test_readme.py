@@ -56,8 +56,10 @@ EXTRA = {
     ],
     "-m jaxcls.benchmark compile": ["--model=SqueezeNet1_1"],
     "data_prep/imagenet.py": [],
+    "tests/fuzz_readers.py": ["--mutations=100"],
 }  # fmt: skip
-NEEDS_PYTORCH = ("tests/timm_parity.py", "tests/timm_augment.py")
+# They need PyTorch; a test of its own runs a share of the last.
+NOT_HERE = ("tests/timm_parity.py", "tests/timm_augment.py", "tests/matrix.py")
 
 
 def commands_in(text):
@@ -83,7 +85,7 @@ def rule_of(words):
     program = words[0]
     if program == "python":
         return (
-            "look" if words[1] in NEEDS_PYTORCH else "run" if extra(words[1:]) is not None else ""
+            "look" if words[1] in NOT_HERE else "run" if extra(words[1:]) is not None else ""
         )
     if program in ("pip", "pytest"):
         return "look"
