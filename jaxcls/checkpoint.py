@@ -31,7 +31,8 @@ from jaxcls.files import any_process
 CHECKSUMS = "checksums.json"
 EVALUATION = "evaluation.json"
 STAMPED = "_CHECKPOINT_METADATA"  # orbax adds the time of the commit after the checksums
-UNLISTED = (CHECKSUMS, EVALUATION, STAMPED, "commit_success.txt")  # files without a checksum
+# Files without a checksum; the evaluation may have been cut off by a kill while it was written.
+UNLISTED = (CHECKSUMS, EVALUATION, EVALUATION + ".tmp", STAMPED, "commit_success.txt")
 LISTED = 10  # tensors in a message; it says how many more there are
 RENAMED = "the classes have other names"
 HEADS = r"(aux\d+/)?head/"  # where the classifiers are

@@ -496,6 +496,25 @@ def test_a_damaged_evaluation_is_made_again_and_the_best_one_is_known(tmp_path):
     assert steps_in(tmp_path) == [1, 4]
 
 
+def test_kill_9_while_an_evaluation_is_added(tmp_path, monkeypatch):
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with opened(tmp_path) as (checkpoints, _):
+        checkpoints.save(1, make_state(1), {})
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", killed)
+            with pytest.raises(KeyboardInterrupt):
+                checkpoints.evaluated(1, {"top1": 0.5})
+    assert (tmp_path / "1" / "evaluation.json.tmp").exists()
+    with opened(tmp_path) as (checkpoints, lines):
+        assert_same(checkpoints.restore(abstract(make_state(0)))[0], make_state(1))
+        assert checkpoints.last is None
+        checkpoints.evaluated(1, {"top1": 0.5})
+    assert lines == []
+    assert not (tmp_path / "1" / "evaluation.json.tmp").exists()
+
+
 def test_a_best_checkpoint_that_is_damaged_is_not_the_best(tmp_path):
     with opened(tmp_path, keep=2) as (checkpoints, _):
         for step, value in ((1, 0.9), (2, 0.5), (3, 0.4)):
