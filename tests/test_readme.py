@@ -84,9 +84,7 @@ def rule_of(words):
     """Returns what is done with a command: "run", "stubs", "look", or ""."""
     program = words[0]
     if program == "python":
-        return (
-            "look" if words[1] in NOT_HERE else "run" if extra(words[1:]) is not None else ""
-        )
+        return "look" if words[1] in NOT_HERE else "run" if extra(words[1:]) is not None else ""
     if program in ("pip", "pytest"):
         return "look"
     if program in ("sbatch", "tfds") or program == "launch/tpu_vm.sh":
