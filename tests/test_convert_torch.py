@@ -226,7 +226,7 @@ def test_integers_are_no_weights():
         (["--num-classes=0"], "--num-classes=0: write how many"),
         (["--option", "num_classes=3"], "num_classes is no option of a model"),
         (["--option", "in_channels=x"], "ShuffleNetV2_x0_5 cannot be built with in_channels='x', "),
-        (["--option", "in_channels=0"], "ShuffleNetV2_x0_5 cannot be built with in_channels=0, "),
+        (["--option", "in_channels=-1"], "ShuffleNetV2_x0_5 cannot be built with in_channels=-1, "),
         (
             ["--option", "neck=x"],
             "ShuffleNetV2_x0_5 cannot be built with in_channels=3, .*neck=.x.: ",
