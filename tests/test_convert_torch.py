@@ -226,7 +226,8 @@ def test_integers_are_no_weights():
         (["--num-classes=0"], "--num-classes=0: write how many"),
         (["--option", "num_classes=3"], "num_classes is no option of a model"),
         (["--option", "in_channels=x"], "ShuffleNetV2_x0_5 cannot be built with in_channels='x', "),
-        (["--option", "in_channels=-1"], "ShuffleNetV2_x0_5 cannot be built with in_channels=-1, "),
+        # JAX 0.10 refuses to build it, 0.12 does not
+        (["--option", "in_channels=0"], r"be built with in_channels=0, |has \(3, 3, 0, 24\)"),
         (
             ["--option", "neck=x"],
             "ShuffleNetV2_x0_5 cannot be built with in_channels=3, .*neck=.x.: ",
