@@ -1,7 +1,6 @@
 """macOS and Windows: what these systems lack is not needed, and pip finds all packages for them."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -74,7 +73,7 @@ def test_pip_finds_all_packages(platform, python, tmp_path):
     ).stdout.strip()
     done = subprocess.run(
         [
-            *(shutil.which("uv"), "pip", "compile", ROOT / "pyproject.toml", "--quiet"),
+            *(sys.executable, "-m", "uv", "pip", "compile", ROOT / "pyproject.toml", "--quiet"),
             *("--python-platform", platform, "--python-version", python),
             *("--only-binary", ":all:", "--no-binary", "promise", "--no-annotate", "--no-header"),
             *("--cache-dir", tmp_path),

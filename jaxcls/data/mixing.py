@@ -50,7 +50,8 @@ def make(
     it is not mixed at all. A batch is mixed in one way, drawn anew each time, with one lam and one
     box or mask, as in the papers and their code; with `each` every image draws way, lam, box and
     mask for itself. (FMix then sorts the pixels of every image, and where several are on, all ways
-    are computed for all images.)
+    are computed for all images. On several devices Beta's rejection sampler goes on until all have
+    their lam: a bit is exchanged each round.)
 
     Args:
       mixup, cutmix, fmix: alpha of Beta(alpha, alpha), which lam of `blend`, `cut` and
