@@ -43,6 +43,7 @@ EXTRA = {
     "-m jaxcls.convert": [],
     "-m jaxcls.data.check --config=configs/cifar10.py": [
         "--config.data.root=photos", "--config.data.eval=", "--config.data.eval_fraction=0.2",
+        "--config.batch_size=8",
     ],
     "-m jaxcls.data.check": [],
     "-m jaxcls.data.preview": [],
