@@ -225,7 +225,7 @@ def test_batches_on_hosts_and_from_a_step_on(sampling):
     source = sources.Arrays("numbered", pixels, labels, ("a", "b", "c"))
 
     def images(start=0, **options):
-        options = {"sampling": sampling, "repeats": 2, "seed": -1, **options}
+        options = {"sampling": sampling, "repeats": 2, "seed": 2**64 - 1, **options}
         batches = loader.train_batches(
             source, same, batch_size=8, start_step=start, num_steps=20, **options
         )
