@@ -72,8 +72,10 @@ EVERY = [pytest.param(n, marks=[] if n in FIRST else [pytest.mark.ci]) for n in 
 def test_tensors_and_outputs(name):
     out, variables = pinned.trace(name)
     pinned.assert_pinned(pinned.MODELS, pinned.table(pinned.rows() | {name: pinned.row(variables)}))
-    theirs = {key: oracle.layout(leaf) for key, (_, leaf) in oracle.places(name, variables).items()}
-    assert oracle.digest(theirs) == GOLDEN[name]["tensors"], "not PaddleClas's names and shapes"
+    if name != "ResNet50_ACNet_deploy":  # what fusing makes: PaddleClas publishes no such weights
+        places = oracle.places(name, variables)
+        theirs = {key: oracle.layout(leaf) for key, (_, leaf) in places.items()}
+        assert oracle.digest(theirs) == GOLDEN[name]["tensors"], "not PaddleClas's names and shapes"
 
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     children = variables["params"]
