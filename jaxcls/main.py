@@ -8,9 +8,10 @@ stopped on SIGTERM and on Ctrl-C.
 """
 
 import os
+import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jaxcls import signals
@@ -24,6 +25,7 @@ from jaxcls import processes
 from jaxcls.command import complain, define_config, exit_with, parse
 
 FLAGS = flags.FLAGS
+STATUS = re.compile(r"[A-Z_]+: ")  # begins XLA's errors; one of a collective may be a ValueError
 
 
 def define_flags() -> None:
@@ -76,7 +78,7 @@ def main(argv: Sequence[str] = sys.argv) -> int:
     if together is None:
         return _main()
     try:
-        code = _main()
+        code = _main(together.await_verdict)
     except Exception as e:
         if isinstance(e, RuntimeError):  # of a collective, when another process was lost
             together.await_verdict()
@@ -85,7 +87,7 @@ def main(argv: Sequence[str] = sys.argv) -> int:
     return together.leave(code)
 
 
-def _main() -> int:
+def _main(await_verdict: Callable[[], None] = lambda: None) -> int:
     try:
         start_jax()
         from jaxcls import evaluate, train  # only now: --help and a misspelt flag need no JAX
@@ -93,6 +95,8 @@ def _main() -> int:
         command = {"train": train.run, "eval": evaluate.run}[FLAGS.mode]
         return command(FLAGS.config, FLAGS.workdir)
     except ValueError as e:
+        if STATUS.match(str(e)):
+            await_verdict()
         return complain(e)
     except BrokenPipeError:
         raise  # whoever read what is printed has gone: `exit_with` knows
