@@ -96,7 +96,7 @@ def settled(
     batch = 2 ** int(np.log2(min(np.clip(images / 4, 8, 32), images)))
     batch = config.batch_size or -(-batch // len(devices)) * len(devices)
     if weights:
-        choice, parameters = _of_checkpoint(weights)
+        choice, parameters, told = _of_checkpoint(weights)
         freeze = parameters >= LARGE and not accelerator
         what = f"{choice['model.name']} of {weights}"
         if freeze:
@@ -106,6 +106,8 @@ def settled(
             least_epochs, least_steps, rate, l2 = 20, 300, 0.00375, 1e-6
         else:
             least_epochs, least_steps, rate, l2 = 20, 600, 0.03, 5e-4
+        if not told:
+            what += "; built as published, since the checkpoint does not say its options"
     else:
         choice, parameters, freeze = _from_scratch(accelerator, pixels), 0, False
         what = f"{choice['model.name']} from scratch, as config.init.checkpoint is not set"
@@ -170,8 +172,8 @@ def short_side(source: sources.Source, samples: int = 16) -> int:
     return int(np.median(sides or [224]))
 
 
-def _of_checkpoint(path: str) -> tuple[dict[str, Any], int]:
-    """Returns the keys that a checkpoint knows, and its number of parameters."""
+def _of_checkpoint(path: str) -> tuple[dict[str, Any], int, bool]:
+    """Returns keys for a checkpoint, its number of parameters, and whether it says its options."""
     variables, meta = checkpoint.load(path, report=lambda line: None)
     network = meta.get("network") or {"name": meta["model"], "options": meta.get("options") or {}}
     size = models.MODELS[network["name"]].size
@@ -184,7 +186,8 @@ def _of_checkpoint(path: str) -> tuple[dict[str, Any], int]:
         "model.options": tuple((k, configs.tuples(v)) for k, v in network["options"].items()),
         **images,
     }
-    return choice, sum(x.size for x in jax.tree.leaves(variables["params"]))
+    parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    return choice, parameters, bool({"network", "options"} & meta.keys())
 
 
 def _from_scratch(accelerator: bool, pixels: int) -> dict[str, Any]:

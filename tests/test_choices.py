@@ -125,6 +125,13 @@ def test_a_checkpoint_brings_its_network(tmp_path):
         assert built.plan.total_steps == (150 if frozen else 300)
 
 
+def test_a_checkpoint_that_does_not_say_its_options(tmp_path):
+    older = weights_of(tmp_path / "older", "MobileNetV1", num_classes=2)
+    config, line = settled(weights=older)
+    assert (config.model.name, config.model.options) == ("MobileNetV1", ())
+    assert line.endswith("; built as published, since the checkpoint does not say its options")
+
+
 def test_images_that_no_rule_names(tmp_path):
     for i, (height, width) in enumerate([(40, 90), (80, 60), (70, 200)]):
         (tmp_path / f"class{i}").mkdir()
