@@ -76,8 +76,8 @@ class _Unfit(ValueError):
 def read(path: str | os.PathLike, key: str = "") -> Arrays:
     """Returns the arrays of a file by name, in the dtypes that they were saved in.
 
-    The arrays may be read-only, and views of each other. Reading runs nothing of the file, and
-    takes no more memory than a few times its size.
+    The arrays may be read-only, and views of each other. Reading runs nothing of the file;
+    its size and the limits above bound the memory that it takes.
 
     Args:
       path: `.pdparams` (PaddleClas), `.pth` or `.pt` (PyTorch, of any version since 0.4), `.npz` or
