@@ -99,16 +99,16 @@ class LossScale(struct.PyTreeNode):
     def update(self, finite: jax.Array) -> "LossScale":
         """Returns the state after a step.
 
-        The scale grows at the last of `growth_interval` finite steps in a row, at most to float32's
-        largest number, and shrinks, at least to `min_scale`, when a step is not finite.
+        The scale grows at the last of `growth_interval` finite steps in a row, unless float32 ends
+        there, and shrinks, at least to `min_scale`, when a step is not finite.
 
         Args:
           finite: bool scalar, whether loss and gradients of the step were.
         """
         good_steps = self.good_steps + 1
         grow = good_steps >= self.growth_interval
-        largest = jnp.finfo(jnp.float32).max
-        grown = jnp.where(grow, jnp.minimum(self.scale * self.growth, largest), self.scale)
+        larger = self.scale * self.growth
+        grown = jnp.where(grow & jnp.isfinite(larger), larger, self.scale)
         shrunk = jnp.maximum(self.scale * self.backoff, self.min_scale)
         return self.replace(
             scale=jnp.where(finite, grown, shrunk),

@@ -1,17 +1,23 @@
 """Layers that several families share."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxcls.models import layers
 from jaxcls.models.googlenet import pool_to_3x3
+from jaxcls.models.inception_v4 import mean_3x3
 from jaxcls.models.layers import (
     BatchNorm,
     Dropout,
     DropPath,
     adaptive_mean,
+    avg_pool_halve,
     drop_path_rates,
+    global_mean,
     round_to_8,
 )
 from jaxcls.models.spec import Ctx
@@ -141,6 +147,32 @@ def test_adaptive_mean(height, width):
             columns = slice(int(np.floor(j * width / size)), int(np.ceil((j + 1) * width / size)))
             expected[:, i, j] = x[:, rows, columns].astype(np.float64).mean((1, 2))
     np.testing.assert_allclose(adaptive_mean(jnp.asarray(x), size), expected, atol=1e-6)
+
+
+MEANS = {
+    "avg_pool_halve": avg_pool_halve,
+    "mean_3x3": mean_3x3,
+    "pool_to_3x3": pool_to_3x3,
+    "adaptive_mean": lambda x: adaptive_mean(x, 5),
+    "global_mean": lambda x: global_mean(x, Ctx(head_dtype=x.dtype)),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("name", MEANS)
+def test_means_of_half_precision_are_added_up_in_float32(name, dtype):
+    """Sums end at 65504 in float16, means of as large numbers do not."""
+    x = jnp.asarray(np.random.default_rng(0).uniform(20_000, 60_000, (2, 15, 15, 4)), dtype)
+    y, wide = jax.jit(MEANS[name])(x), MEANS[name](x.astype(jnp.float32))
+    assert y.dtype == dtype
+    np.testing.assert_allclose(y.astype(jnp.float32), wide, rtol=1.5 * float(jnp.finfo(dtype).eps))
+
+
+def test_no_network_adds_up_means_otherwise():
+    """In float16 the sum of a window is infinite where the mean is 40,000."""
+    folder = Path(layers.__file__).parent
+    uses = {path.name for path in folder.glob("*.py") if "nn.avg_pool" in path.read_text()}
+    assert uses == {"layers.py"}
 
 
 def test_round_to_8():

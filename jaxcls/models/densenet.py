@@ -16,6 +16,7 @@ from jaxcls.models.layers import (
     Classifier,
     ConvBN,
     at_least,
+    avg_pool,
     global_mean,
     max_pool,
     stage,
@@ -46,7 +47,7 @@ class Transition(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         x = BNConv(self.c, x.shape[-1] // 2, name="conv1")(x)
-        return nn.avg_pool(x, (2, 2), (2, 2))
+        return avg_pool(x, (2, 2), (2, 2))
 
 
 class Stem(nn.Module):

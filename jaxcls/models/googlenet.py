@@ -20,6 +20,7 @@ from jaxcls.models.layers import (
     Classifier,
     Linear,
     at_least,
+    avg_pool,
     global_mean,
     max_pool,
     stage,
@@ -97,7 +98,7 @@ def pool_to_3x3(x: Array) -> Array:
     """
     window = tuple(round(n * 5 / 12) for n in x.shape[1:3])
     stride = tuple(round(n / 4) for n in x.shape[1:3])
-    return nn.avg_pool(x, window, stride)[:, :3, :3]
+    return avg_pool(x, window, stride)[:, :3, :3]
 
 
 class AuxHead(nn.Module):

@@ -16,6 +16,7 @@ from jaxcls.models.layers import (
     Classifier,
     ConvBN,
     at_least,
+    avg_pool,
     global_mean,
     max_pool,
     stage,
@@ -70,7 +71,7 @@ STAGES = ((A,) * 4, (REDUCE_A, *(B,) * 7), (REDUCE_B, *(C,) * 3))
 
 def mean_3x3(x: Array) -> Array:
     """Returns the mean of each pixel and its neighbours."""
-    return nn.avg_pool(x, (3, 3), (1, 1), ((1, 1), (1, 1)), count_include_pad=False)
+    return avg_pool(x, (3, 3), (1, 1), ((1, 1), (1, 1)), count_include_pad=False)
 
 
 class Branch(nn.Module):

@@ -366,9 +366,24 @@ def max_pool(
     return nn.max_pool(x, (window, window), (stride, stride), padded)
 
 
+def avg_pool(
+    x: Array,
+    window: tuple[int, int],
+    stride: tuple[int, int],
+    padding: Padding = "VALID",
+    count_include_pad: bool = True,
+) -> Array:
+    """Returns the mean of each window, which is added up in float32 at least.
+
+    In float16 the sum of nine numbers of 8,000 is infinite, in bfloat16 it loses two bits.
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return nn.avg_pool(wide, window, stride, padding, count_include_pad).astype(x.dtype)
+
+
 def avg_pool_halve(x: Array) -> Array:
     """Returns 2 x 2 means at stride 2; at odd sizes the last ones are means of what is there."""
-    return nn.avg_pool(x, (2, 2), (2, 2), "SAME", count_include_pad=False)
+    return avg_pool(x, (2, 2), (2, 2), "SAME", count_include_pad=False)
 
 
 def adaptive_mean(x: Array, size: int) -> Array:

@@ -21,6 +21,7 @@ from jaxcls.models.layers import (
     ResidualStage,
     ResNetStem,
     Shortcut,
+    avg_pool,
     drop_path_rates,
     global_mean,
     stage,
@@ -58,7 +59,7 @@ class Block(nn.Module):
             done.append(conv(part))
         if cut:
             strides, padding = (self.stride,) * 2, [(1, 1)] * 2
-            last = nn.avg_pool(last, (3, 3), strides, padding, count_include_pad=self.original)
+            last = avg_pool(last, (3, 3), strides, padding, count_include_pad=self.original)
         y = ConvBN(c, self.width * 4, name="conv3")(jnp.concatenate([*done, last], axis=-1))
         if self.project:
             x = Shortcut(c, self.width * 4, self.stride, self.mean_short, name="short")(x)
