@@ -599,7 +599,7 @@ def initialize(
 
 
 def _absolute(path: str | os.PathLike) -> epath.Path:
-    path = os.fspath(path)
+    path = os.path.expanduser(path)  # a shell does not, after --config.init.checkpoint=
     return epath.Path(path if "://" in path else os.path.abspath(path))
 
 

@@ -13,6 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from jaxcls import config as configs
+from jaxcls import output
 from jaxcls.synonyms import SYNONYMS
 
 flags.disclaim_key_flags()  # --config belongs to the command, and to its --help
@@ -63,6 +64,8 @@ def parse(
         raise ValueError(str(e)) from e
     for argument in rest:
         raise ValueError(_unexpected(argument))
+    if "workdir" in values and values["workdir"].value:  # a shell leaves --workdir=~/run as it is
+        values["workdir"].value = os.path.expanduser(values["workdir"].value)
     for name in required:
         if not values[name].value:
             raise ValueError(f"--{name} is missing; see --help")
@@ -114,6 +117,7 @@ def read(argument: str) -> ConfigDict:
     Raises:
       ValueError: there is no such file, or something is wrong with it.
     """
+    argument = os.path.expanduser(argument)
     name, colon, arg = argument, "", ""
     if not os.path.exists(argument):
         name, colon, arg = argument.rpartition(":")
@@ -284,6 +288,7 @@ def exit_with(main: Callable[[], int]) -> None:
 
     130 after Ctrl-C.
     """
+    output.prepare()
     try:
         code = main()
         sys.stdout.flush()

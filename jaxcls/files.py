@@ -190,6 +190,9 @@ def lock(workdir: str | os.PathLike) -> Iterator[Callable[[], None]]:
             held = _acquire(workdir)
         except ValueError as e:
             problem = str(e)
+        except FileExistsError as e:
+            kind = "a broken link" if os.path.islink(e.filename) else "a file, not a folder"
+            problem = f"the working directory {workdir}: {e.filename} is {kind}"
         except OSError as e:
             problem = f"cannot write to the working directory {workdir}: {e.strerror}"
     try:

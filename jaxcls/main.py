@@ -3,8 +3,8 @@
 Trains a classifier, or evaluates one. The same command resumes a run that was interrupted; of a run
 that was begun --workdir=DIR is enough, for both modes: DIR/config.json has its config.
 Exit codes: 0 complete; 2 a mistake in command, config or data, or a full disk; 1 training stopped
-because its numbers were not finite, or another process of the run was lost; 143 and 130 saved and
-stopped on SIGTERM and on Ctrl-C.
+because its numbers were not finite, or another process of the run was lost; 143, 130 and 129 saved
+and stopped on SIGTERM, on Ctrl-C and on SIGHUP (the terminal was closed).
 """
 
 import os
@@ -14,9 +14,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jaxcls import signals
+from jaxcls import output, signals
 
 if __name__ == "__main__":  # before the imports that take a while
+    output.prepare()
     signals.watch()
 
 from absl import app, flags, logging
@@ -70,6 +71,8 @@ def main(argv: Sequence[str] = sys.argv) -> int:
     try:
         parse(argv, FLAGS, required=("workdir",))
         logging.set_verbosity(logging.WARNING)
+        if FLAGS.mode == "train":
+            output.outlive_readers()
         if sys.stderr.isatty():
             print("starting JAX ...", end="", file=sys.stderr, flush=True)
         together = meet()

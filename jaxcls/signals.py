@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, from the first line of a command to its end.
+"""Ctrl-C, SIGTERM and SIGHUP, from the first line of a command to its end.
 
 Before there is anything to save they end the command at once, then the first one asks the loop to
 save and to leave, and the next one ends it. Python runs handlers only between two bytecodes of the
@@ -15,9 +15,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM)
+HANGUP = getattr(signal, "SIGHUP", None)  # the terminal was closed; not on Windows
+NUMBERS = (signal.SIGINT, signal.SIGTERM, *filter(None, [HANGUP]))
 ECHO = 0.5  # seconds in which the same event may come twice: from a launcher and from the terminal
-NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+NAMES = {number: number.name for number in NUMBERS} | {signal.SIGINT: "Ctrl-C"}
 
 before_exit: list[Callable[[], None]] = []  # what a signal that ends the process is to undo
 _watching: "Signals | None" = None
@@ -37,10 +38,12 @@ class Signals:
         self._at_once, self._over, self._pass_on, self._seen = at_once, False, False, 0
         self._last = 0.0  # when the last signal came
         self._before = {number: signal.getsignal(number) for number in numbers}
+        if self._before.get(HANGUP) == signal.SIG_IGN:  # nohup
+            del self._before[HANGUP]
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
         self._fd_before = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
-        for number in numbers:
+        for number in self._before:
             signal.signal(number, self._remember)
         threading.Thread(target=self._watch, daemon=True, name="signals").start()
 

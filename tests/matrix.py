@@ -308,7 +308,7 @@ def signals(run: Runner, whole: Path, number: int, dice: random.Random) -> colle
     process.wait()
     for i in range(number):
         shutil.rmtree(workdir, ignore_errors=True)
-        sent = dice.choice([signal.SIGINT, signal.SIGTERM])
+        sent = dice.choice([signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
         after = until_first_step * (dice.uniform(0.02, 1) if i % 2 else dice.uniform(1, 1.3))
         (run.folder / "out").write_text("")
         process = run.start(workdir)

@@ -807,6 +807,13 @@ def test_load_accepts_a_workdir_its_checkpoints_one_of_them_and_an_export(tmp_pa
         assert meta == {"model": "Tiny", "class_names": names}
 
 
+def test_a_home_directory_that_the_shell_has_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save(tmp_path / "run/checkpoints", 1)
+    assert checkpoint.exists("~/run")
+    assert_same(checkpoint.load("~/run")[0], make_state(1).ema)
+
+
 def test_load_takes_the_weights_where_there_is_no_average(tmp_path):
     save(tmp_path, 1, ema=False)
     variables, _ = checkpoint.load(tmp_path, ema=True)

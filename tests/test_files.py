@@ -61,6 +61,10 @@ def test_a_workdir_that_cannot_be_written(tmp_path):
         files.lock(tmp_path / "file" / "run"),
     ):
         pass
+    (tmp_path / "link").symlink_to("nowhere")
+    for name, what in (("file", "file is a file, not a folder"), ("link", "link is a broken link")):
+        with pytest.raises(ValueError, match=what), files.lock(tmp_path / name):
+            pass
     tmp_path.chmod(0o555)
     root = os.geteuid() == 0
     if root:  # whom no permission stops

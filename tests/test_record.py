@@ -5,10 +5,11 @@ import json
 import pinned
 import pytest
 import runs
+from absl import flags
 from etils import epath
 
 from configs import base, digits
-from jaxcls import record
+from jaxcls import command, record
 from jaxcls.config import flatten
 
 CONFIGS = pinned.configs()
@@ -139,3 +140,15 @@ def test_a_run_goes_on_and_is_evaluated_without_its_config_file(commands, tmp_pa
 
 def test_base_itself_is_complete():
     assert same(base.get_config(), base.get_config().copy_and_resolve_references())
+
+
+def test_a_home_directory_that_the_shell_has_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    record.write(digits.get_config(), epath.Path(tmp_path / "run"), step=0)
+    values = flags.FlagValues()
+    command.define_config(values)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    assert command.parse(["main", "--workdir=~/run"], values) == str(tmp_path / "run/config.json")
+    assert values.workdir == str(tmp_path / "run")
+    command.parse(["main", "--config=~/run/config.json"], values)

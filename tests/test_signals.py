@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: at once before there is anything to save, remembered after that."""
+"""Ctrl-C, SIGTERM, SIGHUP: at once before there is anything to save, remembered after that."""
 
 import os
 import signal
@@ -52,7 +52,7 @@ def started(tmp_path):
         process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", signals.NUMBERS)
 def test_with_nothing_to_save_it_ends_at_once(started, tmp_path, number):
     process = started("now", "")
     process.send_signal(number)
@@ -72,6 +72,20 @@ def test_the_first_one_saves_and_the_second_one_does_not(started):
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (143, "")
     assert err == "SIGTERM again: left at once, without saving\n"
+
+
+@pytest.mark.skipif(not signals.HANGUP, reason="this system has no SIGHUP")
+def test_nohup(started):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = started("later", "stays")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(2 * signals.ECHO)
+    process.send_signal(signal.SIGTERM)
+    assert process.stderr.readline().startswith("SIGTERM: saving")
 
 
 def test_after_the_end_the_first_one_is_too_late(started, tmp_path):

@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# A terminal and a batch system send these to all processes of a group or job.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *filter(None, [getattr(signal, "SIGHUP", None)]))
 BUFFER = 4 << 20  # bytes on the way in a socket, as far as the system allows
 PATIENCE = 10  # seconds for a killed process to be gone
 
@@ -120,10 +121,9 @@ class Workers:
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Lets processes start with Ctrl-C and SIGTERM blocked, from their first instruction on.
+    """Lets processes start with `SIGNALS` blocked, from their first instruction on.
 
-    A terminal and a batch system send these to all processes of the group or job. The parent still
-    wants batches until it has saved, and ends its workers itself.
+    The parent still wants batches until it has saved, and ends its workers itself.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
