@@ -69,17 +69,18 @@ def _run(
     began, main_process = time.time(), jax.process_index() == 0
     plan, total = program.plan, program.plan.total_steps
     files.check_kinds(workdir)
+    images = identity.of(data)
     meta = {
         "model": config.model.name,
         "network": choices.network(config),
         "image": config.image.to_dict(),
-        **identity.of(data),
+        **images,
         "log": metrics.NO_LINES,
         "window": {},  # means since its last line
         "seconds": 0.0,
         "bad_images": [],  # numbers of the unreadable training images met so far
     }
-    if files.differs(json.dumps(identity.of(data))):
+    if files.differs(json.dumps(images)):
         raise ValueError(
             "config.data: the processes see different images or classes; each needs the same "
             "files in config.data.root"

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -103,3 +104,61 @@ def _digits():
     config = base.get_config()
     config.data.source = "digits"
     return config.data
+
+
+def _paint(folder, grey):
+    for i in range(4):
+        Image.fromarray(np.full((4, 4, 3), 10 * grey + i, np.uint8)).save(folder / f"{i}.png")
+
+
+def test_two_classes_that_have_changed_places(folder):
+    for number, name in enumerate(CLASSES):
+        _paint(folder / name, number)
+    before = of(folder)
+    (folder / "ant").rename(folder / "tmp")
+    (folder / "cat").rename(folder / "ant")
+    (folder / "tmp").rename(folder / "cat")
+    changed = "other training images: those of class 'ant', class 'cat'"
+    assert identity.differences(before, of(folder)) == [changed]
+    identity.check(before, of(folder), accept=True, path="")
+    half = of(folder, fraction=0.5)
+    _paint(folder / "bee", 7)
+    assert identity.differences(half, of(folder, fraction=0.5)) == [
+        "other training images: those of class 'bee'"
+    ]
+
+
+def test_an_image_that_is_damaged_is_no_other_data(folder):
+    before = of(folder)
+    (folder / "ant" / "0.png").write_bytes(b"")
+    assert identity.differences(before, of(folder)) == []
+
+
+def test_images_that_cannot_be_read_are_no_other_data(folder, monkeypatch):
+    before = of(folder)
+    monkeypatch.setattr(sources.Files, "_fingerprint", lambda self, index: None)
+    unread = of(folder)
+    assert unread["data"]["train"]["some"]["class 'ant'"] == [None, None]
+    assert identity.differences(before, unread) == identity.differences(unread, before) == []
+    del before["data"]["train"]["some"]  # of a version that did not look
+    assert identity.differences(before, unread) == []
+
+
+def test_labels_in_records(tmp_path):
+    def write(*labels):
+        path = tmp_path / "train.array_record"
+        writer = ArrayRecordWriter(str(path), "group_size:1")
+        for i, label in enumerate(labels):
+            writer.write(sources.pack_record(b"image", label, f"{i}.png"))
+        writer.close()
+        data = sources.open_array_record(root=str(tmp_path), train="", eval="")[0]
+        return identity.of(dataclasses.replace(whole, train=data, eval=None))
+
+    whole = sources.open(**_digits())
+    (tmp_path / "classes.txt").write_text("ant\nbee\n")
+    before = write(0, 0, 1, 1)
+    assert identity.differences(before, write(0, 0, 1, 1)) == []
+    assert identity.differences(before, write(0, 1, 1, 0)) == [
+        "other training images: those of record 1 of train.array_record, "
+        "record 3 of train.array_record"
+    ]

@@ -10,11 +10,11 @@ from typing import Any
 
 from jaxcls.data.sources import Data, Source
 
-LISTED = 5  # classes in a message
+LISTED = 5  # classes, or places in the data, in a message
 
 
 def of(data: Data) -> dict[str, Any]:
-    """Returns what a checkpoint keeps of its data, as JSON can hold it; reads no image."""
+    """Returns what a checkpoint keeps of its data, as JSON can hold it; looks at some images."""
 
     def split(source: Source | None) -> dict[str, Any] | None:
         return None if source is None else {"number": len(source), **source.identity}
@@ -38,7 +38,20 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             found.append(f"other {what}, or in another order, by their names")
         elif a.get("labels") != b.get("labels"):
             found.append(f"other labels of the {what}")
+        elif others := _others(a.get("some", {}), b.get("some", {})):
+            more = f" and {len(others) - LISTED} more" * (len(others) > LISTED)
+            found.append(f"other {what}: those of {', '.join(others[:LISTED])}{more}")
     return found
+
+
+def _others(before: Mapping[str, list], now: Mapping[str, list]) -> list[str]:
+    """Returns where all that was looked at, as far as it could be read, is something else."""
+    found = []
+    for place in before.keys() & now.keys():
+        pairs = [pair for pair in zip(before[place], now[place]) if None not in pair]
+        if pairs and all(a != b for a, b in pairs):
+            found.append(place)
+    return sorted(found)
 
 
 def _classes(before: Sequence[str], now: Sequence[str]) -> list[str]:

@@ -7,10 +7,13 @@ for it) and `source[i]`, a dict of
   name   str, what error messages call the image
 `source.identity` tells it from others: digests {"images", "labels"} of what the images are called
 below their root and of their labels; of records, which would have to be read for both, one of their
-files' names, sizes and numbers of records.
+files' names, sizes and numbers of records. Names say nothing of two classes that have changed
+places, so "some" has {what was looked at: [what was found]}: digests of two images of each class,
+labels of records; None where something cannot be read.
 It pickles (files are opened late) and may be read from several threads at once.
 """
 
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -36,7 +39,7 @@ from tqdm import tqdm
 from jaxcls.config import check_seed, choose, refuse_unused
 from jaxcls.data.decode import SUFFIXES, BadImage
 from jaxcls.data.ops import check_size
-from jaxcls.data.sampling import WEIGHTS, subset
+from jaxcls.data.sampling import WEIGHTS, by_class, subset
 
 CLASSES_FILE = "classes.txt"  # beside lists and records: one class name per line, in label order
 
@@ -48,6 +51,7 @@ LITTER = {
 MAX_CLASSES = 10_000_000
 MAX_IMAGES = 100_000_000
 MAX_LABEL = 2**31 - 2
+SOME = 1000  # classes or records that are looked at, to tell images from others of the same name
 SHOWN = 5  # names of each kind in a message
 CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
 
@@ -82,7 +86,7 @@ DEFAULTS = {
 class Source(Protocol):
     class_names: tuple[str, ...]
     labels: np.ndarray
-    identity: dict[str, str]
+    identity: dict[str, Any]
 
     def __len__(self) -> int: ...
 
@@ -257,9 +261,10 @@ class Subset:
         return self.source.labels[self.indices]
 
     @property
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, Any]:
         chosen = digest([self.indices.tolist()])
-        return {key: digest([value, chosen]) for key, value in self.source.identity.items()}
+        whole = self.source.identity
+        return whole | {k: digest([v, chosen]) for k, v in whole.items() if k != "some"}
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -271,6 +276,17 @@ class Subset:
 def digest(things: Any) -> str:
     """Returns a digest of what JSON can hold."""
     return hashlib.sha256(json.dumps(things).encode()).hexdigest()
+
+
+def evenly(things: Sequence[T]) -> list[T]:
+    """Returns some of the things, evenly spread, if they are many."""
+    return [things[i] for i in np.linspace(0, len(things) - 1, min(len(things), SOME)).astype(int)]
+
+
+def in_threads(f: Callable[[Any], T], things: Sequence[Any]) -> list[T]:
+    """Returns f(thing) of each."""
+    with ThreadPoolExecutor(16) as pool:
+        return [*pool.map(f, things)]
 
 
 def for_all(f: Callable[[int], T], count: int, what: str) -> Iterator[T]:
@@ -388,9 +404,25 @@ class Files:
     lines: np.ndarray | None = None  # int32, line numbers in `listed`
 
     @property
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, Any]:
         names = [Path(path).as_posix() for path in self.paths]
-        return {"images": digest(names), "labels": digest(self.labels.tolist())}
+        classes = evenly([*by_class(self.labels).items()])
+        ends = [images[[0, -1]].tolist() for _, images in classes]
+        found = in_threads(lambda images: [*map(self._fingerprint, images)], ends)
+        known = [f"class {self.class_names[label]!r}" for label, _ in classes]
+        return {
+            "images": digest(names),
+            "labels": digest(self.labels.tolist()),
+            "some": dict(zip(known, found)),
+        }
+
+    def _fingerprint(self, index: int) -> str | None:
+        """Returns a digest of an image's size and first bytes; None if they cannot be read."""
+        try:
+            with Path(self.root, self.paths[index]).open("rb") as file:
+                return digest([os.fstat(file.fileno()).st_size, file.read(4096).hex()])[:8]
+        except OSError:
+            return None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -891,11 +923,22 @@ class _InRecords:
     def __len__(self) -> int:
         return len(self.records)
 
-    def place(self, index: int) -> str:
-        """Returns which record of which file an image is, for messages."""
+    @property
+    def identity(self) -> dict[str, Any]:
+        def label(index):
+            with contextlib.suppress(BadImage):
+                return self[index]["label"]
+
+        indices = evenly(range(len(self)))
+        places = [self.place(index, os.path.basename) for index in indices]
+        found = [[label] for label in in_threads(label, indices)]
+        return {"images": self.of_files, "some": dict(zip(places, found))}
+
+    def place(self, index: int, name: Callable[[str], str] = str) -> str:
+        """Returns which record of which file, called `name(path)`, an image is, for messages."""
         file = int(np.searchsorted(self.ends, index, side="right"))
         begin = self.ends[file - 1] if file else 0
-        return f"record {index - begin + self.first[file]} of {self.files[file]}"
+        return f"record {index - begin + self.first[file]} of {name(self.files[file])}"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
@@ -911,9 +954,10 @@ class Records(_InRecords):
     """Images in ArrayRecord files of data_prep/folder_to_array_record.py."""
 
     @property
-    def identity(self) -> dict[str, str]:
+    def of_files(self) -> str:
+        """A digest of names, sizes and number of records."""
         files = [(Path(file).name, os.path.getsize(file)) for file in self.files]
-        return {"images": digest([files, len(self)])}
+        return digest([files, len(self)])
 
     def _item(self, index: int, record: bytes) -> dict[str, Any]:
         return unpack_record(record)
@@ -1011,7 +1055,7 @@ class Tfds(_InRecords):
     """Images of a split of a TFDS set, still encoded."""
 
     label: str  # "imagenet2012/train"
-    identity: dict[str, str]
+    of_files: str  # a digest of names and records
 
     def _item(self, index: int, record: dict[str, Any]) -> dict[str, Any]:
         name = f"{self.label}[{index}]"
@@ -1078,7 +1122,7 @@ def _split(builder: Any, name: str, split: str, max_bad_images: int | None) -> T
         known = ", ".join(builder.info.splits)
         raise ValueError(f"TFDS set {name!r}: no split {split!r}, choose from {known}") from error
     parts = builder.info.splits[split].file_instructions
-    identity = digest([[Path(p.filename).name, p.skip, p.examples_in_shard, p.take] for p in parts])
+    of_files = digest([[Path(p.filename).name, p.skip, p.examples_in_shard, p.take] for p in parts])
     files = tuple(os.fspath(part.filename) for part in parts)
     if missing := [file for file in files if not os.path.isfile(file)]:
         raise ValueError(f"{missing[0]} is missing ({len(missing)} of {len(files)} files are)")
@@ -1090,7 +1134,7 @@ def _split(builder: Any, name: str, split: str, max_bad_images: int | None) -> T
         class_names=tuple(builder.info.features["label"].names),
         max_bad_images=max_bad_images,
         label=f"{name}/{split}",
-        identity={"images": identity},
+        of_files=of_files,
     )
 
 
