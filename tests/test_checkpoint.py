@@ -402,6 +402,23 @@ def test_checksums_are_of_every_file_and_go_with_their_step(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"2", "3", "4"}
 
 
+def test_a_checkpoint_is_durable_before_it_has_its_name(tmp_path, monkeypatch):
+    """So a loss of power leaves it whole or not at all."""
+    synced, sync = set(), files.sync
+
+    def recorded(path):
+        synced.add((os.stat(path).st_ino, (tmp_path / "1").exists()))
+        sync(path)
+
+    monkeypatch.setattr(files, "sync", recorded)
+    save(tmp_path, 1)
+    written = [tmp_path / "1", *(tmp_path / "1").rglob("*")]
+    assert checkpoint.CHECKSUMS in {path.name for path in written}
+    late = {p.name for p in written if (p.stat().st_ino, False) not in synced}
+    assert late <= {checkpoint.STAMPED, "commit_success.txt"}  # of which nothing is needed
+    assert (tmp_path.stat().st_ino, True) in synced  # the name
+
+
 # -- Storage that fails --------------------------------------------------------------------------
 
 

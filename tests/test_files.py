@@ -1,4 +1,4 @@
-"""The lock of a working directory: one run at a time, released however the process ends."""
+"""The lock of a working directory, released however the process ends; whole writes."""
 
 import contextlib
 import errno
@@ -118,6 +118,28 @@ def test_a_start_that_fails_leaves_no_directory(tmp_path):
         (workdir / name).unlink()
     fails(tmp_path / "old", "checkpoints/")
     assert {path.name for path in tmp_path.rglob("*")} == {"old", "new", ".lock", "checkpoints"}
+
+
+def test_a_small_file_is_durable_before_it_has_its_name(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, Path.replace
+
+    def synced(file):
+        done.append(("synced", os.fstat(file).st_ino))
+        fsync(file)
+
+    def replaced(path, target):
+        done.append(("replaced", path.stat().st_ino))
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", replaced)
+    for text in ("before", "after"):
+        done.clear()
+        files.write_atomically(tmp_path / "summary.json", text)
+        file, folder = (path.stat().st_ino for path in (tmp_path / "summary.json", tmp_path))
+        assert done == [("synced", file), ("replaced", file), ("synced", folder)]
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+    assert (tmp_path / "summary.json").read_text() == "after"
 
 
 def test_a_start_that_was_successful_keeps_its_directory(tmp_path):
