@@ -5,9 +5,14 @@ import errno
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import filelock
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxcls import files
@@ -160,3 +165,48 @@ def test_a_lock_file_that_was_removed_in_between_is_not_held(tmp_path, monkeypat
     monkeypatch.setattr(filelock, "lock_descriptor", locked)
     with files.lock(tmp_path), pytest.raises(ValueError, match="in use"), files.lock(tmp_path):
         pass
+
+
+# -- Several processes -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """Returns call(f, *arguments) -> f(argument) of processes that compute together.
+
+    Here they are threads, and gather what JAX would, in 32 bits.
+    """
+    me = threading.local()
+
+    def call(f, *arguments):
+        parts, everyone = [None] * len(arguments), threading.Barrier(len(arguments))
+
+        def gather(value):
+            parts[me.index] = np.asarray(jnp.asarray(value))
+            everyone.wait(60)
+            gathered = np.stack(parts)
+            everyone.wait(60)
+            return gathered
+
+        def one(index):
+            me.index = index
+            return f(arguments[index])
+
+        monkeypatch.setattr(files.multihost_utils, "process_allgather", gather)
+        monkeypatch.setattr(jax, "process_count", lambda: len(arguments))
+        with ThreadPoolExecutor(len(arguments)) as pool:
+            return list(pool.map(one, range(len(arguments))))
+
+    return call
+
+
+def test_what_processes_tell_one_another(processes):
+    for texts in (("a", "a", "a"), ("", ""), ("a",)):
+        assert processes(files.differs, *texts) == [False] * len(texts)
+    for texts in (("a", "a", "b"), ("b", "a", "a"), ("a", "a ")):
+        assert processes(files.differs, *texts) == [True] * len(texts)
+    assert processes(files.any_process, False, True) == [True, True]
+    assert processes(files.any_process, False, False) == [False, False]
+    large = 2**40 + 3  # of an image
+    for sets in (({5, 3}, set(), {large, 5}), (set(), set()), ({0}, {0}), ({7, 1},)):
+        assert processes(files.union, *sets) == [sorted(set().union(*sets))] * len(sets)

@@ -1,4 +1,4 @@
-"""Parts of the train step: the moving average, and the keys of a seed."""
+"""Parts of the train step: the moving average, accumulation, and the keys of a seed."""
 
 import flax.linen as nn
 import jax
@@ -8,7 +8,7 @@ import optax
 import pytest
 import runs
 
-from jaxcls import precision, steps
+from jaxcls import objectives, precision, steps
 
 
 class Scale(nn.Module):
@@ -47,6 +47,47 @@ def test_the_moving_average_is_that_of_float64(ramp):
         d = min(decay, (1 + t) / (10 + t)) if ramp else decay
         average = d * average + (1 - d) * w
     np.testing.assert_allclose(state.ema["params"]["w"], average, rtol=3e-6)
+
+
+class Softmax(nn.Module):
+    """Softmax regression."""
+
+    @nn.compact
+    def __call__(self, x, train=True):
+        return {"logits": x.reshape(len(x), -1) @ self.param("w", nn.initializers.normal(), (6, 5))}
+
+
+@pytest.mark.parametrize("name", ["float32", "float16"])  # with a loss scale, too
+@pytest.mark.parametrize("k", [1, 2, 8])
+def test_accumulation_is_the_large_batch(k, name):
+    tx = optax.with_extra_args_support(optax.sgd(1.0))
+    train_step = steps.make_train_step(
+        Softmax(),
+        tx,
+        objectives.supervised(label_smoothing=0.0, aux_weight=0.0),
+        prepare=lambda rng, batch, step: batch,
+        learning_rate=lambda step: 1.0,
+        accumulate_steps=k,
+    )
+    config = runs.tiny("plain").precision
+    config.name = name
+    scale = precision.make(**config, platform="cpu").initial_loss_scale()
+    assert (scale.scale == 1) == (name == "float32")
+    state = steps.init_state(Softmax(), tx, scale, (1, 2, 3), seed=0, ema=False)
+    rng = np.random.default_rng(0)
+    x, label = rng.normal(size=(16, 1, 2, 3)).astype(np.float32), rng.integers(0, 5, 16)
+    before = np.asarray(state.params["w"], np.float64)
+    state, metrics = jax.jit(train_step)(state, {"image": x, "label": label})
+
+    # in float64: p - onehot, times the features, is the gradient
+    features = x.reshape(16, 6).astype(np.float64)
+    p = np.exp(features @ before)
+    p /= p.sum(1, keepdims=True)
+    gradient = features.T @ (p - np.eye(5)[label]) / 16
+    np.testing.assert_allclose(before - state.params["w"], gradient, atol=1e-6)
+    np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(gradient), rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], -np.log(p[range(16), label]).mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["top1"], (p.argmax(1) == label).mean(), rtol=1e-6)
 
 
 def test_every_64_bit_seed_is_another_one():
