@@ -100,7 +100,7 @@ def _run(
     check = functools.partial(_check, meta, config.checkpoint.changed_data, console.say)
     if restored := saved.restore(program.abstract_state, check):
         state, before = restored
-        if (before.get("data") or {}).get("train") == meta["data"]["train"]:
+        if identity.same_order(before, meta):
             meta["bad_images"] = before["bad_images"]
         meta |= {key: before.get(key) for key in ("log", "window", "seconds")}
     else:

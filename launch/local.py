@@ -107,8 +107,9 @@ def relay(stream, first: subprocess.Popen, said: set[str]) -> None:
             if text in said or ((first.returncode or 0) > 0 and first.returncode not in GOOD):
                 continue
             said.add(text)
-        sys.stderr.write(text)
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # nobody may be listening any more
+            sys.stderr.write(text)
+            sys.stderr.flush()
 
 
 def exit_code(process: subprocess.Popen) -> int:

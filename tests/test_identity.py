@@ -132,6 +132,9 @@ def test_an_image_that_is_damaged_is_no_other_data(folder):
     before = of(folder)
     (folder / "ant" / "0.png").write_bytes(b"")
     assert identity.differences(before, of(folder)) == []
+    assert identity.same_order(before, of(folder))  # the numbers of unreadable images still hold
+    assert not identity.same_order(before, of(folder, fraction=0.5))
+    assert not identity.same_order({}, before)
 
 
 def test_images_that_cannot_be_read_are_no_other_data(folder, monkeypatch):

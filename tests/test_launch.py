@@ -36,6 +36,10 @@ if __name__ == "__main__":
     if "--all" in sys.argv or f"--one={number}" in sys.argv:
         sys.exit(print("jaxcls: it is wrong", file=sys.stderr) or 2)
     say("warns", 2)
+    if "--flood" in sys.argv and number:
+        time.sleep(1)  # until nobody listens
+        for _ in range(3):
+            say("x" * 200_000, 2)
     say("ready")
     if any(a.startswith("--one") for a in sys.argv):
         time.sleep(3)
@@ -98,6 +102,13 @@ def test_a_mistake_is_said_once(launched):
     assert (out, process.returncode) == ("0 ready\n", 2)
     lines = ["0 warns", "jaxcls: it is wrong", "jaxcls: process 1 has ended"]
     assert sorted(err.splitlines()) == lines
+
+
+def test_nobody_listens_any_more(launched):
+    process = launched(2, "--flood")
+    assert {process.stderr.readline() for _ in range(2)} == {"0 warns\n", "1 warns\n"}
+    process.stderr.close()
+    assert {process.stdout.readline() for _ in range(2)} == {"0 ready\n", "1 ready\n"}
 
 
 @pytest.mark.parametrize("arguments", [(), ("--config=x",), (0,), (-1,)])

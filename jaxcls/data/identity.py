@@ -25,6 +25,12 @@ def of(data: Data) -> dict[str, Any]:
     }
 
 
+def same_order(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Returns whether the training images have the same numbers; False if that is not known."""
+    a, b = ((x.get("data") or {}).get("train") or {} for x in (before, now))
+    return a.get("images") == b.get("images") and a.get("number") == b.get("number")
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Returns what differs between two identities, in words; nothing if they are the same."""
     found = _classes(before["class_names"], now["class_names"])
