@@ -406,9 +406,26 @@ def test_an_error_that_is_not_the_image_s(folder, monkeypatch):
             raise OSError(number, os.strerror(number), str(path))
 
         monkeypatch.setattr(Path, "read_bytes", fail)
+        monkeypatch.setattr(sources, "DELAYS", (0.001,))
         with pytest.raises(kind, match="1.webp: cannot read it: ") as error:
             data.train[0]
         assert isinstance(error.value, BadImage) == (kind is BadImage)
+
+
+@pytest.mark.parametrize("name", ["EIO", "ESTALE", "ETIMEDOUT", "EMFILE"])
+def test_an_error_that_passes(folder, monkeypatch, name):
+    data = open_data("folder", root=str(folder))
+    image, read, left = data.train[0], Path.read_bytes, [name] * len(sources.DELAYS)
+
+    def fail(path):
+        if left:
+            raise OSError(getattr(errno, left.pop()), "", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    monkeypatch.setattr(sources.time, "sleep", lambda seconds: None)
+    assert data.train[0] == image
+    assert not left
 
 
 # -- list ------------------------------------------------------------------------------------------

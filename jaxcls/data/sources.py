@@ -26,6 +26,7 @@ import os
 import re
 import struct
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -437,19 +438,27 @@ class Files:
         return f"{path} ({self.listed}:{self.lines[index]})" if self.listed else path
 
 
-def _read(path: str, name: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise BadImage(f"{name}: no such file") from error
-    except OSError as error:
-        if error.errno in NOT_THE_IMAGE:
-            raise ValueError(f"{name}: cannot read it: {error.strerror}") from error
-        raise BadImage(f"{name}: cannot read it: {error.strerror}") from error
-
-
 # Every image would fail: too many open files, no memory.
 NOT_THE_IMAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+# What a network or a busy system may say once, and not again.
+MAY_PASS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
+DELAYS = (0.25, 0.5, 1, 2)  # seconds until an image is tried again
+
+
+def _read(path: str, name: str) -> bytes:
+    for delay in (*DELAYS, None):
+        try:
+            return Path(path).read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise BadImage(f"{name}: no such file") from error
+        except OSError as error:
+            if delay and error.errno in MAY_PASS:
+                time.sleep(delay)
+            elif error.errno in NOT_THE_IMAGE:
+                raise ValueError(f"{name}: cannot read it: {error.strerror}") from error
+            else:
+                raise BadImage(f"{name}: cannot read it: {error.strerror}") from error
+    raise AssertionError("the last time has no delay")
 
 
 def open_folder(
