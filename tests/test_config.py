@@ -55,6 +55,8 @@ def test_choose_names_the_closest():
         c.choose("optimizer", "Adamw", ["adam", "adamw", "sgd"])
     with pytest.raises(ValueError, match="unknown optimizer 'xyz': choose one of adam, sgd"):
         c.choose("optimizer", "xyz", ["sgd", "adam"])
+    with pytest.raises(ValueError, match="unknown policy 'x': choose one of \"\", augmix"):
+        c.choose("policy", "x", ["augmix", ""])
 
 
 def test_differences_from_base():

@@ -429,6 +429,11 @@ def test_references_follow_overrides(tmp_path):
     path.write_text(BEGIN + "    c.lr.batch = c.get_ref('batch_size')\n    return c\n")
     config = parsed(f"--config={path}", "--workdir=run", "--config.batch_size=77")
     assert (config.batch_size, config.lr.batch) == (77, 77)
+    path.write_text(
+        BEGIN + "    c.lr.batch = c.get_ref('seed') // c.get_ref('batch_size')\n    return c\n"
+    )
+    with pytest.raises(ValueError, match=f"^--config={path}: ZeroDivisionError: "):
+        parsed(f"--config={path}", "--workdir=run", "--config.batch_size=0")
 
 
 def test_base_is_ours_whatever_a_folder_is_called(tmp_path, monkeypatch):
