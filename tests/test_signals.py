@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -42,12 +43,15 @@ def started(tmp_path):
             stderr=subprocess.PIPE,
             text=True,
         )
-        processes.append(process)
+        late = threading.Timer(60, process.kill)  # so that no line is waited for in vain
+        late.start()
+        processes.append((process, late))
         assert process.stdout.readline() == "ready\n"
         return process
 
     yield start
-    for process in processes:
+    for process, late in processes:
+        late.cancel()
         process.kill()
         process.communicate()
 
