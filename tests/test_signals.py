@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import runs
 
 from jaxcls import signals
 
@@ -100,6 +101,39 @@ def test_after_the_end_the_first_one_is_too_late(started, tmp_path):
     out, _ = process.communicate(timeout=60)
     assert (process.returncode, out) == (0, "")
     assert not (tmp_path / "undone").exists()
+
+
+# Ctrl-C comes in the middle of an import, which then goes on for long.
+IMPORTING = """
+import os, runpy, signal, sys, time
+
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == slow:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+
+sys.meta_path.insert(0, Slow())
+_, slow, *arguments = sys.argv
+sys.argv = ["jaxcls.main", *arguments]
+runpy.run_module("jaxcls.main", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("module", ["absl", "jax", "jaxcls.train"])
+def test_a_command_ends_from_its_first_line_on(module, tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", IMPORTING, module, f"--config={runs.TINY}"),
+            f"--workdir={tmp_path / 'run'}",
+        ],
+        env={**os.environ, "PYTHONPATH": str(runs.ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "Ctrl-C: stopped, with nothing to save yet\n"
+    assert not (tmp_path / "run").exists()
 
 
 def test_outside_a_command_handlers_are_put_back(capfd):
