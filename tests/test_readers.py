@@ -6,6 +6,7 @@ Hostile files by the thousand are in fuzz_readers.py.
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections import OrderedDict
@@ -192,6 +193,49 @@ def test_hostile_files():
 def test_hostile_files_each_in_a_process_of_its_own():
     counts = fuzz("--mutations=20000", "--batch=1")
     assert counts["arrays"] + counts["refused"] == 20_000
+
+
+@pytest.mark.parametrize(
+    ("limits", "file", "text"),
+    [
+        ({"MAX_STEPS": 20}, "model.pdparams", "its pickle has more than 20 steps"),
+        ({"MAX_BITS": 8}, "old.pth", "an integer of"),
+        ({"MAX_NAME": 3}, "new.pth", '"transposed" is no name of a tensor'),
+        ({"MAX_MEMBERS": 2}, "plain.npz", "there are more than 2 files in it"),
+        ({"_Limited.limit": 64}, "plain.npz", "its table of contents has"),
+        ({"MAX_RATIO": 0, "MAX_HEADER": 64}, "packed.npz", "the files in it claim"),
+        ({"MAX_HEADER": 64}, "new.safetensors", "its header is not one, or of more than 64 bytes"),
+    ],
+)
+def test_limits_hold(monkeypatch, limits, file, text):
+    """Of files that are sound, and larger than that."""
+    for name, value in limits.items():
+        monkeypatch.setattr(f"jaxcls.convert.readers.{name}", value)
+    with pytest.raises(ValueError, match=re.escape(text)):
+        readers.read(WEIGHTS / file)
+
+
+def test_arrays_whose_header_lies_are_refused(tmp_path):
+    """They have the bytes of their numbers, neither fewer nor more, and no fields."""
+    make = fuzz_readers
+    number, text, raw = make.number, make.text, make.raw
+    eight = lambda count, kind=make.dtype(): make.array(make.numbers(count), kind, raw(bytes(8)))
+    fields = make.table(a=make.many(make.dtype(), number(0)))
+    record = make.many(
+        *(number(3), text("<"), make.NONE, make.many(text("a")), fields),
+        *(number(4), number(4), number(0)),
+    )
+    for array, message in (
+        (eight(1), r"an array of \(1,\) has 8 bytes instead of 4"),
+        (eight(3), r"an array of \(3,\) has 8 bytes instead of 12"),
+        (eight(2, make.dtype(state=record)), "it has an array of records"),
+        (eight(2, make.dtype(state=record.replace(b"<", b"?"))), "it has an array of records"),
+    ):
+        (tmp_path / "w.pdparams").write_bytes(make.weights(array).data)
+        with pytest.raises(ValueError, match=message):
+            readers.read(tmp_path / "w.pdparams")
+    (tmp_path / "w.pdparams").write_bytes(make.weights(eight(2)).data)
+    assert readers.read(tmp_path / "w.pdparams")["w"].shape == (2,)
 
 
 @pytest.mark.parametrize(
