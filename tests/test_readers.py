@@ -219,8 +219,9 @@ def test_arrays_whose_header_lies_are_refused(tmp_path):
     """They have the bytes of their numbers, neither fewer nor more, and no fields."""
     make = fuzz_readers
     number, text, raw = make.number, make.text, make.raw
-    eight = lambda count, kind=make.dtype(): make.array(make.numbers(count), kind, raw(bytes(8)))
-    fields = make.table(a=make.many(make.dtype(), number(0)))
+    plain = make.dtype()
+    eight = lambda count, kind=plain: make.array(make.numbers(count), kind, raw(bytes(8)))
+    fields = make.table(a=make.many(plain, number(0)))
     record = make.many(
         *(number(3), text("<"), make.NONE, make.many(text("a")), fields),
         *(number(4), number(4), number(0)),
