@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -458,10 +459,7 @@ def load(
     report = _only_process_0(report)
     candidates = files.patiently(lambda: _candidates(_absolute(path)), path, report)
     if not candidates:
-        raise ValueError(
-            f"{path}: no checkpoint there; give a run's working directory, one of its checkpoints "
-            "(WORKDIR/checkpoints/STEP) or an export"
-        )
+        raise ValueError(f"{path}: {nothing_at(path)}")
     for candidate in candidates:
         verified = False
         try:
@@ -477,6 +475,20 @@ def load(
             damage = _line(e)
             report(f"checkpoint {candidate} is damaged ({damage})")
     raise ValueError(f"{os.fspath(path)}: no intact checkpoint ({damage})")
+
+
+def nothing_at(path: str | os.PathLike) -> str:
+    """Returns what to do about a path where there is no checkpoint."""
+    path = os.fspath(path)
+    if path.endswith((".pdparams", ".pth", ".pt", ".safetensors", ".npz")):
+        return (
+            "weights of another program have to be converted: python -m jaxcls.convert NAME "
+            f"--from {shlex.quote(path)} --to DIR writes what to give here"
+        )
+    return (
+        "no checkpoint there; give a run's working directory, one of its checkpoints "
+        "(WORKDIR/checkpoints/STEP) or an export"
+    )
 
 
 def exists(path: str | os.PathLike) -> bool:
@@ -600,6 +612,7 @@ def initialize(
 
 def _absolute(path: str | os.PathLike) -> epath.Path:
     path = os.path.expanduser(path)  # a shell does not, after --config.init.checkpoint=
+    files.check_place(path)
     return epath.Path(path if "://" in path else os.path.abspath(path))
 
 

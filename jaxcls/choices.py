@@ -110,8 +110,9 @@ def settled(
             what += "; built as published, since the checkpoint does not say its options"
     else:
         choice, parameters, freeze = _from_scratch(accelerator, pixels), 0, False
-        what = f"{choice['model.name']} from scratch, as config.init.checkpoint is not set"
-        if not accelerator:
+        name = config.model.name or choice["model.name"]
+        what = f"{name} from scratch, as config.init.checkpoint is not set"
+        if not accelerator and name == choice["model.name"]:
             what = f"no accelerator: a small {what}"
         least_epochs, least_steps, rate, l2 = 20, 2000, 0.05, 5e-4
     per_epoch = max(images // batch, 1)
@@ -151,6 +152,7 @@ def _following(config: ConfigDict, choice: Mapping[str, Any]) -> dict[str, Any]:
         scale = config.image.size / choice["image.size"]
         follow["image.eval_size"] = 0
         follow["image.eval_resize"] = round(choice["image.eval_resize"] * scale)
+        follow["image.shift"] = int(choice["image.shift"] * scale)
     if config.image.crop not in (None, "shift"):
         follow["image.shift"] = 0
     return follow

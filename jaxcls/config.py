@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import shlex
 import types
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from jaxcls.synonyms import KNOWN_BY
 
 BASE = Path(__file__).parents[1] / "configs" / "base.py"
 UNITS = ("epochs", "steps", "examples")
@@ -80,9 +83,9 @@ def choose(kind: str, name: str, options: Iterable[str]) -> str:
         return name
     few = ", ".join(option or '""' for option in options[:20])
     few += f", ... ({len(options)} in all)" if len(options) > 20 else ""
-    raise ValueError(
-        f"unknown {kind} {short(name)}{closest(name, options) or f': choose one of {few}'}"
-    )
+    ours = KNOWN_BY.get(kind.removeprefix("config."), {}).get(str(name).lower())
+    near = f": did you mean {ours}?" if ours in options else closest(name, options)
+    raise ValueError(f"unknown {kind} {short(name)}{near or f': choose one of {few}'}")
 
 
 def steps_of(duration: str, *, key: str, batch_size: int, steps_per_epoch: int) -> int:
@@ -178,6 +181,12 @@ def defaults() -> tuple[dict[str, Any], dict[str, type]]:
         section, _, name = key.rpartition(".")
         kinds[key] = (config[section] if section else config).get_type(name)
     return values, kinds
+
+
+def recipe(stem: str) -> str:
+    """Returns the path of a config that comes with jaxcls: relative where that is found."""
+    relative = Path("configs", f"{stem}.py")
+    return str(relative if relative.is_file() else BASE.with_name(relative.name))
 
 
 def run_file(path: Path) -> dict[str, Any]:
@@ -326,7 +335,10 @@ def refuse_unused(
     if dead:
         keys = ", ".join(f"config.{section}.{k}" for k in sorted(dead))
         allowed = ", ".join(sorted(takes)) or "no further keys"
-        raise ValueError(f"{keys}: not used by {chosen!r}, which takes {allowed}")
+        without = (f"--config.{section}.{k}={shlex.quote(str(defaults[k]))}" for k in sorted(dead))
+        raise ValueError(
+            f"{keys}: not used by {chosen!r}, which takes {allowed}; without: {' '.join(without)}"
+        )
 
 
 def refuse_open(config: Mapping[str, Any]) -> None:

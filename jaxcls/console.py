@@ -10,8 +10,6 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import util
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -318,7 +316,7 @@ def hints(config: ConfigDict, workdir: Any, *, evaluated: bool) -> list[str]:
     defaults = configs.defaults()[0] | {"data.source": "folder"}  # of configs/finetune.py
     images = {k: v for k, v in images.items() if v is not None and v != defaults[k]}
     tune = command(
-        ("config", config_file("finetune.py")),
+        ("config", configs.recipe("finetune")),
         ("config.init.checkpoint", workdir),
         *((f"config.{key}", value) for key, value in images.items()),
         ("workdir", f"{workdir}-tuned"),
@@ -331,14 +329,6 @@ def command(*flags: tuple[str, Any]) -> str:
     return "python -m jaxcls.main " + " ".join(
         f"--{name}={shlex.quote(str(value))}" for name, value in flags
     )
-
-
-def config_file(name: str) -> str:
-    """Returns the path of a config that comes with jaxcls: relative where that is found."""
-    relative = Path("configs", name)
-    if relative.is_file():
-        return str(relative)
-    return str(Path(util.find_spec("configs").origin).parent / name)
 
 
 class _Warnings(logging.Handler):

@@ -12,7 +12,7 @@ from jaxcls import checkpoint, choices, record, sharding
 from jaxcls.console import Console
 from jaxcls.data import loader, sources
 from jaxcls.metrics import plain
-from jaxcls.program import Program, build, model_arguments, reading
+from jaxcls.program import Program, build, check_names, model_arguments, reading
 
 
 def evaluate(
@@ -67,6 +67,7 @@ def run(config: ConfigDict, workdir: str) -> int:
     if config.init.checkpoint and not checkpoint.exists(workdir):
         path = config.init.checkpoint
     console = Console()
+    check_names(config)
     console.status("looking at the images ...")
     begun = record.find(workdir)
     config, data = choices.open_data(
@@ -78,7 +79,10 @@ def run(config: ConfigDict, workdir: str) -> int:
     averaged = config.eval.ema
     # the weights to evaluate are in the state itself
     config.ema.decay, config.ema.ramp, config.eval.ema = 0.0, False, True
-    program = build(config, num_train=len(data.train), num_classes=len(data.class_names))
+    # its training images may be fewer than a batch: nothing is trained
+    few = len(data.train) < config.batch_size
+    images = config.batch_size * 1000 if few else len(data.train)
+    program = build(config, num_train=images, num_classes=len(data.class_names))
     console.status("initialising the network ...")
     state = program.init()
     variables = checkpoint.initialize(

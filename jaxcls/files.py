@@ -135,6 +135,24 @@ def read_json(path: str | os.PathLike, kind: type) -> Any:
     return value
 
 
+def check_place(path: str) -> None:
+    """Refuses a URL whose storage cannot be reached from here.
+
+    Raises:
+      ValueError: why not.
+    """
+    if "://" not in path:
+        return
+    try:
+        epath.Path(path).exists()
+    except ImportError as e:
+        raise ValueError(f"{path}: {e}; of gs:// it is pip install 'jaxcls[gcs]'") from e
+    except KeyError as e:
+        raise ValueError(
+            f"{path}: there is no such storage: give a folder, or gs://BUCKET/FOLDER"
+        ) from e
+
+
 def check_kinds(workdir: str | os.PathLike) -> None:
     """Refuses a working directory where a folder is in the place of a file, or the reverse.
 

@@ -67,7 +67,7 @@ def _number(x: Any) -> bool:
 def _is_rule(rule: Any) -> bool:
     """Returns whether this is a (pattern, factor) of `config.optim.lr_mults`."""
     pair = isinstance(rule, (tuple, list)) and len(rule) == 2
-    return pair and isinstance(rule[0], str) and _number(rule[1]) and 0 <= rule[1] < math.inf
+    return pair and isinstance(rule[0], str) and _number(rule[1]) and 0 <= rule[1] < 3.4e38
 
 
 def _require_some(tree: Any, key: str, value: Any, problem: str) -> None:

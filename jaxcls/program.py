@@ -38,6 +38,18 @@ NEED = {
 }
 
 
+# Keys that are names, and what they may be; more are checked by what they choose.
+NAMES = {
+    "model.name": models.MODELS,
+    "optim.name": optim.OPTIMIZERS,
+    "lr.schedule": optim.SCHEDULES,
+    "precision.name": (*precision.DTYPES, "auto"),
+    "precision.loss_scale": (*precision.LOSS_SCALES, "auto"),
+    "checkpoint.best": steps.EVAL_METRICS,
+    "checkpoint.changed_data": ("refuse", "accept"),
+}
+
+
 class Program(NamedTuple):
     """Everything that is computed in a run, jitted and sharded; nothing has run yet."""
 
@@ -63,6 +75,7 @@ def build(config: ConfigDict, *, num_train: int, num_classes: int) -> Program:
     """
     check(config)
     refuse_open(config)
+    check_names(config)
     lengths = plan(config, num_train)
     with consuming("augment"):
         augmentation = augment.make(**config.augment)
@@ -71,7 +84,7 @@ def build(config: ConfigDict, *, num_train: int, num_classes: int) -> Program:
         eval_transform = ops.make(**config.image, train=False)
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     check_batches(config, lengths, mesh.size)
-    check_sections(config)
+    check_sections(config, num_classes)
     platform = mesh.devices.flat[0].platform
     with consuming("precision"):
         numbers = precision.make(
@@ -206,6 +219,16 @@ def model_arguments(config: ConfigDict) -> dict[str, Any]:
             "tuples of them"
         )
     names = [name for name, _ in options]
+    takes = models.arguments(config.model.name) - {*OURS, *arguments} | {
+        "bn_epsilon",
+        "bn_momentum",
+    }
+    if unknown := sorted({*names} - takes - {*OURS, *arguments}):
+        raise ValueError(
+            f"config.model.options = {short(options)}: {config.model.name} takes no argument "
+            f"{', '.join(unknown)}; it takes {', '.join(sorted(takes))}; without: "
+            "--config.model.options='()'"
+        )
     for name in names:
         # converted weights have the options that they need, BatchNorm's epsilon among them
         key = name in arguments and (arguments[name] is not None or name == "bn_group")
@@ -246,7 +269,6 @@ def build_model(
       ValueError: there is no such network for such images, or it does not take these options.
     """
     c = config.model
-    choose("config.model.name", c.name, models.MODELS)
     arguments = model_arguments(config)
     momentum, epsilon = arguments.get("bn_momentum", 0.0), arguments.get("bn_epsilon", 1e-5)
     if not (isinstance(momentum, (int, float)) and 0 <= momentum < 1):
@@ -289,7 +311,17 @@ def build_model(
     return model, variables["params"]
 
 
-def check_sections(config: ConfigDict) -> None:
+def check_names(config: ConfigDict) -> None:
+    """Refuses names that mean nothing; needs no images, which may take long to be looked at."""
+    values = flatten(config)
+    for key, names in NAMES.items():
+        if values[key] is not None:
+            choose(f"config.{key}", values[key], names)
+    with consuming("augment"):
+        augment.make(**config.augment)
+
+
+def check_sections(config: ConfigDict, num_classes: int) -> None:
     """Refuses what no other function checks: values out of range, and keys without effect."""
     if not 0 <= config.ema.decay < 1:
         raise ValueError(f"config.ema.decay = {config.ema.decay}: write a number in [0, 1)")
@@ -300,7 +332,10 @@ def check_sections(config: ConfigDict) -> None:
                 raise ValueError(
                     f"config.{key} = {values[key]} does nothing without config.{needed}"
                 )
-    choose("config.checkpoint.best", config.checkpoint.best, steps.EVAL_METRICS)
+    if config.checkpoint.best == "top5" and (config.model.num_classes or num_classes) <= 5:
+        raise ValueError(
+            "config.checkpoint.best = 'top5' is always 1 with up to 5 classes: write top1 or loss"
+        )
     if config.checkpoint.keep < 1:
         raise ValueError(
             f"config.checkpoint.keep = {config.checkpoint.keep}: keep at least 1 checkpoint"
@@ -351,15 +386,12 @@ def start(
 
     `report` is given a line about every tensor that was not taken from it.
     """
-    state = program.init()
     path = config.init.checkpoint
+    if path and not checkpoint.exists(path):
+        raise ValueError(f"config.init.checkpoint = {path!r}: {checkpoint.nothing_at(path)}")
+    state = program.init()
     if not path:
         return state
-    if not checkpoint.exists(path):
-        raise ValueError(
-            f"config.init.checkpoint = {path!r}: no checkpoint there; give a run's working "
-            "directory, one of its checkpoints (WORKDIR/checkpoints/STEP) or an export"
-        )
     variables = checkpoint.initialize(
         {"params": state.params, "batch_stats": state.batch_stats},
         num_classes=config.model.num_classes or len(class_names),

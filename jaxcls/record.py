@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,26 @@ HISTORY = "history"  # what was changed since the run began: [{"step", "time", "
 
 def find(workdir: str) -> epath.Path | None:
     """Returns the config.json of a run, of which `workdir` may be a checkpoint too, or None."""
-    path = epath.Path(workdir)
-    places = (path, path.parent, path.parent.parent)  # RUN, RUN/checkpoints, RUN/checkpoints/STEP
+    path = epath.Path(workdir if "://" in workdir else os.path.abspath(workdir))
+    places = [path]
+    for inside, run in ((path, path.parent), (path.parent, path.parent.parent)):
+        if inside.name == "checkpoints":  # RUN/checkpoints, RUN/checkpoints/STEP
+            places.append(run)
     return next((p / FILE for p in places if (p / FILE).is_file()), None)
+
+
+def check_workdir(workdir: str) -> None:
+    """Refuses a working directory inside the checkpoints of a run, which it would damage.
+
+    Raises:
+      ValueError: it is; the message names the run.
+    """
+    if (begun := find(workdir)) and not (epath.Path(workdir) / FILE).exists():
+        raise ValueError(
+            f"--workdir={workdir} is a checkpoint of a run: to go on with it, write "
+            f"--workdir={begun.parent}; to begin another from it, choose another --workdir and "
+            f"write --config.init.checkpoint={workdir}"
+        )
 
 
 def read(path: Path | epath.Path) -> ConfigDict:

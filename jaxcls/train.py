@@ -19,7 +19,7 @@ from jaxcls.data import cache, identity, sources
 from jaxcls.data.decode import BadImage
 from jaxcls.data.ops import transformed
 from jaxcls.evaluate import evaluate
-from jaxcls.program import Program, build, start, train_batches
+from jaxcls.program import Program, build, check_names, start, train_batches
 
 # Of the meta data of a checkpoint, what has to be of the same type here.
 MADE_OF = {"model": "", "class_names": [], "data": {}, "log": {}, "window": {}, "seconds": 0.0}
@@ -45,6 +45,8 @@ def run(config: ConfigDict, workdir: str) -> int:
       FloatingPointError: training has diverged; the message says which checkpoint there is.
     """
     console = Console()
+    record.check_workdir(workdir)
+    check_names(config)
     console.status("looking at the images ...")
     # What is wrong with config and data is found before anything is written.
     config, data = choices.open_data(config, workdir=workdir, report=console.later)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcls import files
+from jaxcls import checkpoint, files
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,7 +38,7 @@ def test_the_lock_of_a_killed_run_is_free(tmp_path):
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 os.environ["JAX_PLATFORMS"] = "cpu"
-from jaxcls import files
+from jaxcls import checkpoint, files
 with files.lock({str(tmp_path)!r}):
     print("locked", flush=True)
     sys.stdin.read()
@@ -210,3 +210,19 @@ def test_what_processes_tell_one_another(processes):
     large = 2**40 + 3  # of an image
     for sets in (({5, 3}, set(), {large, 5}), (set(), set()), ({0}, {0}), ({7, 1},)):
         assert processes(files.union, *sets) == [sorted(set().union(*sets))] * len(sets)
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("http://host/x", "http://host/x: there is no such storage: give a folder, or gs://"),
+        ("foo://x", "there is no such storage"),
+        ("gs://bucket/x", r"gcsfs.*pip install 'jaxcls\[gcs\]'"),
+    ],
+)
+def test_storage_that_cannot_be_reached(url, text, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if it were not installed
+    with pytest.raises(ValueError, match=text):
+        files.check_place(url)
+    with pytest.raises(ValueError, match=text):
+        checkpoint.exists(url)

@@ -14,7 +14,7 @@ import pytest
 import runs
 from absl import flags
 
-from jaxcls import command, program, record
+from jaxcls import command, evaluate, program, record, train
 from jaxcls.config import consuming, defaults, flatten, run_file
 from jaxcls.data import sources
 from jaxcls.synonyms import SYNONYMS
@@ -280,9 +280,9 @@ def test_forms_of_the_command():
         ("--config.optim.lr=0.1", "there is no config.optim.lr: write --config.lr.peak=0.1"),
         ("--config.optim.wd=0.1", "write --config.optim.weight_decay=0.1"),
         ("--config.epochs=3", 'there is no config.epochs: write --config.duration="3 epochs"'),
-        ("--epochs 3", 'unknown flag --epochs: write --config.duration="N epochs"'),
+        ("--epochs 3", 'unknown flag --epochs: write --config.duration="3 epochs"'),
         ("--batch_size=64", "unknown flag --batch_size: write --config.batch_size=64"),
-        ("--batch-size=64", "unknown flag --batch-size: did you mean --config.batch_size"),
+        ("--batch-size=64", "unknown flag --batch-size: write --config.batch_size=64"),
         ("--optim.name=adam", "unknown flag --optim.name: write --config.optim.name=adam"),
         ("-lr=0.1", "unknown flag -lr: write --config.lr.peak=0.1"),
         ("-c x.py", "unknown flag -c: write --config="),
@@ -301,9 +301,33 @@ def test_forms_of_the_command():
         ("eval", "unexpected argument 'eval': write --mode=eval"),
         ("configs/digits.py", "write --config=configs/digits.py"),
         ("x", "unexpected argument 'x': every option begins with --"),
+        ("-b 32", "unknown flag -b: write --config.batch_size=32"),
+        ("-j4", "unknown flag -j4: write --config.loader.workers=4"),
+        ("--workers 4", "unknown flag --workers: write --config.loader.workers=4"),
+        ("--lr 1e-3", "unknown flag --lr: write --config.lr.peak=1e-3"),
+        ("--weight-decay 1e-4", "write --config.optim.weight_decay=1e-4"),
+        ("-o Global.epochs=10", 'unknown flag -o: write --config.duration="10 epochs"'),
+        ("--eval", "unknown flag --eval: write --mode=eval"),
+        ("--eval --config.seed=3", "unknown flag --eval: write --mode=eval"),
+        ("--device cuda", "write JAX_PLATFORMS=cuda in the environment"),
+        ("--val-split=val", "write --config.data.eval_fraction=VALUE"),
+        ("--CONFIG.LR.PEAK=0.1", "write --config.lr.peak=0.1"),
+        ("--config_lr_peak=0.1", "write --config.lr.peak=0.1"),
+        (
+            "--config.duration=4 epochs",
+            """argument 'epochs': write --config.duration="4 epochs\"""",
+        ),
+        ("--config.duration 4 epochs", 'write --config.duration="4 epochs"'),
+        ("--config.lr.peak= 0.1", "write --config.lr.peak=0.1, without a space"),
+        ("--config.lr.peak = 0.1", "write --config.lr.peak=0.1, without spaces"),
+        ("++lr.peak=0.1", "unexpected argument '++lr.peak=0.1': write --config.lr.peak=0.1"),
+        ("--pdb", "unknown flag --pdb; see --help"),  # of absl
+        ("--only_check_args", "unknown flag --only_check_args; see --help"),
+        ("--log_dir=x", "unknown flag --log_dir: write --workdir=x"),
+        ("-v=1", "unknown flag -v"),
         ("--config.model=ResNet18", "write --config.model.name=ResNet18"),
         ("--config.momentum=0.9", "did you mean optim.momentum?"),
-        ("--config.Batch-Size=8", "did you mean batch_size"),
+        ("--config.Batch-Size=8", "there is no config.Batch-Size: write --config.batch_size=8"),
         ("--config.workdir=x", "there is no config.workdir: write --workdir=x"),
         ("--noconfig.image.exif", "write --config.image.exif=False"),
         ("--config.seed", "--config.seed needs a value: --config.seed=VALUE"),
@@ -321,6 +345,8 @@ def test_what_others_call_our_keys():
     for name, template in SYNONYMS.items():
         assert name == name.lower().replace("-", "_")
         target = template.partition("=")[0]
+        if target in ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES"):
+            continue
         if target.startswith("--"):
             known = "config workdir mode help num_processes process_id coordinator distributed"
             assert target[2:] in known.split()
@@ -398,8 +424,15 @@ def test_what_is_no_config_file(tmp_path):
         with pytest.raises(ValueError, match=re.escape(text)):
             command.read(str(tmp_path / name))
     for name in (tmp_path / "nosuch.py", "configs/nosuch.py:ResNet50", ":", "x:", "x" * 5000):
-        with pytest.raises(ValueError, match=f"^--config={name}: there is no such config file$"):
+        text = f"^--config={name}: there is no such config file; jaxcls has those beside configs/"
+        with pytest.raises(ValueError, match=text):
             command.read(str(name))
+    for name in ("configs.resnet50_vd", "resnet50vd.py", "resnet50_vd", "config/Resnet50-vd.yaml"):
+        text = f"^--config={name}: there is no such config file: did you mean .*configs/resnet50_vd"
+        with pytest.raises(ValueError, match=text):
+            command.read(name)
+    with pytest.raises(ValueError, match=r"did you mean .*configs/imagenet.py:ResNet50\?"):
+        command.read("imagenet:ResNet50")
     with pytest.raises(
         ValueError, match=f"^--config={tmp_path} is a directory: give a file, one such"
     ):
@@ -422,6 +455,24 @@ def test_arguments_of_config_files(tmp_path):
     assert command.read(f"{imagenet}:ResNet50").model.name == "ResNet50"
     with pytest.raises(ValueError, match="needs a model"):
         command.read(str(imagenet))
+
+
+def test_names_are_checked_before_images_are_looked_for(tmp_path):
+    for key, name in (("optim.name", "sdg"), ("augment.policy", "rand"), ("model.name", "vit")):
+        config = parsed(f"--config={DIGITS}", f"--workdir={tmp_path}", f"--config.{key}={name}")
+        config.data.root = "/nosuch"  # is not what is complained of
+        for run in (train.run, evaluate.run):
+            with pytest.raises(ValueError, match=f"config.{key}"):
+                run(config, str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_top5_tells_nothing_of_few_classes():
+    config = parsed(f"--config={DIGITS}", "--workdir=run", "--config.checkpoint.best=top5")
+    config.mesh.data = 1
+    program.build(config, num_train=898, num_classes=6)
+    with pytest.raises(ValueError, match="always 1 with up to 5 classes: write top1 or loss"):
+        program.build(config, num_train=898, num_classes=5)
 
 
 def test_references_follow_overrides(tmp_path):

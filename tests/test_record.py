@@ -9,7 +9,7 @@ from absl import flags
 from etils import epath
 
 from configs import base, digits
-from jaxcls import command, record
+from jaxcls import command, record, train
 from jaxcls.config import flatten
 
 CONFIGS = pinned.configs()
@@ -106,7 +106,18 @@ def test_found_from_a_checkpoint_too(written):
     (run / "checkpoints" / "12").mkdir(parents=True)
     for path in (run, run / "checkpoints", run / "checkpoints" / "12"):
         assert record.find(str(path)) == epath.Path(written)
-    assert record.find(str(run / "x" / "y" / "z")) is None
+    for path in (run / "x", run / "checkpoints" / "12" / "x", run / "x" / "y" / "z"):
+        assert record.find(str(path)) is None
+
+
+def test_no_run_begins_among_the_checkpoints_of_another(written):
+    run = written.parent
+    for path in (run / "checkpoints", run / "checkpoints" / "12", run / "checkpoints" / "13"):
+        with pytest.raises(ValueError, match=f"is a checkpoint of a run: .*--workdir={run};"):
+            train.run(record.read(written), str(path))
+        assert not path.exists()
+    for path in (run, run / "tuned"):
+        record.check_workdir(str(path))
 
 
 @pytest.mark.ci

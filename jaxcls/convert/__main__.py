@@ -5,6 +5,7 @@ DIR then is what config.init.checkpoint takes.
 
 import ast
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,15 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("name", help="of the model: python -m jaxcls.models")
     parser.add_argument(
-        "--from", required=True, dest="file", help=f"weights: {', '.join(readers.READERS)}"
+        "--from",
+        required=True,
+        type=os.path.expanduser,
+        dest="file",
+        help=f"weights: {', '.join(readers.READERS)}",
     )
-    parser.add_argument("--to", required=True, dest="folder", help="directory to write")
+    parser.add_argument(
+        "--to", required=True, type=os.path.expanduser, dest="folder", help="directory to write"
+    )
     parser.add_argument("--key", default="", help="which weights of a training checkpoint")
     parser.add_argument(
         "--style", choices=("paddle", "torch"), help="who named the tensors, if it is not clear"

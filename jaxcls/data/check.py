@@ -323,7 +323,7 @@ def main(argv: Sequence[str] = sys.argv) -> int:
         Console()  # shows what the input warns of
         result = check(values.config)
         if values.json:
-            Path(values.json).write_text(json.dumps(result, indent=1) + "\n")
+            Path(values.json).expanduser().write_text(json.dumps(result, indent=1) + "\n")
     except ValueError as error:
         return complain(error)
     except OSError as error:

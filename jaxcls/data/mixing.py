@@ -237,6 +237,7 @@ def _group_size(images: int, group: int | None) -> int:
     if group < 2 or images % group:
         raise ValueError(
             f"config.mix needs whole groups of at least 2 images to mix: a batch of {images} "
-            f"cannot be divided into groups of {group} (config.batch_size, config.model.bn_group)"
+            f"cannot be divided into groups of {group} (config.batch_size / "
+            "config.optim.accumulate_steps, config.model.bn_group)"
         )
     return group

@@ -241,7 +241,7 @@ def main(argv: Sequence[str] = sys.argv) -> int:
         return 0
     try:
         name = parse(argv, values, required=("out",))
-        out = Path(values.out)
+        out = Path(values.out).expanduser()
         if not out.parent.is_dir():
             raise ValueError(f"--out={out}: there is no folder {out.parent}")
         if Image.registered_extensions().get(out.suffix.lower()) not in FORMATS:

@@ -49,6 +49,8 @@ LITTER = {
     *("__macosx", "@eadir", "lost+found", "$recycle.bin", "system volume information"),
     *("#recycle", "#snapshot", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini"),
 }
+# What folders of evaluation images are called, in lower case; no class is.
+EVALUATION = ("val", "valid", "validation", "eval", "evaluation", "test", "testing")
 MAX_CLASSES = 10_000_000
 MAX_IMAGES = 100_000_000
 MAX_LABEL = 2**31 - 2
@@ -524,9 +526,13 @@ def _split_folders(base: Path, train: str, eval: str) -> tuple[Path, Path | None
         train_folder = _directory(base / (train or "train"), "train")
         if eval or (base / "val").is_dir():
             return train_folder, _directory(base / (eval or "val"), "eval")
+        for split in _subfolders(base):
+            if split.lower() in EVALUATION and base / split != train_folder:
+                log.warning("%s is not used: config.data.eval=%s evaluates on it", base / split,
+                            split)  # fmt: skip
         return train_folder, None
-    for split in (eval, "val", "valid", "validation", "test"):  # else it would become a class
-        if split and (base / split).is_dir():
+    for split in _subfolders(base):  # else it would become a class
+        if split.lower() in EVALUATION or split == eval:
             raise ValueError(
                 f"{base} has a folder {split!r} but no 'train': name the folder of training images "
                 "in config.data.train"
@@ -539,6 +545,11 @@ def _split_folders(base: Path, train: str, eval: str) -> tuple[Path, Path | None
 def _directory(path: str | Path, key: str) -> Path:
     if not str(path):
         raise ValueError(f"config.data.{key} is not set: name a folder")
+    if "://" in str(path):
+        raise ValueError(
+            f"{path}: images are read from folders of this machine: copy or mount it, and name "
+            f"that folder (config.data.{key})"
+        )
     path = Path(path).expanduser()
     try:
         if path.stat() and path.is_dir():
@@ -692,6 +703,9 @@ def open_list(
     train_list, eval_list = base / (train or "train_list.txt"), base / (eval or "val_list.txt")
     rows = _read_list(train_list, "train", delimiter, count)
     count = count or _count_classes(train_list, *rows[1:])
+    if not names and (least := int(rows[1].min())):
+        log.warning("%s: the labels begin with %d, and classes are counted from 0: those before it "
+                    "have no training images", train_list, least)  # fmt: skip
     names = names or tuple(map(str, range(count)))
 
     def files(
@@ -816,12 +830,18 @@ def _read_list(
             continue
         image, found, label = line.rstrip().rpartition(delimiter)
         if not found or not image.strip():
+            other = re.search(r"([,;:|\t ])\s*[0-9]+\s*$", line)
+            hint = f"; it may be {other[1]!r}" if other else ""
             raise ValueError(
-                f"{path}:{number}: no label after the delimiter {delimiter!r} in {_quoted(line)}"
+                f"{path}:{number}: no label after the delimiter {delimiter!r} in {_quoted(line)} "
+                f"(config.data.delimiter{hint})"
             )
         # int() refuses numbers of more than 4,300 digits
         if not re.fullmatch(r"\s*[+-]?[0-9]{1,100}\s*", label):
-            raise ValueError(f"{path}:{number}: the label {_quoted(label)} is not a whole number")
+            raise ValueError(
+                f"{path}:{number}: the label {_quoted(label)} is not a whole number: number the "
+                f"classes from 0, their names in the lines of {CLASSES_FILE}"
+            )
         value = int(label)
         limit = num_classes or MAX_LABEL + 1
         if not 0 <= value < limit:

@@ -67,6 +67,12 @@ def family_of(name: str) -> str:
     return next(f.__name__.rpartition(".")[2] for f in FAMILIES if name in f.SPECS)
 
 
+def arguments(name: str) -> frozenset[str]:
+    """Returns what `build` takes besides the number of classes."""
+    fields = {f.name for f in dataclasses.fields(MODELS[name].cls)}
+    return CTX_FIELDS | fields - {"c", "num_classes", "parent", "name"}
+
+
 def build(name: str, *, num_classes: int = 1000, **overrides) -> nn.Module:
     """Returns the network as an uninitialised Flax module.
 
@@ -86,11 +92,10 @@ def build(name: str, *, num_classes: int = 1000, **overrides) -> nn.Module:
     spec = MODELS[choose("model", name, MODELS)]
     kwargs = {**spec.kwargs, **overrides}
     c = Ctx(**{k: kwargs.pop(k) for k in CTX_FIELDS & kwargs.keys()})
-    fields = {f.name for f in dataclasses.fields(spec.cls)} - {"c", "num_classes", "parent", "name"}
-    if unknown := sorted(kwargs.keys() - fields):
+    takes = arguments(name)
+    if unknown := sorted(kwargs.keys() - takes):
         raise ValueError(
-            f"{name} takes no argument {', '.join(unknown)}; it takes "
-            f"{', '.join(sorted(fields | CTX_FIELDS))}"
+            f"{name} takes no argument {', '.join(unknown)}; it takes {', '.join(sorted(takes))}"
         )
     for rate in ("dropout", "drop_path"):
         if (value := getattr(c, rate)) is not None and not 0 <= value < 1:
