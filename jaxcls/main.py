@@ -7,6 +7,7 @@ because its numbers were not finite, or another process of the run was lost; 143
 and stopped on SIGTERM, on Ctrl-C and on SIGHUP (the terminal was closed).
 """
 
+import contextlib
 import os
 import re
 import sys
@@ -61,9 +62,10 @@ def start_jax() -> None:
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR has its say
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxcls" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        with contextlib.suppress(RuntimeError):  # a user without a home, as in containers
+            caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+            jax.config.update("jax_compilation_cache_dir", str(caches / "jaxcls" / "xla"))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def main(argv: Sequence[str] = sys.argv) -> int:

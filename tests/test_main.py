@@ -5,6 +5,7 @@ import json
 import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import cv2
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import runs
 
-from jaxcls import train
+from jaxcls import main, train
 from jaxcls.config import stage_mults
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +60,27 @@ def test_help_needs_no_jax(commands):
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "jaxcls.config" in imported
     assert not {"jax", "flax", "tensorflow"} & imported
+
+
+def test_where_compiled_programs_are_kept(monkeypatch, tmp_path):
+    updates = {}
+    without = types.SimpleNamespace(jax_compilation_cache_dir=None, update=updates.__setitem__)
+    monkeypatch.setattr(jax, "config", without)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("", str(tmp_path / "caches")):  # empty is as good as not set
+        monkeypatch.setenv("XDG_CACHE_HOME", name)
+        main.start_jax()
+        folder = tmp_path / ("caches" if name else ".cache") / "jaxcls" / "xla"
+        assert updates.pop("jax_compilation_cache_dir") == str(folder)
+    updates.clear()
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    main.start_jax()
+    assert not updates
 
 
 def test_files_of_a_run(finished):
