@@ -15,7 +15,7 @@ import runs
 from absl import flags
 
 from jaxcls import command, evaluate, program, record, train
-from jaxcls.config import consuming, defaults, flatten, run_file
+from jaxcls.config import OPEN, consuming, defaults, flatten, run_file
 from jaxcls.data import sources
 from jaxcls.synonyms import SYNONYMS
 
@@ -114,14 +114,16 @@ def test_a_wrong_type_is_refused_by_its_key(key):
 
 @pytest.mark.parametrize("key", KEYS)
 def test_values_of_recipes_have_the_types_of_base(key, tmp_path):
-    wrong = {int: "True", float: "float('nan')"}.get(KINDS[key], "3")
+    wrong = [{int: "True", float: "float('nan')"}.get(KINDS[key], "3")]
+    wrong += ["None"] if KEYS[key] is not None and key not in OPEN else []
     recipe = tmp_path / "recipe.py"
-    recipe.write_text(
-        "from configs import base\n\n\ndef get_config():\n    c = base.get_config()\n"
-        f"    with c.ignore_type():\n        c.{key} = {wrong}\n    return c\n"
-    )
-    with pytest.raises(ValueError, match=rf"recipe.py: config\.{key} = .*: write "):
-        command.read(str(recipe))
+    for value in wrong:
+        recipe.write_text(
+            "from configs import base\n\n\ndef get_config():\n    c = base.get_config()\n"
+            f"    with c.ignore_type():\n        c.{key} = {value}\n    return c\n"
+        )
+        with pytest.raises(ValueError, match=rf"recipe.py: config\.{key} = .*: write "):
+            command.read(str(recipe))
 
 
 @pytest.mark.parametrize(
