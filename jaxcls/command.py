@@ -249,6 +249,8 @@ def _unknown_flag(argument: str, typed: Sequence[str], values: flags.FlagValues)
         hint = _hint_at_key(name, text)
     else:
         hint = _hint_at_key(name, text)
+    if hint[:2] == "--" and "." not in hint.partition("=")[0]:  # of another command
+        hint = hint if hint[2:].partition("=")[0] in values else ""
     if not hint and not near:
         near = configs.closest(name, configs.defaults()[0]).replace("mean ", "mean --config.")
     return f"unknown flag {flag}" + (f": write {hint}" if hint else near or "; see --help")
@@ -260,7 +262,7 @@ def _illegal(message: str, values: flags.FlagValues) -> str:
     name = re.match(r"--(\w+)=", message)
     kind = values[name[1]].flag_type() if name and name[1] in values else ""
     want = {"bool": "True or False", "int": "a whole number"}.get(kind)
-    return f"{message.rpartition(': ')[0]}: write {want}" if want else message
+    return re.sub(r": (invalid literal|\().*", f": write {want}", message) if want else message
 
 
 def _unexpected(rest: Sequence[str], typed: Sequence[str]) -> str:
@@ -356,6 +358,17 @@ def _explain(argument: str, path: Path, error: BaseException) -> str:
     # ml_collections adds all names there are and the closest
     if close := re.search('Did you mean "(.*?)" instead of "(.*?)"', what):
         what = f"there is no {close[2]}: did you mean {close[1]}?"
+    elif added := re.search('Key "(.*?)" does not exist and cannot be added', what):
+        hint = hint_at(added[1], None).removeprefix("--config.").partition("=")[0]
+        what = f"there is no {added[1]}" + (f": did you mean config.{hint}?" if hint else "")
+    elif cast := re.search(
+        r"override field '(.*?)'.*?\. (.*) is of .*<class '(.*?)'> .*<class '(.*?)'>", what
+    ):
+        field, value, theirs, ours = cast.groups()
+        what = f"{field} = {value}: it is a {theirs}, not a value of type {ours}"
+        if ours.endswith("ConfigDict"):
+            hint = SYNONYMS.get(field, "").partition("=")[0]
+            what = f"{field} = {value}: it is a section: write c.{hint} = {value}"
     what = re.split(r" Other fields present|\\n", what)[0]
     where = f"{path}:{numbers[-1]}" if numbers else argument
     kind = "" if type(error) is ValueError and not numbers else f"{type(error).__name__}: "

@@ -146,7 +146,7 @@ def check_place(path: str) -> None:
     try:
         epath.Path(path).exists()
     except ImportError as e:
-        raise ValueError(f"{path}: {e}; of gs:// it is pip install 'jaxcls[gcs]'") from e
+        raise ValueError(f"{path}: {e} (gs://: pip install 'jaxcls[gcs]')") from e
     except KeyError as e:
         raise ValueError(
             f"{path}: there is no such storage: give a folder, or gs://BUCKET/FOLDER"

@@ -325,10 +325,14 @@ def test_all_missing_and_damaged_images_are_named(photos, tmp_path, capsys):
     [
         ([], "--config is missing"),
         (["--config=no/such.py"], "there is no such config file"),
+        (["--config={base}", "--workdir=x"], "unknown flag --workdir; see --help"),
         (["--config={base}"], "config.data.source is not set"),
         (["--config={base}", "--jsn=x"], "unknown flag --jsn: did you mean json?"),
         (["--config={base}", "--config.data.rot=x"], "there is no config.data.rot: did you mean"),
-        (["--config={base}", "--config.data.source=digits", "--json=no/such/x"], "no/such/x: No"),
+        (
+            ["--config={base}", "--config.data.source=digits", "--json=no/such/x"],
+            "--json=no/such/x: there is",
+        ),
         (
             ["--config={base}", "--config.data.source=folder", "--config.data.root={empty}"],
             "no sub",

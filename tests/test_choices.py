@@ -59,6 +59,8 @@ def test_choices_follow_what_is_set():
     assert settled(model_name="GoogLeNet")[0].model.options == ()
     assert settled(image_size=256)[0].image.eval_resize == 292
     assert settled(pixels=32, image_crop="random_resized")[0].image.shift == 0
+    assert [settled(pixels=40, image_size=n)[0].image.shift for n in (1, 40, 80)] == [0, 5, 10]
+    assert settled(model_name="GoogLeNet")[1].startswith("GoogLeNet from scratch")
     for config in (settled(optim_name="adamw")[0], settled(pixels=32, image_size=24)[0]):
         config.mesh.data = 1
         program.build(config, num_train=400, num_classes=5)

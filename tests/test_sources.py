@@ -225,6 +225,20 @@ def test_folder_with_other_names(folder):
         open_data("folder", root=str(folder), eval="exam")
 
 
+def test_folders_of_splits_are_no_classes_and_none_is_left_out_silently(folder, caplog):
+    (folder / "val").rename(folder / "Testing")
+    assert open_data("folder", root=str(folder)).eval is None
+    assert caplog.messages == [
+        f"{folder / 'Testing'} is not used: config.data.eval=Testing evaluates on it"
+    ]
+    assert len(open_data("folder", root=str(folder), eval="Testing").eval) == 2
+    (folder / "train").rename(folder / "Training")
+    for fraction in (0.0, 0.5):
+        with pytest.raises(ValueError, match="has a folder 'Testing' but no 'train'"):
+            open_data("folder", root=str(folder), eval_fraction=fraction)
+    assert len(open_data("folder", root=str(folder), train="Training").train) == 5
+
+
 def test_folder_without_evaluation(folder):
     shutil.rmtree(folder / "val")
     assert open_data("folder", root=str(folder)).eval is None
@@ -376,6 +390,15 @@ def test_a_class_without_evaluation_images(folder, caplog):
     data = open_data("folder", root=str(folder))
     assert caplog.messages == ["1 of 2 classes have no evaluation images: ant"]
     assert labels(data.eval) == [1]
+
+
+def test_labels_that_begin_with_one(folder, caplog):
+    lines = "train/ant/1.webp 1\ntrain/cat/a.jpg 2\n"
+    (folder / "train_list.txt").write_text(lines)
+    (folder / "val_list.txt").write_text(lines)
+    assert len(open_data("list", root=str(folder)).class_names) == 3
+    (line,) = caplog.messages
+    assert "train_list.txt: the labels begin with 1, and classes are counted from 0" in line
 
 
 def test_names_that_are_no_text(folder):

@@ -13,8 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxcls import checkpoint, convert
+from jaxcls import checkpoint, convert, models
 from jaxcls.command import Arguments, complain, exit_with
+from jaxcls.config import choose
 from jaxcls.convert import readers
 
 
@@ -54,9 +55,10 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"{args.folder} exists: choose another directory for --to")
         if args.num_classes < 1:
             raise ValueError(f"--num-classes={args.num_classes}: write how many the file has")
+        choose("model", args.name, models.MODELS)  # a file may take a while to be read
+        options = dict(map(_option, args.option))
         arrays = readers.read(args.file, args.key)
         style = args.style or style_of(args.file, arrays)
-        options = dict(map(_option, args.option))
         from_their = {"paddle": convert.from_paddle, "torch": convert.from_torch}[style]
         variables = from_their(
             args.name, arrays, num_classes=args.num_classes, head=not args.no_head, **options

@@ -12,6 +12,7 @@ Drawings of a few lines, such as digits, look the same sooner than photographs.
 
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -320,10 +321,16 @@ def main(argv: Sequence[str] = sys.argv) -> int:
     try:
         parse(argv, values)
         logging.set_verbosity(logging.WARNING)
+        if values.json:  # it is known early: reading all images takes a while
+            values.json = os.path.expanduser(values.json)
+            file = Path(values.json)
+            if file.is_dir() or not file.parent.is_dir():
+                why = "it is a folder" if file.is_dir() else f"there is no folder {file.parent}"
+                raise ValueError(f"--json={file}: {why}")
         Console()  # shows what the input warns of
         result = check(values.config)
         if values.json:
-            Path(values.json).expanduser().write_text(json.dumps(result, indent=1) + "\n")
+            Path(values.json).write_text(json.dumps(result, indent=1) + "\n")
     except ValueError as error:
         return complain(error)
     except OSError as error:
