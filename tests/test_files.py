@@ -147,6 +147,19 @@ def test_a_small_file_is_durable_before_it_has_its_name(tmp_path, monkeypatch):
     assert (tmp_path / "summary.json").read_text() == "after"
 
 
+@pytest.mark.parametrize(("number", "times"), [(errno.EACCES, 1), (errno.EIO, 3)])
+def test_what_waiting_does_not_change_is_not_tried_again(monkeypatch, number, times):
+    def read():
+        tried.append(number)
+        raise OSError(number, os.strerror(number), "some file")
+
+    tried, said = [], []
+    monkeypatch.setattr(files, "DELAYS", (0, 0))
+    with pytest.raises(files.StorageError, match=f"some file .*: {os.strerror(number)}"):
+        files.patiently(read, "a folder", said.append)
+    assert (len(tried), len(said)) == (times, times - 1)
+
+
 def test_a_start_that_was_successful_keeps_its_directory(tmp_path):
     with contextlib.suppress(RuntimeError), files.lock(tmp_path / "new") as keep:
         keep()

@@ -53,6 +53,15 @@ def test_several_sets_of_weights():
         readers.read(WEIGHTS / "new.pth", "ema")
 
 
+def test_a_message_shows_ten_names_of_a_file(tmp_path):
+    sets = {f"set{i}\x1b[31m": {"w": np.zeros(2)} for i in range(2000)}
+    (tmp_path / "w.pdparams").write_bytes(pickle.dumps(sets))
+    with pytest.raises(ValueError) as e:
+        readers.read(tmp_path / "w.pdparams")
+    assert r"weights, set0\x1b[31m, set1\x1b[31m, " in str(e.value)
+    assert r"set9\x1b[31m and 1,990 more: choose one" in str(e.value)
+
+
 @pytest.mark.parametrize("file", ["model.pdparams", "old_protocol.pdparams"])
 def test_paddle(file):
     shapes = {"0.weight": (2, 3), "0.bias": (3,), "1.weight": (3,), "1.bias": (3,)}
