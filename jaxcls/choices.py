@@ -183,6 +183,9 @@ def _of_checkpoint(path: str) -> tuple[dict[str, Any], int, bool]:
         f"image.{key}": configs.from_json(f"image.{key}", value)
         for key, value in meta.get("image", {}).items()
     }
+    # images of one size needed no resizing; those here may be larger, and training shrinks them
+    short = images["image.eval_size"] or images["image.size"]
+    images["image.eval_resize"] = images["image.eval_resize"] or short
     choice = {
         "model.name": network["name"],
         "model.options": tuple((k, configs.tuples(v)) for k, v in network["options"].items()),

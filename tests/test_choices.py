@@ -12,6 +12,7 @@ import runs
 from configs import base, finetune
 from jaxcls import checkpoint, choices, models, program
 from jaxcls.config import OPEN, check, flatten, plan
+from jaxcls.data.ops import transformed
 
 CPU, TPU = (types.SimpleNamespace(platform=platform) for platform in ("cpu", "tpu"))
 
@@ -125,6 +126,27 @@ def test_a_checkpoint_brings_its_network(tmp_path):
         config.mesh.data = 1
         built = program.build(config, num_train=400, num_classes=5)
         assert built.plan.total_steps == (150 if frozen else 300)
+
+
+def test_larger_images_than_those_of_the_checkpoint(tmp_path):
+    """Evaluation shrinks them as training does; not the centre at their own scale."""
+    for i, shade in enumerate((60, 190)):
+        (tmp_path / "images" / f"class{i}").mkdir(parents=True)
+        for name in "abcde":
+            image = np.full((200, 200, 3), shade, np.uint8)
+            image[80:120, 80:120] = 255 - shade  # a fifth of the side, not the whole of it
+            cv2.imwrite(str(tmp_path / "images" / f"class{i}" / f"{name}.png"), image)
+    weights = weights_of(tmp_path / "weights", "ResNet18_vd", depths=(1,), width=8, meta={
+        "network": {"name": "ResNet18_vd", "options": {"depths": [1], "width": 8}},
+        "image": {"size": 20, "eval_resize": 0, "crop": "shift", "shift": 0},
+    })  # fmt: skip
+    config = finetune.get_config()
+    config.data.root, config.init.checkpoint = str(tmp_path / "images"), weights
+    config, data = choices.open_data(config)
+    built = program.build(config, num_train=len(data.train), num_classes=2)
+    item = data.eval[0]
+    trained = transformed(item, built.train_transform, np.random.default_rng(0))
+    np.testing.assert_array_equal(transformed(item, built.eval_transform, None), trained)
 
 
 def test_a_checkpoint_that_does_not_say_its_options(tmp_path):
