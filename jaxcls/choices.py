@@ -19,6 +19,7 @@ from PIL import Image
 from jaxcls import checkpoint, models, optim, record
 from jaxcls import config as configs
 from jaxcls.data import sources
+from jaxcls.data.decode import FORMATS
 
 # Of this many parameters and more, a network takes hours to train on a few processor cores, where
 # its new head takes minutes; and it was trained on many images, so that its features stay good.
@@ -162,14 +163,16 @@ def short_side(source: sources.Source, samples: int = 16) -> int:
     """Returns the median of the pixels of the short sides of some images."""
     sides = []
     for index in np.linspace(0, len(source) - 1, samples).astype(int).tolist():
-        image = source[index]["image"]
-        if isinstance(image, np.ndarray):
-            sides.append(min(image.shape[:2]))
-            continue
         try:
-            with Image.open(io.BytesIO(image)) as header:
+            image = source[index]["image"]
+            if isinstance(image, np.ndarray):
+                sides.append(min(image.shape[:2]))
+                continue
+            with Image.open(io.BytesIO(image), formats=FORMATS) as header:
                 sides.append(min(header.size))
-        except OSError:  # whether it may be skipped is up to the run
+        except MemoryError:
+            raise
+        except Exception:  # as in `decode`; whether it may be skipped is up to the run
             continue
     return int(np.median(sides or [224]))
 

@@ -1,11 +1,15 @@
 """What every command shares: the flags --config and --config.KEY, one-line errors, exit codes."""
 
 import argparse
+import contextlib
+import glob
 import os
 import re
 import shlex
 import sys
 import traceback
+import warnings
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -388,7 +392,8 @@ class Arguments(argparse.ArgumentParser):
 
 def one_line(error: BaseException) -> str:
     """Returns an error's message in one line of at most `LONGEST` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    name = "not enough memory" if isinstance(error, MemoryError) else type(error).__name__
+    text = " ".join(str(error).split()) or name
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... (JAXCLS_DEBUG=1 shows all)"
 
 
@@ -401,12 +406,40 @@ def complain(error: Exception) -> int:
     return 2
 
 
+def heal_cache() -> None:
+    """Lets compiled programs go that cannot be read, as a killed process leaves them.
+
+    At every start JAX would say so in several lines, compile the program, and keep the entry.
+    Removed when it says so, it is written anew.
+    """
+    import jax
+
+    show = warnings.showwarning
+
+    def heal(message: Warning | str, *where: Any, **options: Any) -> None:
+        removed = False
+        if found := re.match("Error reading persistent compilation .*'(.*?)'", str(message)):
+            folder = Path(jax.config.jax_compilation_cache_dir)
+            for entry in folder.glob(f"{glob.escape(found[1])}-*-cache"):
+                with contextlib.suppress(OSError):
+                    try:
+                        zlib.decompress(entry.read_bytes())
+                    except zlib.error:  # with the package zstandard JAX packs otherwise: all go
+                        entry.unlink()
+                        removed = True
+        if not removed:
+            show(message, *where, **options)
+
+    warnings.showwarning = heal
+
+
 def exit_with(main: Callable[[], int]) -> None:
     """Ends the process with the code that `main` returns; 141 if its reader has gone (`| head`).
 
     130 after Ctrl-C.
     """
     output.prepare()
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no image; damage is an error
     try:
         code = main()
         sys.stdout.flush()

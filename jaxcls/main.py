@@ -24,7 +24,7 @@ if __name__ == "__main__":  # before the imports that take a while
 from absl import app, flags, logging
 
 from jaxcls import processes
-from jaxcls.command import complain, define_config, exit_with, parse
+from jaxcls.command import complain, define_config, exit_with, heal_cache, parse
 
 FLAGS = flags.FLAGS
 STATUS = re.compile(r"[A-Z_]+: ")  # begins XLA's errors; one of a collective may be a ValueError
@@ -66,6 +66,7 @@ def start_jax() -> None:
             caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
             jax.config.update("jax_compilation_cache_dir", str(caches / "jaxcls" / "xla"))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    heal_cache()
 
 
 def main(argv: Sequence[str] = sys.argv) -> int:
@@ -99,7 +100,7 @@ def _main(await_verdict: Callable[[], None] = lambda: None) -> int:
 
         command = {"train": train.run, "eval": evaluate.run}[FLAGS.mode]
         return command(FLAGS.config, FLAGS.workdir)
-    except ValueError as e:
+    except (ValueError, MemoryError) as e:
         if STATUS.match(str(e)):
             await_verdict()
         return complain(e)

@@ -212,7 +212,7 @@ def model_arguments(config: ConfigDict) -> dict[str, Any]:
     """Returns what `config.model` sets of the arguments of `models.build`."""
     arguments = dict(config.model)
     options = arguments.pop("options")
-    if not all(map(_is_option, options)):
+    if not all(map(is_option, options)):
         raise ValueError(
             f"config.model.options = {short(options)}: write pairs of a name and a value, such as "
             '(("dropout", 0.2),); values are numbers of at least 0, texts, True, False, None and '
@@ -240,7 +240,7 @@ def model_arguments(config: ConfigDict) -> dict[str, Any]:
     return {k: value for k, value in arguments.items() if value is not None} | dict(options)
 
 
-def _is_option(option: Any) -> bool:
+def is_option(option: Any) -> bool:
     """Returns whether this is a (name, value) that a network and JSON can take."""
 
     def fits(value):
@@ -270,15 +270,8 @@ def build_model(
     """
     c = config.model
     arguments = model_arguments(config)
-    momentum, epsilon = arguments.get("bn_momentum", 0.0), arguments.get("bn_epsilon", 1e-5)
-    if not (isinstance(momentum, (int, float)) and 0 <= momentum < 1):
-        raise ValueError(
-            f"config.model.bn_momentum = {momentum}: write a number from 0 to below 1, or None"
-        )
-    if not (isinstance(epsilon, (int, float)) and 0 < epsilon < 1):
-        raise ValueError(
-            f"config.model.bn_epsilon = {epsilon}: write a number above 0 and below 1, or None"
-        )
+    for key in ("bn_momentum", "bn_epsilon"):
+        models.check(key, arguments.get(key), "config.model.")
     arguments["num_classes"] = c.num_classes or num_classes
     if arguments["num_classes"] > MAX_CLASSES:
         raise ValueError(f"config.model.num_classes = {c.num_classes}: write at most {MAX_CLASSES}")

@@ -12,6 +12,7 @@ import runs
 from configs import base, finetune
 from jaxcls import checkpoint, choices, models, program
 from jaxcls.config import OPEN, check, flatten, plan
+from jaxcls.data import sources
 from jaxcls.data.ops import transformed
 
 CPU, TPU = (types.SimpleNamespace(platform=platform) for platform in ("cpu", "tpu"))
@@ -178,6 +179,20 @@ def test_images_that_no_rule_names(tmp_path):
     again, _ = choices.open_data(config, workdir=str(run), report=lines.append)
     assert again.batch_size == 3
     assert len(lines) == 1
+
+
+def test_images_that_cannot_be_looked_at(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            cv2.imwrite(str(tmp_path / name / f"{i}.png"), np.zeros((30, 40, 3), np.uint8))
+    (tmp_path / "a" / "bomb.ppm").write_bytes(b"P6 60000 60000 255\n")
+    (tmp_path / "a" / "gone.png").symlink_to("nowhere")
+    (tmp_path / "b" / "other.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 7 7\n%%EndComments\n"
+    )
+    data, _ = sources.open_folder(root=str(tmp_path), train="", eval="", eval_fraction=0.0)
+    assert choices.short_side(data) == 30
 
 
 @pytest.mark.ci

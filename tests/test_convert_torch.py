@@ -15,7 +15,7 @@ import oracle
 import pytest
 from flax.traverse_util import flatten_dict
 
-from jaxcls import convert, models
+from jaxcls import checkpoint, convert, models
 from jaxcls.convert import densenet, engine, hrnet
 from jaxcls.convert.__main__ import main
 
@@ -232,6 +232,15 @@ def test_integers_are_no_weights():
             ["--option", "neck=x"],
             "ShuffleNetV2_x0_5 cannot be built with in_channels=3, .*neck=.x.: ",
         ),
+        (["--option", "bn_epsilon=foo"], "bn_epsilon = 'foo': write a number above 0 and below 1"),
+        (["--option", "bn_epsilon=0"], "bn_epsilon = 0: write a number above 0 and below 1"),
+        (
+            ["--option", "bn_momentum=(1,)"],
+            r"bn_momentum = \(1,\): write a number from 0 to below 1",
+        ),
+        (["--option", "dropout=x"], "dropout = 'x': write a number from 0 to below 1"),
+        (["--option", "bn_epsilon={1, 2}"], "--option 'bn_epsilon={1, 2}': write a number of"),
+        (["--option", "dtype=bfloat16"], "dtype is no option of a model"),
         (["--option", "act=x"], "ShuffleNetV2_x0_5 cannot be built with .*act='x': "),
         (["--to=/dev/null/x"], "/dev/null/x could not be written"),
         (["--to=/" + "x" * 300], "xxx: File name too long"),
@@ -338,3 +347,16 @@ def test_names_in_the_densenet_files_of_torchvision():
     old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", k): a for k, a in new.items()}
     assert "features.denseblock4.denselayer16.norm.2.running_mean" in old
     assert densenet.without_dots(old).keys() == new.keys()
+
+
+def test_options_that_no_names_are_for_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no name for stage4/block27/.* of a network of these"):
+        convert.from_paddle("Res2Net50_14w_8s", {}, depths=(1, 1, 1, 27))
+
+
+def test_the_number_of_channels_is_no_option_of_the_result(tmp_path):
+    name = "ShuffleNetV2_x0_5"
+    np.savez(tmp_path / "w.npz", **arrays_for(name, in_channels=1))
+    command = [f"--from={tmp_path / 'w.npz'}", f"--to={tmp_path / 'to'}", "--style=torch"]
+    assert main([name, *command, "--option", "in_channels=1"]) == 0
+    assert checkpoint.load(tmp_path / "to")[1]["options"] == {}

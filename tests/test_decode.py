@@ -9,6 +9,7 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageOps
 
+from jaxcls.command import exit_with
 from jaxcls.data.decode import FORMATS, BadImage, Part, decode
 
 RNG = np.random.default_rng(0)
@@ -322,3 +323,16 @@ def test_a_smaller_part_has_the_pixels_of_the_smaller_whole():
     for top in (0, 34, 176):
         pixels = decode(data, part=part(top, 20, 400, 440, (200, 220)))
         assert np.array_equal(pixels, cut(half, top // 2, 10, 200, 220))
+
+
+def test_pillow_does_not_talk_into_the_output():
+    data = encode(photo(), "JPEG")
+    cut = b"Exif\0\0II*\0\xff\xff\xff\xff"  # a directory beyond the end
+    data = data[:2] + b"\xff\xe1" + (len(cut) + 2).to_bytes(2, "big") + cut + data[2:]
+    with pytest.warns(UserWarning, match="Corrupt EXIF"):
+        decode(data)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with pytest.raises(SystemExit):
+            exit_with(lambda: decode(data).ndim)
+    assert not said

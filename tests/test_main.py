@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import types
+import zlib
 from pathlib import Path
 
 import cv2
@@ -81,6 +82,38 @@ def test_where_compiled_programs_are_kept(monkeypatch, tmp_path):
     monkeypatch.setattr(Path, "home", no_home)
     main.start_jax()
     assert not updates
+
+
+COMPILE = """
+import sys
+import jax
+from jaxcls.command import heal_cache
+
+jax.config.update("jax_compilation_cache_dir", sys.argv[1])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+heal_cache()
+print(jax.jit(lambda x: x + 1)(1))
+"""
+
+
+def test_damaged_compiled_programs_are_made_anew(commands, tmp_path):
+    def compile():
+        done = subprocess.run(
+            [sys.executable, "-c", COMPILE, tmp_path],
+            env=commands.environment(),
+            capture_output=True,
+            check=True,
+        )
+        assert (done.stdout, done.stderr) == (b"2\n", b"")
+        return {path: path.read_bytes() for path in tmp_path.glob("*-cache")}
+
+    whole = compile()
+    for path, content in whole.items():
+        path.write_bytes(content[: len(content) // 2])
+    again = compile()
+    assert again.keys() == whole.keys()
+    for content in again.values():
+        zlib.decompress(content)  # raises an error if it is cut off
 
 
 def test_files_of_a_run(finished):

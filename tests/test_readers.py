@@ -169,6 +169,27 @@ def test_a_tensor_outside_its_storage_is_refused(tmp_path):
         readers.read(tmp_path / "w.pth")
 
 
+def test_a_tensor_whose_sign_is_to_be_changed_is_refused(tmp_path):
+    view = fuzz_readers.tensor(
+        fuzz_readers.storage(),
+        *(fuzz_readers.number(0), fuzz_readers.numbers(4), fuzz_readers.numbers(1)),
+        *(b"\x89", fuzz_readers.DICT, fuzz_readers.table(neg=fuzz_readers.TRUE)),
+    )
+    (tmp_path / "w.pth").write_bytes(fuzz_readers.torch_zip(view).data)
+    with pytest.raises(ValueError, match=r"a tensor that is a view: save what clone\(\) returns"):
+        readers.read(tmp_path / "w.pth")
+
+
+def test_the_state_of_a_random_generator_is_no_set_of_weights(tmp_path):
+    weights = {"w": np.zeros(3, np.float32), "steps": np.zeros(3, np.int64)}
+    content = {"rng": np.zeros(8, np.uint8), "model": weights}
+    (tmp_path / "w.pdparams").write_bytes(pickle.dumps(content))
+    assert_same(readers.read(tmp_path / "w.pdparams"), weights)
+    content = {"rng": np.zeros(8, np.uint8)}
+    (tmp_path / "w.pdparams").write_bytes(pickle.dumps(content))
+    assert_same(readers.read(tmp_path / "w.pdparams"), content)
+
+
 @pytest.fixture(scope="module")
 def hostile():
     return dict(fuzz_readers.hostile())
@@ -288,6 +309,8 @@ def test_what_is_no_file_of_weights(tmp_path):
         readers.read(tmp_path / "w.onnx")
     with pytest.raises(ValueError, match="there is no such file"):
         readers.read(tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="it cannot be read: File name too long"):
+        readers.read(tmp_path / f"{'w' * 300}.pth")
     (tmp_path / "w.pdparams").write_bytes(pickle.dumps([1, 2]))
     with pytest.raises(ValueError, match="it holds a list, not a dictionary of arrays"):
         readers.read(tmp_path / "w.pdparams")

@@ -314,6 +314,25 @@ def test_a_file_that_vanished_is_a_bad_image(folder):
         data.train[0]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes among its files")
+def test_what_is_no_file_is_a_bad_image(folder):
+    image = folder / "train/ant/1.webp"
+    data = open_data("folder", root=str(folder))
+    image.unlink()
+    os.mkfifo(image)  # whoever opens it waits for somebody who writes
+    with pytest.raises(BadImage, match=r"train/ant/1\.webp: not a file"):
+        data.train[0]
+    image.unlink()
+    image.symlink_to("/dev/zero")  # has no end
+    with pytest.raises(BadImage, match=r"train/ant/1\.webp: not a file"):
+        data.train[0]
+    image.unlink()
+    image.write_bytes(jpeg(0))
+    os.truncate(image, 1 << 33)  # takes no place on the disk
+    with pytest.raises(BadImage, match=r"webp: 8,589,934,592 bytes are no image"):
+        data.train[0]
+
+
 def test_files_that_are_left_out_are_said(folder, caplog):
     for name in ("a.heic", "b.HEIC", "notes.txt", "README", "c.avif", "d.JP2"):
         write(folder / "train/cat" / name, b"x")
@@ -425,10 +444,10 @@ def test_an_error_that_is_not_the_image_s(folder, monkeypatch):
     data = open_data("folder", root=str(folder))
     for number, kind in ((errno.EIO, BadImage), (errno.EMFILE, ValueError)):
 
-        def fail(path, number=number):
+        def fail(path, flags, number=number):
             raise OSError(number, os.strerror(number), str(path))
 
-        monkeypatch.setattr(Path, "read_bytes", fail)
+        monkeypatch.setattr(sources, "_at_once", fail)
         monkeypatch.setattr(sources, "DELAYS", (0.001,))
         with pytest.raises(kind, match="1.webp: cannot read it: ") as error:
             data.train[0]
@@ -438,14 +457,14 @@ def test_an_error_that_is_not_the_image_s(folder, monkeypatch):
 @pytest.mark.parametrize("name", ["EIO", "ESTALE", "ETIMEDOUT", "EMFILE"])
 def test_an_error_that_passes(folder, monkeypatch, name):
     data = open_data("folder", root=str(folder))
-    image, read, left = data.train[0], Path.read_bytes, [name] * len(sources.DELAYS)
+    image, opened, left = data.train[0], sources._at_once, [name] * len(sources.DELAYS)
 
-    def fail(path):
+    def fail(path, flags):
         if left:
             raise OSError(getattr(errno, left.pop()), "", str(path))
-        return read(path)
+        return opened(path, flags)
 
-    monkeypatch.setattr(Path, "read_bytes", fail)
+    monkeypatch.setattr(sources, "_at_once", fail)
     monkeypatch.setattr(sources.time, "sleep", lambda seconds: None)
     assert data.train[0] == image
     assert not left

@@ -4,8 +4,10 @@ DIR then is what config.init.checkpoint takes.
 """
 
 import ast
+import contextlib
 import hashlib
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ import numpy as np
 
 from jaxcls import checkpoint, convert, models
 from jaxcls.command import Arguments, complain, exit_with
-from jaxcls.config import choose
+from jaxcls.config import choose, short
 from jaxcls.convert import readers
+from jaxcls.program import OURS, is_option
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         variables = from_their(
             args.name, arrays, num_classes=args.num_classes, head=not args.no_head, **options
         )
+        options.pop("in_channels", None)  # the shapes say it
         meta = {
             "model": args.name,
             "options": options,
@@ -101,12 +105,18 @@ def _option(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"--option {text}: write KEY=VALUE")
-    if name in ("name", "arrays", "num_classes", "head"):
+    if name in ("name", "arrays", "num_classes", "head", *OURS):
         raise ValueError(f"--option {text}: {name} is no option of a model; see --help")
-    try:
-        return name, ast.literal_eval(value)
-    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # no literal
-        return name, value
+    # what is no literal is a text; "\\d" would warn
+    unreadable = (SyntaxError, ValueError, TypeError, MemoryError, RecursionError)
+    with contextlib.suppress(*unreadable), warnings.catch_warnings(action="ignore"):
+        value = ast.literal_eval(value)
+    if not is_option((name, value)):
+        raise ValueError(
+            f"--option {short(text)}: write a number of at least 0, a text, True, False, None or a "
+            "tuple of them"
+        )
+    return name, value
 
 
 if __name__ == "__main__":

@@ -134,7 +134,13 @@ def _fill(
     """Returns the variables of `target`; see `convert`."""
     converted, missing, unfit, used = {}, {}, {}, set()
     for path, leaf in target.items():
-        key = f"{rule(path[1:-1], module)}.{leaves[path[-1]]}"
+        try:
+            key = f"{rule(path[1:-1], module)}.{leaves[path[-1]]}"
+        except (LookupError, ArithmeticError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{name}: the other code base has no name for {'/'.join(path[1:])} of a network "
+                "of these options"
+            ) from error
         used.add(key)
         if _of_classifier(path) and not head:
             continue

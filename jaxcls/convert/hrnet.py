@@ -99,7 +99,8 @@ def without_biases(arrays: engine.Arrays) -> engine.Arrays:
     for layer in (*(f"downsamp_modules.{i}" for i in range(3)), "final_layer"):
         bias, mean = (arrays.get(f"{layer}.{key}") for key in ("0.bias", "1.running_mean"))
         if bias is not None and mean is not None and bias.shape == mean.shape:
-            arrays[f"{layer}.1.running_mean"] = mean.astype(np.float32) - bias
+            with np.errstate(invalid="ignore"):  # what is not finite is found later
+                arrays[f"{layer}.1.running_mean"] = mean.astype(np.float32) - bias
             del arrays[f"{layer}.0.bias"]
     return arrays
 

@@ -93,9 +93,9 @@ def read(path: str | os.PathLike, key: str = "") -> Arrays:
     path = Path(path)
     if path.suffix not in READERS:
         raise ValueError(f"{path}: give a file that ends in {', '.join(READERS)}")
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
     try:
+        if not path.is_file():
+            raise ValueError(f"{path}: there is no such file")
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: it cannot be read: {error.strerror}") from error
@@ -145,7 +145,8 @@ def _chosen(content: Any, key: str) -> Mapping[str, Any]:
             known = f"choose one of {_some(sets)}" if sets else "it has only one set"
             raise _Unfit(f"it has no weights {key!r}: {known}")
         return sets[key]
-    if _has_arrays(content):
+    # Beside a set of weights, the state of a random generator is none.
+    if _has_arrays(content, kinds="fV" if sets else "fViub"):
         return content
     if len(sets) != 1:
         several = f"several sets of weights, {_some(sets)}: choose one with --key"
@@ -153,8 +154,16 @@ def _chosen(content: Any, key: str) -> Mapping[str, Any]:
     return next(iter(sets.values()))
 
 
-def _has_arrays(content: Mapping[str, Any]) -> bool:
-    return any(isinstance(v, np.ndarray | _Array | _Tensor) and v.shape for v in content.values())
+def _has_arrays(content: Mapping[str, Any], kinds: str = "fViub") -> bool:
+    """Returns whether there are arrays of these kinds of numbers ("V": bfloat16) in it."""
+    arrays = (v for v in content.values() if isinstance(v, np.ndarray | _Array | _Tensor))
+    return any(array.shape and _dtype(array).kind in kinds for array in arrays)
+
+
+def _dtype(array: Any) -> np.dtype:
+    if isinstance(array, _Tensor):
+        return array.storage.dtype
+    return array.dtype.numpy() if isinstance(array, _Array) else array.dtype
 
 
 def _arrays(content: Mapping[str, Any]) -> Arrays:
@@ -502,9 +511,13 @@ class _Tensor:
 
     __slots__ = ("offset", "shape", "storage", "strides")
 
-    def __init__(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any):
+    def __init__(
+        self, storage: Any, offset: Any, shape: Any, strides: Any, *gradients_hooks_more: Any
+    ):
         if not isinstance(storage, _Storage):
             raise Refused("it has a tensor without numbers")
+        if any(gradients_hooks_more[2:]):  # {"neg": True}: the sign of its numbers is to be changed
+            raise _Unfit("it has a tensor that is a view: save what clone() returns")
         self.storage, (self.offset,) = storage, _sizes([offset])
         self.shape, self.strides = _sizes(shape), _sizes(strides)
 

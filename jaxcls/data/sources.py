@@ -13,6 +13,7 @@ labels of records; None where something cannot be read.
 It pickles (files are opened late) and may be read from several threads at once.
 """
 
+import builtins
 import contextlib
 import dataclasses
 import errno
@@ -24,6 +25,7 @@ import json
 import logging
 import os
 import re
+import stat
 import struct
 import sys
 import time
@@ -55,6 +57,7 @@ MAX_CLASSES = 10_000_000
 MAX_IMAGES = 100_000_000
 MAX_LABEL = 2**31 - 2
 SOME = 1000  # classes or records that are looked at, to tell images from others of the same name
+MAX_BYTES = 2**30  # of an image's file
 SHOWN = 5  # names of each kind in a message
 CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
 
@@ -450,7 +453,13 @@ DELAYS = (0.25, 0.5, 1, 2)  # seconds until an image is tried again
 def _read(path: str, name: str) -> bytes:
     for delay in (*DELAYS, None):
         try:
-            return Path(path).read_bytes()
+            with builtins.open(path, "rb", buffering=0, opener=_at_once) as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):  # a device may have no end
+                    raise BadImage(f"{name}: not a file")
+                if status.st_size > MAX_BYTES:
+                    raise BadImage(f"{name}: {status.st_size:,} bytes are no image")
+                return file.read()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise BadImage(f"{name}: no such file") from error
         except OSError as error:
@@ -461,6 +470,11 @@ def _read(path: str, name: str) -> bytes:
             else:
                 raise BadImage(f"{name}: cannot read it: {error.strerror}") from error
     raise AssertionError("the last time has no delay")
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Opens a file; a pipe, which would wait for somebody who writes into it, too."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def open_folder(

@@ -17,6 +17,7 @@ import socket
 import struct
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -144,6 +145,7 @@ def _signals_blocked() -> Iterator[None]:
 def _work(control: socket.socket, *connections: socket.socket) -> None:
     for number in SIGNALS:  # where they cannot be blocked before
         signal.signal(number, signal.SIG_IGN)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # as in `command.exit_with`
     try:
         source = _receive(control)
         for connection in connections:

@@ -2,10 +2,11 @@
 
 import dataclasses
 import fnmatch
+from typing import Any
 
 import flax.linen as nn
 
-from jaxcls.config import choose
+from jaxcls.config import choose, short
 from jaxcls.models import (
     alexnet,
     darknet,
@@ -97,9 +98,24 @@ def build(name: str, *, num_classes: int = 1000, **overrides) -> nn.Module:
         raise ValueError(
             f"{name} takes no argument {', '.join(unknown)}; it takes {', '.join(sorted(takes))}"
         )
-    for rate in ("dropout", "drop_path"):
-        if (value := getattr(c, rate)) is not None and not 0 <= value < 1:
-            raise ValueError(f"{rate} = {value}: write a number from 0 to below 1, or None")
+    for key in ("dropout", "drop_path", "bn_momentum", "bn_epsilon"):
+        check(key, getattr(c, key))
     if c.drop_path and not getattr(spec.cls, "residual", True):
         raise ValueError(f"drop_path = {c.drop_path}: {name} has no residual branch to drop")
     return spec.cls(c, num_classes, **kwargs)
+
+
+def check(key: str, value: Any, section: str = "") -> None:
+    """Refuses a value of `Ctx` that has to be a number below 1, or None.
+
+    Raises:
+      ValueError: it is not; the message says what to write.
+    """
+    positive = key == "bn_epsilon"
+    if isinstance(value, (int, float)) and 0 <= value < 1 and (value or not positive):
+        return
+    if value is not None:
+        least = "above 0 and" if positive else "from 0 to"
+        raise ValueError(
+            f"{section}{key} = {short(value)}: write a number {least} below 1, or None"
+        )
