@@ -34,6 +34,8 @@ EVALUATION = "evaluation.json"
 STAMPED = "_CHECKPOINT_METADATA"  # orbax adds the time of the commit after the checksums
 # Files without a checksum; the evaluation may have been cut off by a kill while it was written.
 UNLISTED = (CHECKSUMS, EVALUATION, EVALUATION + ".tmp", STAMPED, "commit_success.txt")
+# What the meta data of a checkpoint from anywhere may say, or not, of its network.
+META = {"model": str, "network": dict, "options": dict, "class_names": list, "image": dict}
 LISTED = 10  # tensors in a message; it says how many more there are
 RENAMED = "the classes have other names"
 HEADS = r"(aux\d+/)?head/"  # where the classifiers are
@@ -762,6 +764,10 @@ def _read(path: epath.Path, ema: bool) -> tuple[dict[str, Any], dict[str, Any]]:
         variables = checkpointer.restore(path / "state", args=args)
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
         meta = checkpointer.restore(path / "meta", args=ocp.args.JsonRestore())
+    if not isinstance(meta, dict) or any(
+        not isinstance(meta.get(key), kind | None) for key, kind in META.items()
+    ):
+        raise ValueError(f"{path}: its meta data are not those of jaxcls")
     return variables["ema"] if averaged else variables, meta
 
 

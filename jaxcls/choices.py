@@ -180,6 +180,17 @@ def short_side(source: sources.Source, samples: int = 16) -> int:
 def _of_checkpoint(path: str) -> tuple[dict[str, Any], int, bool]:
     """Returns keys for a checkpoint, its number of parameters, and whether it says its options."""
     variables, meta = checkpoint.load(path, report=lambda line: None)
+    try:
+        return _of_meta(meta, sum(x.size for x in jax.tree.leaves(variables["params"])))
+    except (LookupError, TypeError, AttributeError, ValueError) as e:
+        raise ValueError(
+            f"config.init.checkpoint = {path!r}: its meta data do not tell network and images "
+            f"({configs.short(e)}): begin with a recipe that leaves nothing open, such as "
+            "configs/resnet50_vd.py"
+        ) from e
+
+
+def _of_meta(meta: Mapping[str, Any], parameters: int) -> tuple[dict[str, Any], int, bool]:
     network = meta.get("network") or {"name": meta["model"], "options": meta.get("options") or {}}
     size = models.MODELS[network["name"]].size
     images = _images(size=size, eval_resize=round(size * 256 / 224)) | {
@@ -194,7 +205,6 @@ def _of_checkpoint(path: str) -> tuple[dict[str, Any], int, bool]:
         "model.options": tuple((k, configs.tuples(v)) for k, v in network["options"].items()),
         **images,
     }
-    parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
     return choice, parameters, bool({"network", "options"} & meta.keys())
 
 

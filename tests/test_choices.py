@@ -157,6 +157,27 @@ def test_a_checkpoint_that_does_not_say_its_options(tmp_path):
     assert line.endswith("; built as published, since the checkpoint does not say its options")
 
 
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ({"model": 3}, "its meta data are not those of jaxcls"),
+        ({"options": [1]}, "its meta data are not those of jaxcls"),
+        ({"class_names": "cat"}, "its meta data are not those of jaxcls"),
+        ({"network": ["VGG11"]}, "its meta data are not those of jaxcls"),
+        ({"network": {"name": "VGG"}}, "do not tell network and images .KeyError..VGG"),
+        ({"network": {"name": ["VGG11"], "options": {}}}, "do not tell network and images"),
+        ({"network": {"name": "VGG11", "options": [1]}}, "do not tell network and images"),
+        ({"model": None}, "do not tell network and images"),
+        ({"image": {"colour": 3}}, "do not tell network and images .KeyError..image.colour"),
+        ({"image": {"size": "large"}}, "do not tell network and images"),
+    ],
+)
+def test_meta_data_of_another_kind(tmp_path, meta, message):
+    path = weights_of(tmp_path / "weights", "SqueezeNet1_1", meta=meta.items())
+    with pytest.raises(ValueError, match=message):
+        settled(weights=path)
+
+
 def test_images_that_no_rule_names(tmp_path):
     for i, (height, width) in enumerate([(40, 90), (80, 60), (70, 200)]):
         (tmp_path / f"class{i}").mkdir()
