@@ -72,8 +72,7 @@ def parse(
     for argument in typed[1:]:  # absl has some that would do nothing here, such as --pdb
         name = argument.lstrip("-").partition("=")[0].replace("-", "_")
         name = name if name in values else name.removeprefix("no")
-        given = argument[:1] == "-" and name in values and values[name].present
-        if given and values.find_module_defining_flag(name) in ("absl.app", "absl.logging"):
+        if argument[:1] == "-" and name in values and name not in _ours(values):
             raise ValueError(_unknown_flag(argument, typed, values))
     if rest:
         raise ValueError(_unexpected(rest, typed))
@@ -243,7 +242,7 @@ def _unknown_flag(argument: str, typed: Sequence[str], values: flags.FlagValues)
     name = flag.lstrip("-")
     if short := re.fullmatch(r"([a-zA-Z])(\d+)", name):  # -j4
         name, text = short[1], short[2]
-    near = configs.closest(name, values)
+    near = configs.closest(name, _ours(values))
     if near and name.lower() in near:
         hint = ""
     elif name in ("train", "eval") and not text:
@@ -258,6 +257,16 @@ def _unknown_flag(argument: str, typed: Sequence[str], values: flags.FlagValues)
     if not hint and not near:
         near = configs.closest(name, configs.defaults()[0]).replace("mean ", "mean --config.")
     return f"unknown flag {flag}" + (f": write {hint}" if hint else near or "; see --help")
+
+
+def _ours(values: flags.FlagValues) -> list[str]:
+    """Returns the flags that do something here, and absl's for help."""
+    theirs = ("absl.app", "absl.logging")
+    return [
+        name
+        for name in values
+        if name[:4] == "help" or values.find_module_defining_flag(name) not in theirs
+    ]
 
 
 def _illegal(message: str, values: flags.FlagValues) -> str:

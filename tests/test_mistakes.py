@@ -357,6 +357,20 @@ def test_what_others_call_our_keys():
         assert name not in KEYS, f"{name} is a key"
 
 
+def test_flags_of_absl_that_would_do_nothing():
+    code = "from jaxcls import main; main.define_flags(); exit(main.main())"
+    for argument, text in (
+        ("--pdb", "jaxcls: unknown flag --pdb; see --help\n"),
+        ("--nologtostderr", "jaxcls: unknown flag --nologtostderr; see --help\n"),
+        ("--log_dir=x", "jaxcls: unknown flag --log_dir: write --workdir=x\n"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, f"--config={DIGITS}", "--workdir=run", argument],
+            cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (2, text)
+
+
 def test_missing_flags(tmp_path):
     with pytest.raises(ValueError, match="^--workdir is missing; see --help$"):
         parsed(f"--config={DIGITS}")
@@ -608,3 +622,18 @@ def test_mistakes_in_a_process_of_their_own(commands, tmp_path):
     assert (done.returncode, done.out) == (2, "")
     assert done.err == "jaxcls: unknown flag --lr: write --config.lr.peak=0.1\n"
     assert not (tmp_path / "run").exists()
+
+
+def test_the_package_is_no_command(capsys):
+    from jaxcls import __main__ as package
+
+    assert package.main(["jaxcls", "train"]) == package.main(["jaxcls"]) == 2
+    assert capsys.readouterr().err.startswith("jaxcls: write python -m jaxcls.main ...; others are")
+    assert package.main(["jaxcls", "models"]) == 2
+    assert capsys.readouterr().err.startswith("jaxcls: write python -m jaxcls.models ...; ")
+    assert package.main(["jaxcls", "--help"]) == 0
+    listed = re.findall("(?m)^python -m jaxcls[.]([a-z.]+)", capsys.readouterr().out)
+    assert listed == list(package.COMMANDS)
+    for name in listed:
+        path = ROOT / "jaxcls" / name.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists()
