@@ -361,7 +361,8 @@ ENTRY_POINTS = {  # and all of jaxcls.benchmark
 MAY_IMPORT = {
     "trees": set(),
     "losses": set(),
-    "config": set(),
+    "config": {"synonyms"},
+    "synonyms": set(),
     "sharding": set(),
     "data.decode": set(),
     "data.device": set(),
