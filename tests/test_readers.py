@@ -9,6 +9,7 @@ import pickle
 import re
 import subprocess
 import sys
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -243,6 +244,30 @@ def test_limits_hold(monkeypatch, limits, file, text):
         monkeypatch.setattr(f"jaxcls.convert.readers.{name}", value)
     with pytest.raises(ValueError, match=re.escape(text)):
         readers.read(WEIGHTS / file)
+
+
+def test_nothing_of_a_file_counts_more_often_than_it_is_there(tmp_path):
+    part = np.zeros(100, np.float32)
+    cut = {"w": {"OriginShape": [10, 100], "slices": [f"w{i}" for i in range(10)]}}
+    again = {"a": part, **{f"w{i}": part for i in range(10)}, "UnpackBigParamInfor@@": cut}
+    (tmp_path / "w.pdparams").write_bytes(pickle.dumps(again, 4))
+    with pytest.raises(ValueError, match="its cut arrays have more numbers than the file"):
+        readers.read(tmp_path / "w.pdparams")
+
+    text = fuzz_readers.text("x" * 1000) + b"q\x00"
+    encoded = fuzz_readers.call("_codecs.encode", b"h\x00", fuzz_readers.text("latin1"))
+    (tmp_path / "w.pdparams").write_bytes(
+        b"\x80\x02" + text + fuzz_readers.many(*[encoded] * 100) + b"."
+    )
+    with pytest.raises(ValueError, match="it encodes more text than it has"):
+        readers.read(tmp_path / "w.pdparams")
+
+    with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
+        archive.writestr("w.npy", b"")
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("w.npy", b"")
+    with pytest.raises(ValueError, match="two files of one name in it"):
+        readers.read(tmp_path / "w.npz")
 
 
 def test_arrays_whose_header_lies_are_refused(tmp_path):
