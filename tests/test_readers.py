@@ -262,6 +262,10 @@ def test_nothing_of_a_file_counts_more_often_than_it_is_there(tmp_path):
     with pytest.raises(ValueError, match="it encodes more text than it has"):
         readers.read(tmp_path / "w.pdparams")
 
+    (tmp_path / "w.pdparams").write_bytes(b"\x80\x02Nr\xff\xff\xff\x7f.")  # memo[2^31 - 1] = None
+    with pytest.raises(ValueError, match="a value is remembered out of turn"):
+        readers.read(tmp_path / "w.pdparams")
+
     with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
         archive.writestr("w.npy", b"")
         with pytest.warns(UserWarning, match="Duplicate name"):
