@@ -464,6 +464,7 @@ def load(
         raise ValueError(f"{path}: {nothing_at(path)}")
     for candidate in candidates:
         verified = False
+        files.check_files(candidate)
         try:
             verified = _verify_together(candidate, report)
             if not verified:

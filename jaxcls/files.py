@@ -166,7 +166,8 @@ def check_kinds(workdir: str | os.PathLike) -> None:
         if not os.path.lexists(path):
             continue
         if path.is_dir() != folder or (not folder and not path.is_file()):
-            here, wanted = ("a folder", "a file") if path.is_dir() else ("no folder", "a folder")
+            here, wanted = ("no folder", "a folder") if folder else ("no file", "a file")
+            here = "a folder" if path.is_dir() else here
             here = here if path.exists() else "a broken link"
             raise ValueError(
                 f"{path} is {here}, where the run keeps {wanted}: move it away, or choose another "
@@ -177,6 +178,19 @@ def check_kinds(workdir: str | os.PathLike) -> None:
                 f"{path} cannot be read and written: change its permissions, or choose another "
                 "--workdir"
             )
+    check_files(workdir / "checkpoints")
+
+
+def check_files(folder: str | os.PathLike) -> None:
+    """Refuses what is neither a file nor a folder below a local folder: a pipe never ends.
+
+    Raises:
+      ValueError: there is such a thing; the message names it.
+    """
+    for place, _, names in os.walk(folder):
+        for path in (os.path.join(place, name) for name in names):
+            if os.path.exists(path) and not os.path.isfile(path):
+                raise ValueError(f"{path} is no file: remove it")
 
 
 @contextlib.contextmanager

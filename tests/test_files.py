@@ -239,3 +239,19 @@ def test_storage_that_cannot_be_reached(url, text, monkeypatch):
         files.check_place(url)
     with pytest.raises(ValueError, match=text):
         checkpoint.exists(url)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes among its files")
+def test_a_pipe_among_the_files_of_a_run_is_refused(tmp_path):
+    folder = tmp_path / "checkpoints" / "7"
+    folder.mkdir(parents=True)
+    files.check_kinds(tmp_path)
+    os.mkfifo(folder / "checksums.json")  # whoever opens it waits for somebody who writes
+    with pytest.raises(ValueError, match=r"7/checksums\.json is no file: remove it"):
+        files.check_kinds(tmp_path)
+    (folder / "state").mkdir()
+    with pytest.raises(ValueError, match=r"7/checksums\.json is no file: remove it"):
+        checkpoint.load(folder)
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(ValueError, match=r"jsonl is no file, where the run keeps a file: move"):
+        files.check_kinds(tmp_path)
