@@ -34,6 +34,8 @@ sys.stdin.read()
 @pytest.fixture
 def started(tmp_path):
     processes = []
+    # under nohup it would be ignored here, and so in what is started
+    before = signals.HANGUP and signal.signal(signals.HANGUP, signal.SIG_DFL)
 
     def start(*arguments):
         process = subprocess.Popen(
@@ -51,6 +53,8 @@ def started(tmp_path):
         return process
 
     yield start
+    if signals.HANGUP:
+        signal.signal(signals.HANGUP, before)
     for process, late in processes:
         late.cancel()
         process.kill()
