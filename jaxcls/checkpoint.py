@@ -714,6 +714,8 @@ def _verify(path: epath.Path, report: Callable[[str], None]) -> bool:
     # Files that are in no list hold nothing that was checked; hidden ones are not orbax's.
     if not (digests and isinstance(digests, dict)):
         raise DamageError(f"{CHECKSUMS} is not what was written")
+    if (path / EVALUATION).is_dir():  # which could not be evaluated again
+        raise DamageError(f"{EVALUATION} is a folder")
     there = files.patiently(lambda: [n for n, _ in _files(path)], path, report)
     for name in there:
         hidden = any(part.startswith(".") for part in name.split("/"))

@@ -5,12 +5,11 @@ import contextlib
 import glob
 import os
 import re
-import shlex
 import sys
 import traceback
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,13 +17,12 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from jaxcls import config as configs
-from jaxcls import output
-from jaxcls.synonyms import OVERRIDES, SYNONYMS
+from jaxcls import hints, output
+from jaxcls.synonyms import SYNONYMS
 
 flags.disclaim_key_flags()  # --config belongs to the command, and to its --help
 
 LONGEST = 4000  # characters of a message
-NUMBER = re.compile(r"-[\d.]")
 
 
 def define_config(values: flags.FlagValues) -> None:
@@ -64,18 +62,18 @@ def parse(
     except SystemExit:
         sys.exit(0)  # --help, which absl leaves with 1
     except flags.UnrecognizedFlagError as e:
-        raise ValueError(_unknown_flag(e.flagvalue, typed, values)) from e
+        raise ValueError(hints.unknown_flag(e.flagvalue, typed, values)) from e
     except flags.IllegalFlagValueError as e:
-        raise ValueError(_illegal(str(e), values)) from e
+        raise ValueError(hints.illegal(str(e), values)) from e
     except flags.Error as e:
         raise ValueError(str(e)) from e
     for argument in typed[1:]:  # absl has some that would do nothing here, such as --pdb
         name = argument.lstrip("-").partition("=")[0].replace("-", "_")
         name = name if name in values else name.removeprefix("no")
-        if argument[:1] == "-" and name in values and name not in _ours(values):
-            raise ValueError(_unknown_flag(argument, typed, values))
+        if argument[:1] == "-" and name in values and name not in hints.own_flags(values):
+            raise ValueError(hints.unknown_flag(argument, typed, values))
     if rest:
-        raise ValueError(_unexpected(rest, typed))
+        raise ValueError(hints.unexpected(rest, typed))
     if "workdir" in values and values["workdir"].value:  # a shell leaves --workdir=~/run as it is
         values["workdir"].value = os.path.expanduser(values["workdir"].value)
         if "://" in values["workdir"].value:
@@ -114,7 +112,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str], list[tuple[str, s
             continue
         if not equals:  # the value stands in the next argument
             value = None
-            if i + 1 < len(argv) and (argv[i + 1][:1] != "-" or NUMBER.match(argv[i + 1])):
+            if i + 1 < len(argv) and (argv[i + 1][:1] != "-" or hints.NUMBER.match(argv[i + 1])):
                 value = argv[next(arguments)]
         if flag == "config":
             if not value:
@@ -140,7 +138,9 @@ def read(argument: str) -> ConfigDict:
         name = name if colon else argument
     path = Path(name)
     if not name or not os.path.exists(name):
-        raise ValueError(f"--config={argument}: there is no such config file{_instead(argument)}")
+        raise ValueError(
+            f"--config={argument}: there is no such config file{hints.instead_of(argument)}"
+        )
     if path.is_dir() and name:
         there = path / "config.json"
         hint = (
@@ -173,17 +173,6 @@ def read(argument: str) -> ConfigDict:
     return config.lock()
 
 
-def _instead(argument: str) -> str:
-    """Returns which of the configs that come with jaxcls a name may mean."""
-    stems = {path.stem for path in configs.BASE.parent.glob("*.py")} - {"__init__"}
-    name, colon, arg = argument.strip(" \"'").partition(":")
-    stem = re.split(r"[/\\.]", re.sub(r"\.\w{2,4}$", "", name))[-1]
-    near = re.findall(r"[\w]+(?= or |\?)", configs.closest(stem, stems)) if stem else []
-    if near:
-        return f": did you mean {configs.recipe(near[0])}{colon}{arg}?"
-    return f"; jaxcls has those beside {configs.recipe('base')}: {', '.join(sorted(stems))}"
-
-
 def _of_run(values: flags.FlagValues) -> tuple[ConfigDict, str]:
     """Returns the config of the run in --workdir, and its file."""
     if "workdir" not in values or not values["workdir"].value:
@@ -202,7 +191,7 @@ def _of_run(values: flags.FlagValues) -> tuple[ConfigDict, str]:
 def _override(config: ConfigDict, key: str, text: str | None) -> None:
     keys, kinds = configs.defaults()
     if key not in keys:
-        raise ValueError(_no_key(key, text, keys))
+        raise ValueError(hints.no_key(key, text, keys))
     if text is None and kinds[key] is not bool:
         raise ValueError(f"--config.{key} needs a value: --config.{key}=VALUE")
     value = True if text is None else configs.from_text(key, text)
@@ -210,154 +199,6 @@ def _override(config: ConfigDict, key: str, text: str | None) -> None:
     section = config[section] if section else config
     with section.ignore_type():  # a recipe that set None has lost it; `check_value` knows
         section[name] = value
-
-
-def _no_key(key: str, text: str | None, keys: Iterable[str]) -> str:
-    """Returns that there is no such key, and which one may be meant."""
-    sections = {k.rpartition(".")[0] for k in keys} - {""}
-    what = f"config.{key} is a section" if key in sections else f"there is no config.{key}"
-    if separated := re.fullmatch(r"([\w.]+)[:\s]\s*(.*)", key):  # --config.lr.peak:0.1
-        hint = _hint_at_key(separated[1], separated[2])
-    else:
-        known = _spelt(key)
-        hint = f"--config.{known}={_value(known, text)}" if known else hint_at(key, text)
-    return f"{what}: write {hint}" if hint else what + configs.closest(key, keys)
-
-
-def _unknown_flag(argument: str, typed: Sequence[str], values: flags.FlagValues) -> str:
-    """Returns that there is no such flag, and what may be meant.
-
-    Args:
-      argument: that is none.
-      typed: all of the command line, for a value in the next argument.
-      values: the flags.
-    """
-    flag, equals, text = argument.partition("=")
-    place = next((i for i, a in enumerate(typed) if a == argument or a == f"{flag}={text}"), None)
-    following = typed[place + 1] if place is not None and place + 1 < len(typed) else "-"
-    if place is not None and "=" in typed[place]:
-        text = typed[place].partition("=")[2]
-    elif not equals and (following[:1] != "-" or NUMBER.match(following)):
-        text = following
-    name = flag.lstrip("-")
-    if short := re.fullmatch(r"([a-zA-Z])(\d+)", name):  # -j4
-        name, text = short[1], short[2]
-    near = configs.closest(name, _ours(values))
-    if near and name.lower() in near:
-        hint = ""
-    elif name in ("train", "eval") and not text:
-        hint = f"--mode={name}"
-    elif name in OVERRIDES and "=" in text:  # -o Global.epochs=10
-        name, _, text = text.partition("=")
-        hint = _hint_at_key(name, text)
-    else:
-        hint = _hint_at_key(name, text)
-    if hint[:2] == "--" and "." not in hint.partition("=")[0]:  # of another command
-        hint = hint if hint[2:].partition("=")[0] in values else ""
-    if not hint and not near:
-        near = configs.closest(name, configs.defaults()[0]).replace("mean ", "mean --config.")
-    return f"unknown flag {flag}" + (f": write {hint}" if hint else near or "; see --help")
-
-
-def _ours(values: flags.FlagValues) -> list[str]:
-    """Returns the flags that do something here, and absl's for help."""
-    theirs = ("absl.app", "absl.logging")
-    return [
-        name
-        for name in values
-        if name[:4] == "help" or values.find_module_defining_flag(name) not in theirs
-    ]
-
-
-def _illegal(message: str, values: flags.FlagValues) -> str:
-    """Returns what is wrong with the value of a flag, from absl's message."""
-    message = message.removeprefix("flag ")
-    name = re.match(r"--(\w+)=", message)
-    kind = values[name[1]].flag_type() if name and name[1] in values else ""
-    want = {"bool": "True or False", "int": "a whole number"}.get(kind)
-    return re.sub(r": (invalid literal|\().*", f": write {want}", message) if want else message
-
-
-def _unexpected(rest: Sequence[str], typed: Sequence[str]) -> str:
-    """Returns what is wrong with arguments that are no options, of a command line."""
-    argument = rest[0]
-    name, equals, text = argument.partition("=")
-    hint = _hint_at_key(name.lstrip("+\u2013\u2014"), text) if equals else ""
-    place = typed.index(argument)
-    before = typed[place - 1]
-    if argument.partition(":")[0].endswith((".py", ".json")):
-        hint = f"--config={argument}"
-    elif argument in ("train", "eval"):
-        hint = f"--mode={argument}"
-    elif before[:2] == "--" and before.endswith("="):
-        hint = f"{before}{argument}, without a space"
-    elif before == "=" and typed[place - 2][:2] == "--":
-        hint = f"{typed[place - 2]}={argument}, without spaces"
-    elif not equals:  # --config.duration=4 epochs, or --config.duration 4 epochs
-        flag, separator, value = before.partition("=")
-        flag, value = (flag, value) if separator else (typed[place - 2], before)
-        kind = configs.defaults()[1].get(flag.removeprefix("--config."))
-        if flag == "--workdir" or kind is str:
-            hint = f'{flag}="{value} {" ".join(rest)}"'
-    return f"unexpected argument {argument!r}: " + (
-        f"write {hint}" if hint else "every option begins with --"
-    )
-
-
-def _spelt(name: str) -> str:
-    """Returns the key that is written so but for case, separators and a "config." before; or ""."""
-    plain = lambda text: re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
-    keys = {plain(key): key for key in configs.defaults()[0]}
-    name = plain(name)
-    return keys.get(name) or keys.get(re.sub("^(config|cfg|conf)_", "", name), "")
-
-
-def _hint_at_key(name: str, text: str | None) -> str:
-    """Returns what to write for a key that stands there without --config; "" if it is none."""
-    key = _spelt(name)
-    hint = "" if key else hint_at(name, text)
-    if not key and not hint:
-        last = name.lower().replace("-", "_").rpartition(".")[2]
-        same = [k for k in configs.defaults()[0] if k.rpartition(".")[2] == last]
-        key = same[0] if len(same) == 1 else ""
-    return f"--config.{key}={_value(key, text)}" if key else hint
-
-
-def hint_at(name: str, text: str | None) -> str:
-    """Returns what to write for what other programs call `name`; "" if that is not known."""
-    name = name.lower().replace("-", "_")
-    section, _, last = name.rpartition(".")
-    template = SYNONYMS.get(name)
-    if template is None and section:  # of a section that is ours under another name
-        ours = SYNONYMS.get(section.rpartition(".")[2], "").partition(".")[0]
-        keys = (key for key in (f"{ours}.{last}", last) if key in configs.defaults()[0])
-        template = next((f"{key}={{}}" for key in keys), SYNONYMS.get(last))
-    if template is None:
-        return ""
-    target = template.partition("=")[0]
-    value = _value(target, text)
-    if '"{} ' in template:
-        if re.fullmatch(r"'[\d.e]+ (epoch|step|example)s?'", value):
-            template, value = template.partition('"')[0] + '"{}"', value.strip("'")
-        elif not re.fullmatch(r"[\d.]+", value):
-            value = "N"
-    ours = "" if template.startswith(("--", "JAX_", "CUDA_")) else "--config."
-    return ours + template.format(value)
-
-
-def _value(target: str, text: str | None) -> str:
-    """Returns what to write after `target=`, a key or a flag: what was typed, if that can be it."""
-    text = (text or "").strip("\"'")
-    text = configs.KNOWN_BY.get(target, {}).get(text.lower(), text)
-    kind = configs.defaults()[1].get(target)
-    if kind in (None, str, tuple):
-        never = text.lower() in ("", "true", "false", "yes", "no", "on", "off")
-        return "VALUE" if never or (target[:2] == "--" and text == "1") else shlex.quote(text)
-    try:
-        configs.from_text(target, text)
-    except ValueError:
-        return "VALUE"
-    return text
 
 
 def _explain(argument: str, path: Path, error: BaseException) -> str:
@@ -372,7 +213,7 @@ def _explain(argument: str, path: Path, error: BaseException) -> str:
     if close := re.search('Did you mean "(.*?)" instead of "(.*?)"', what):
         what = f"there is no {close[2]}: did you mean {close[1]}?"
     elif added := re.search('Key "(.*?)" does not exist and cannot be added', what):
-        hint = hint_at(added[1], None).removeprefix("--config.").partition("=")[0]
+        hint = hints.hint_at(added[1], None).removeprefix("--config.").partition("=")[0]
         what = f"there is no {added[1]}" + (f": did you mean config.{hint}?" if hint else "")
     elif cast := re.search(
         r"override field '(.*?)'.*?\. (.*) is of .*<class '(.*?)'> .*<class '(.*?)'>", what

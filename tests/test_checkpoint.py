@@ -521,6 +521,21 @@ def test_a_damaged_evaluation_is_made_again_and_the_best_one_is_known(tmp_path):
     assert steps_in(tmp_path) == [1, 4]
 
 
+def test_a_folder_in_the_place_of_an_evaluation_is_damage(tmp_path):
+    with opened(tmp_path) as (checkpoints, _):
+        for step in (1, 2):
+            checkpoints.save(step, make_state(step), {})
+            checkpoints.evaluated(step, {"top1": 0.5})
+    (tmp_path / "2" / checkpoint.EVALUATION).unlink()
+    (tmp_path / "2" / checkpoint.EVALUATION).mkdir()
+    with opened(tmp_path) as (checkpoints, lines):
+        assert_same(checkpoints.restore(abstract(make_state(0)))[0], make_state(1))
+        checkpoints.save(2, make_state(2), {})
+        checkpoints.evaluated(2, {"top1": 0.5})
+    (line,) = lines
+    assert f"{tmp_path / '2'} is damaged" in line
+
+
 def test_kill_9_while_an_evaluation_is_added(tmp_path, monkeypatch):
     def killed(*args):
         raise KeyboardInterrupt

@@ -363,6 +363,7 @@ MAY_IMPORT = {
     "losses": set(),
     "config": {"synonyms"},
     "synonyms": set(),
+    "hints": {"config", "synonyms"},
     "sharding": set(),
     "data.decode": set(),
     "data.device": set(),
