@@ -5,17 +5,20 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import inspect
 import math
 import shlex
 import types
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
 from jaxcls.synonyms import KNOWN_BY
+
+T = TypeVar("T")
 
 BASE = Path(__file__).parents[1] / "configs" / "base.py"
 UNITS = ("epochs", "steps", "examples")
@@ -134,6 +137,37 @@ def check_seed(key: str, seed: int) -> int:
             f"config.{key} = {seed}: write an integer from 0 to 2**64 - 1 = {2**64 - 1}"
         )
     return seed
+
+
+def consume(
+    config: Mapping[str, Any], section: str, function: Callable[..., T], **given: Any
+) -> T:
+    """Returns `function(**config[section], **given)`: what a section of a config stands for.
+
+    A section is read here and nowhere else; the parameters of the function are its keys.
+
+    Raises:
+      ValueError: of the function, also for errors of arithmetic and types further inside; the
+        message names the section.
+    """
+    with consuming(section):
+        return function(**config[section], **given)
+
+
+def taken(section: str, chosen: str, method: Callable, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those of the keys of a section that a method takes: its keyword-only parameters.
+
+    So the signature of an optimizer, a schedule, an augmentation is the list of its keys.
+
+    Raises:
+      ValueError: another of `keys` was changed from its default in configs/base.py, for example
+        `momentum` with `adam`.
+    """
+    parameters = inspect.signature(method).parameters.values()
+    takes = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in keys]
+    values, _ = defaults()
+    refuse_unused(section, chosen, keys, {k: values[f"{section}.{k}"] for k in keys}, takes)
+    return {key: keys[key] for key in takes}
 
 
 @contextlib.contextmanager
