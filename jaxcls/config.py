@@ -139,9 +139,7 @@ def check_seed(key: str, seed: int) -> int:
     return seed
 
 
-def consume(
-    config: Mapping[str, Any], section: str, function: Callable[..., T], **given: Any
-) -> T:
+def consume(config: Mapping[str, Any], section: str, function: Callable[..., T], **given: Any) -> T:
     """Returns `function(**config[section], **given)`: what a section of a config stands for.
 
     A section is read here and nowhere else; the parameters of the function are its keys.
