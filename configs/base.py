@@ -198,7 +198,7 @@ def get_config(arg=None):
     c.mesh.fsdp = 1  # devices that share parameters and optimizer state (and the batch too)
     c.mesh.fsdp_min_size = 65536  # smaller parameters (in elements) stay whole on each device
 
-    # -- Starting point: jaxcls.checkpoint.initialize(**init) -----------------------------------
+    # -- Starting point: jaxcls.weights.initialize(**init) --------------------------------------
     c.init = ConfigDict()
     c.init.checkpoint = ""  # a run's working directory, a checkpoint or an export: fine-tuning
     c.init.ema = True  # take its moving average where it has one

@@ -16,8 +16,8 @@ from etils import epath
 from ml_collections import ConfigDict
 from PIL import Image
 
-from jaxcls import checkpoint, models, optim, record
 from jaxcls import config as configs
+from jaxcls import models, optim, record, weights
 from jaxcls.data import sources
 from jaxcls.data.decode import FORMATS
 
@@ -179,7 +179,7 @@ def short_side(source: sources.Source, samples: int = 16) -> int:
 
 def _of_checkpoint(path: str) -> tuple[dict[str, Any], int, bool]:
     """Returns keys for a checkpoint, its number of parameters, and whether it says its options."""
-    variables, meta = checkpoint.load(path, report=lambda line: None)
+    variables, meta = weights.load(path, report=lambda line: None)
     try:
         return _of_meta(meta, sum(x.size for x in jax.tree.leaves(variables["params"])))
     except (LookupError, TypeError, AttributeError, ValueError) as e:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from jaxcls import checkpoint, choices, record, sharding
+from jaxcls import choices, record, sharding, weights
 from jaxcls.console import Console
 from jaxcls.data import loader, sources
 from jaxcls.metrics import plain
@@ -61,10 +61,10 @@ def evaluate(
 def run(config: ConfigDict, workdir: str) -> int:
     """Evaluates the newest checkpoint of `workdir`, or without one there `config.init.checkpoint`.
 
-    `workdir` may be all that `checkpoint.load` takes. Prints a JSON object; returns the exit code.
+    `workdir` may be all that `weights.load` takes. Prints a JSON object; returns the exit code.
     """
     path = workdir
-    if config.init.checkpoint and not checkpoint.exists(workdir):
+    if config.init.checkpoint and not weights.exists(workdir):
         path = config.init.checkpoint
     console = Console()
     check_names(config)
@@ -85,7 +85,7 @@ def run(config: ConfigDict, workdir: str) -> int:
     program = build(config, num_train=images, num_classes=len(data.class_names))
     console.status("initialising the network ...")
     state = program.init()
-    variables = checkpoint.initialize(
+    variables = weights.initialize(
         {"params": state.params, "batch_stats": state.batch_stats},
         num_classes=config.model.num_classes or len(data.class_names),
         class_names=data.class_names,

@@ -10,7 +10,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,12 +28,17 @@ LOCK = ".lock"
 # What a run makes in its working directory before its first step is done.
 OURS = {LOCK, "checkpoints", "tensorboard", "metrics.jsonl", "config.json"}
 OURS |= {"classes.txt", "parameters.txt"}
+LISTED = 10  # things in a message; it says how many more there are
 DELAYS = (0.5, 1, 2, 4, 8)  # seconds until storage that failed is tried again
 # What trying again does not change. All other errors (ESTALE, EIO, ETIMEDOUT, EMFILE, errors of
 # remote file systems, which have no number) may pass.
 KINDS = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 LASTING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG)
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # Lustre mounted without them, ...
+
+
+class SaveError(ValueError):
+    """A checkpoint could not be written: full disk, no permission, broken storage."""
 
 
 class StorageError(ValueError):
@@ -89,9 +94,29 @@ def storage_problem(error: BaseException) -> str | None:
     return None
 
 
+def line(error: Exception | None) -> str:
+    """Returns the first line of an error's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def reason(error: Exception) -> str:
+    """Returns why something could not be written."""
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+        return "the disk is full"
+    # TensorStore: "INTERNAL: Error writing ...: Failed to ...: Disk quota exceeded [os_error_code="
+    found = re.search(r"([^:]+) \[os_error_code", str(error))
+    return found[1].strip() if found else line(error)
+
+
+def some(lines: Sequence[str], limit: int = LISTED) -> str:
+    """Returns the first lines as one, and how many more there are."""
+    more = f"; and {len(lines) - limit} more" if len(lines) > limit else ""
+    return "; ".join(lines[:limit]) + more
+
+
 def write_atomically(path: str | os.PathLike, text: str) -> None:
     """Writes a small file so that it is there whole or not at all, also after a loss of power."""
-    if "://" in os.fspath(path):
+    if remote(path):
         epath.Path(path).write_text(text)  # object stores know no half-written objects
         return
     path = Path(path)
@@ -151,6 +176,28 @@ def check_place(path: str) -> None:
         raise ValueError(
             f"{path}: there is no such storage: give a folder, or gs://BUCKET/FOLDER"
         ) from e
+
+
+def absolute(path: str | os.PathLike) -> epath.Path:
+    """Returns a place that does not depend on the current directory; see `check_place`."""
+    path = os.path.expanduser(path)  # a shell does not, after --config.init.checkpoint=
+    check_place(path)
+    return epath.Path(path if "://" in path else os.path.abspath(path))
+
+
+def remote(path: str | os.PathLike) -> bool:
+    """Returns whether a path is a URL, such as gs://BUCKET/FOLDER."""
+    return "://" in os.fspath(path)
+
+
+def names(directory: epath.Path) -> list[str]:
+    """Returns what is in a folder; nothing if there is no such folder, but errors of storage."""
+    try:
+        if remote(directory):
+            return [path.name for path in directory.iterdir()]
+        return os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def check_kinds(workdir: str | os.PathLike) -> None:
@@ -215,7 +262,7 @@ def lock(workdir: str | os.PathLike) -> Iterator[Callable[[], None]]:
     def keep():
         made.clear()
 
-    if jax.process_index() == 0 and "://" not in workdir:
+    if jax.process_index() == 0 and not remote(workdir):
         paths = (Path(workdir), *Path(workdir).parents)
         made = [path for path in paths if not os.path.exists(path)]
         try:
@@ -240,6 +287,11 @@ def lock(workdir: str | os.PathLike) -> Iterator[Callable[[], None]]:
             signals.before_exit.remove(undo)
         if held is not None:
             os.close(held)
+
+
+def only_process_0(report: Callable[[str], None]) -> Callable[[str], None]:
+    """Returns `report`, or a function that does nothing in the other processes."""
+    return report if jax.process_index() == 0 else lambda line: None
 
 
 def any_process(flag: bool) -> bool:

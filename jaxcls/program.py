@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from jaxcls import checkpoint, models, objectives, optim, precision, sharding, steps, trees
+from jaxcls import models, objectives, optim, precision, sharding, steps, trees, weights
 from jaxcls.config import (
     LARGEST,
     Plan,
@@ -380,12 +380,12 @@ def start(
     `report` is given a line about every tensor that was not taken from it.
     """
     path = config.init.checkpoint
-    if path and not checkpoint.exists(path):
-        raise ValueError(f"config.init.checkpoint = {path!r}: {checkpoint.nothing_at(path)}")
+    if path and not weights.exists(path):
+        raise ValueError(f"config.init.checkpoint = {path!r}: {weights.nothing_at(path)}")
     state = program.init()
     if not path:
         return state
-    variables = checkpoint.initialize(
+    variables = weights.initialize(
         {"params": state.params, "batch_stats": state.batch_stats},
         num_classes=config.model.num_classes or len(class_names),
         class_names=class_names,

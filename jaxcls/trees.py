@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 
 def _join(key_path: tuple[Any, ...]) -> str:
@@ -20,6 +21,13 @@ def _join(key_path: tuple[Any, ...]) -> str:
 def paths(tree: Any) -> list[str]:
     """Returns the path of every leaf, in the order of `jax.tree.leaves`."""
     return [_join(key_path) for key_path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def spec(x: Any) -> str:
+    """Returns dtype and shape of an array: "float32[3,3,2,8]"."""
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.eval_shape(jax.random.key_data, x)  # what orbax stores
+    return f"{np.dtype(x.dtype).name}[{','.join(map(str, x.shape))}]"
 
 
 def map_with_path(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:

@@ -28,7 +28,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxcls import checkpoint, files, trees
+from jaxcls import checkpoint, checksums, files, trees, weights
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "ckpt"
@@ -281,33 +281,33 @@ DAMAGES = {
     "a truncated manifest": lambda d: truncate(d / "state/manifest.ocdbt"),
     "a flipped bit in the meta data": lambda d: flip(d / "meta/metadata"),
     "a flipped bit in orbax's metadata": lambda d: flip(d / "state/_METADATA"),
-    "truncated checksums": lambda d: truncate(d / checkpoint.CHECKSUMS),
-    "checksums of nothing": lambda d: (d / checkpoint.CHECKSUMS).write_text("{}"),
-    "checksums that are a list": lambda d: (d / checkpoint.CHECKSUMS).write_text("[]"),
-    "checksums that are null": lambda d: (d / checkpoint.CHECKSUMS).write_text("null"),
-    "checksums that are deep": lambda d: (d / checkpoint.CHECKSUMS).write_text("[" * 100_000),
+    "truncated checksums": lambda d: truncate(d / checksums.CHECKSUMS),
+    "checksums of nothing": lambda d: (d / checksums.CHECKSUMS).write_text("{}"),
+    "checksums that are a list": lambda d: (d / checksums.CHECKSUMS).write_text("[]"),
+    "checksums that are null": lambda d: (d / checksums.CHECKSUMS).write_text("null"),
+    "checksums that are deep": lambda d: (d / checksums.CHECKSUMS).write_text("[" * 100_000),
     "checksums that are a folder": lambda d: (
-        (d / checkpoint.CHECKSUMS).unlink(),
-        (d / checkpoint.CHECKSUMS).mkdir(),
+        (d / checksums.CHECKSUMS).unlink(),
+        (d / checksums.CHECKSUMS).mkdir(),
     ),
-    "checksums that lack a file": lambda d: (d / checkpoint.CHECKSUMS).write_text(
-        json.dumps(dict(list(json.loads((d / checkpoint.CHECKSUMS).read_text()).items())[:-1]))
+    "checksums that lack a file": lambda d: (d / checksums.CHECKSUMS).write_text(
+        json.dumps(dict(list(json.loads((d / checksums.CHECKSUMS).read_text()).items())[:-1]))
     ),
     "a folder in place of a file": lambda d: (
         (d / "meta/metadata").unlink(),
         (d / "meta/metadata").mkdir(),
     ),
     "unverified meta data of another kind": lambda d: (
-        (d / checkpoint.CHECKSUMS).unlink(),
+        (d / checksums.CHECKSUMS).unlink(),
         (d / "meta/metadata").write_text("[]"),
     ),
     "a deleted state": lambda d: shutil.rmtree(d / "state"),
     "unverified and a deleted array": lambda d: (
-        (d / checkpoint.CHECKSUMS).unlink(),
+        (d / checksums.CHECKSUMS).unlink(),
         array_file(d).unlink(),
     ),
     "unverified and a deleted state": lambda d: (
-        (d / checkpoint.CHECKSUMS).unlink(),
+        (d / checksums.CHECKSUMS).unlink(),
         shutil.rmtree(d / "state"),
     ),
     "an empty directory": lambda d: (shutil.rmtree(d), d.mkdir()),
@@ -342,7 +342,7 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path, damage):
 @pytest.mark.parametrize("damage", [truncate, Path.unlink])
 def test_orbax_record_of_a_checkpoint_holds_nothing_that_is_needed(tmp_path, damage):
     save(tmp_path, 1)
-    damage(tmp_path / "1" / checkpoint.STAMPED)  # the one file without a checksum
+    damage(tmp_path / "1" / checksums.STAMPED)  # the one file without a checksum
     restored, lines = restore(tmp_path)
     assert_same(restored[0], make_state(1))
     assert lines == []
@@ -381,7 +381,7 @@ def test_the_same_step_damaged_twice(tmp_path):
 
 def test_without_checksums_a_checkpoint_is_used_and_reported(tmp_path):
     save(tmp_path, 1)
-    (tmp_path / "1" / checkpoint.CHECKSUMS).unlink()
+    (tmp_path / "1" / checksums.CHECKSUMS).unlink()
     restored, lines = restore(tmp_path)
     assert_same(restored[0], make_state(1))
     (line,) = lines
@@ -390,10 +390,10 @@ def test_without_checksums_a_checkpoint_is_used_and_reported(tmp_path):
 
 def test_checksums_are_of_every_file_and_go_with_their_step(tmp_path):
     save(tmp_path, 1)
-    listed = json.loads((tmp_path / "1" / checkpoint.CHECKSUMS).read_text())
+    listed = json.loads((tmp_path / "1" / checksums.CHECKSUMS).read_text())
     files = [p for p in (tmp_path / "1").rglob("*") if p.is_file()]
     names = {p.relative_to(tmp_path / "1").as_posix() for p in files}
-    unlisted = {checkpoint.CHECKSUMS, checkpoint.STAMPED, "commit_success.txt"}
+    unlisted = {checksums.CHECKSUMS, checksums.STAMPED, "commit_success.txt"}
     assert names - listed.keys() <= unlisted
     for name, digest in listed.items():
         assert hashlib.sha256((tmp_path / "1" / name).read_bytes()).hexdigest() == digest
@@ -413,9 +413,9 @@ def test_a_checkpoint_is_durable_before_it_has_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "sync", recorded)
     save(tmp_path, 1)
     written = [tmp_path / "1", *(tmp_path / "1").rglob("*")]
-    assert checkpoint.CHECKSUMS in {path.name for path in written}
+    assert checksums.CHECKSUMS in {path.name for path in written}
     late = {p.name for p in written if (p.stat().st_ino, False) not in synced}
-    assert late <= {checkpoint.STAMPED, "commit_success.txt"}  # of which nothing is needed
+    assert late <= {checksums.STAMPED, "commit_success.txt"}  # of which nothing is needed
     assert (tmp_path.stat().st_ino, True) in synced  # the name
 
 
@@ -448,15 +448,15 @@ PASSING = (errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EMFILE)
 def test_storage_that_fails_is_no_damage(tmp_path, monkeypatch, failing, number):
     save(tmp_path, 1, 2)
     error = OSError(number, os.strerror(number))
-    digest = checkpoint._digest
-    monkeypatch.setattr(checkpoint, "_digest", failing(digest, 2, error))
+    digest = checksums._digest
+    monkeypatch.setattr(checksums, "_digest", failing(digest, 2, error))
     if number in PASSING:
         restored, lines = restore(tmp_path)
         assert_same(restored[0], make_state(2))
         assert len(lines) == 2
         assert all(f"{tmp_path / '2'}" in line and "trying again" in line for line in lines)
-    for read in (restore, checkpoint.load):
-        monkeypatch.setattr(checkpoint, "_digest", failing(digest, 1000, error))
+    for read in (restore, weights.load):
+        monkeypatch.setattr(checksums, "_digest", failing(digest, 1000, error))
         with pytest.raises(files.StorageError) as e:
             read(tmp_path)
         assert f"{tmp_path / '2'}/" in str(e.value)
@@ -480,7 +480,7 @@ def test_a_folder_that_cannot_be_listed_is_not_empty(tmp_path, monkeypatch, fail
     with pytest.raises(files.StorageError, match=f"{tmp_path} cannot be read: Stale"):
         checkpoint.Checkpoints(tmp_path, keep=1, best="top1")
     with pytest.raises(files.StorageError, match=f"{tmp_path} cannot be read: Stale"):
-        checkpoint.load(tmp_path, report=lambda line: None)
+        weights.load(tmp_path, report=lambda line: None)
 
 
 @pytest.mark.parametrize("verified", [True, False])
@@ -488,7 +488,7 @@ def test_tensorstore_tells_of_the_system(tmp_path, monkeypatch, failing, verifie
     """Also where there are no checksums, so that other errors would be damage."""
     save(tmp_path, 1)
     if not verified:
-        (tmp_path / "1" / checkpoint.CHECKSUMS).unlink()
+        (tmp_path / "1" / checksums.CHECKSUMS).unlink()
     message = "INTERNAL: Error reading x: Failed to open: Input/output error [os_error_code='EIO']"
     with opened(tmp_path) as (checkpoints, _):
         manager = checkpoints._manager
@@ -510,7 +510,7 @@ def test_a_damaged_evaluation_is_made_again_and_the_best_one_is_known(tmp_path):
             checkpoints.save(step, make_state(step), {})
             checkpoints.evaluated(step, {"top1": value})
     for step in (1, 3):
-        flip(tmp_path / str(step) / checkpoint.EVALUATION)
+        flip(tmp_path / str(step) / checksums.EVALUATION)
     with opened(tmp_path, keep=1) as (checkpoints, lines):
         checkpoints.restore(abstract(make_state(0)))
         assert checkpoints.best == {"step": 1, "top1": 0.9}
@@ -526,8 +526,8 @@ def test_a_folder_in_the_place_of_an_evaluation_is_damage(tmp_path):
         for step in (1, 2):
             checkpoints.save(step, make_state(step), {})
             checkpoints.evaluated(step, {"top1": 0.5})
-    (tmp_path / "2" / checkpoint.EVALUATION).unlink()
-    (tmp_path / "2" / checkpoint.EVALUATION).mkdir()
+    (tmp_path / "2" / checksums.EVALUATION).unlink()
+    (tmp_path / "2" / checksums.EVALUATION).mkdir()
     with opened(tmp_path) as (checkpoints, lines):
         assert_same(checkpoints.restore(abstract(make_state(0)))[0], make_state(1))
         checkpoints.save(2, make_state(2), {})
@@ -645,7 +645,7 @@ KILLED = """
 import os, signal, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 os.environ["JAX_PLATFORMS"] = "cpu"
-from test_checkpoint import checkpoint, make_state
+from test_checkpoint import checkpoint, checksums, make_state
 
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -668,8 +668,8 @@ sys.exit("was not killed")
         ("import orbax.checkpoint as ocp; ocp.JsonCheckpointHandler.finalize = die; "
          "ocp.StandardCheckpointHandler.finalize = die", 1),
         # everything is written but the checksums, then half of them
-        ("checkpoint._add_checksums = die", 1),
-        ("digest = checkpoint._digest; checkpoint._digest = lambda path: "
+        ("checksums.add = die", 1),
+        ("digest = checksums._digest; checksums._digest = lambda path: "
          "die() if 'manifest' in path.name else digest(path)", 1),
         # the checkpoint is complete, the one before is not deleted yet
         ("checkpoints._manager._checkpoint_deleter.delete_steps = die", 2),
@@ -712,7 +712,7 @@ def assert_failed_save_leaves_the_one_before(checkpoints, small, large, make_roo
     checkpoints.wait()
     with make_room():
         checkpoints.save(2, large, {})
-        with pytest.raises(checkpoint.SaveError, match="checkpoint of step 2 could not") as e:
+        with pytest.raises(files.SaveError, match="checkpoint of step 2 could not") as e:
             checkpoints.wait()
         assert text in str(e.value)
         assert "step 1 is intact" in str(e.value)
@@ -793,7 +793,7 @@ with files.lock(directory):
             assert (np.asarray(shard.data) == np.arange(8.0)[shard.index] + 1).all()
         assert len(lines) == (2 if jax.process_index() == 0 else 0), lines
         checkpoints.save(2, put(2), {{"step": 2}})
-    variables, meta = checkpoint.load(directory)
+    variables, meta = weights.load(directory)
     assert (variables["params"]["x"] == np.arange(8.0) + 2).all()
 """
 
@@ -823,221 +823,6 @@ def test_two_processes_agree_on_what_is_damaged(tmp_path):
     np.testing.assert_array_equal(restored[0]["params"]["x"], np.arange(8.0) + 2)
 
 
-# -- Weights: load, export, initialize -----------------------------------------------------------
-
-
-def variables_of(state):
-    return {"params": state.params, "batch_stats": state.batch_stats}
-
-
-def test_load_accepts_a_workdir_its_checkpoints_one_of_them_and_an_export(tmp_path):
-    save(tmp_path / "run/checkpoints", 1, 2)
-    names = ["a", "b", "c", "d"]
-    for path, step in (("run", 2), ("run/checkpoints", 2), ("run/checkpoints/1", 1)):
-        variables, meta = checkpoint.load(tmp_path / path, ema=False)
-        assert_same(variables, variables_of(make_state(step)))
-        assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(variables))
-        assert meta == {"step": step, "class_names": names} | NOTHING
-        variables, _ = checkpoint.load(tmp_path / path, ema=True)
-        assert_same(variables, make_state(step).ema)
-    checkpoint.export(tmp_path / "out/weights", variables, {"model": "Tiny", "class_names": names})
-    for ema in (True, False):
-        exported, meta = checkpoint.load(tmp_path / "out/weights", ema=ema)
-        assert_same(exported, variables)
-        assert meta == {"model": "Tiny", "class_names": names}
-
-
-def test_a_home_directory_that_the_shell_has_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    save(tmp_path / "run/checkpoints", 1)
-    assert checkpoint.exists("~/run")
-    assert_same(checkpoint.load("~/run")[0], make_state(1).ema)
-
-
-def test_load_takes_the_weights_where_there_is_no_average(tmp_path):
-    save(tmp_path, 1, ema=False)
-    variables, _ = checkpoint.load(tmp_path, ema=True)
-    assert_same(variables, variables_of(make_state(1, ema=False)))
-
-
-def test_load_passes_over_a_damaged_checkpoint_of_a_run_and_touches_nothing(tmp_path):
-    save(tmp_path, 1, 2)
-    flip(array_file(tmp_path / "2"))
-    lines = []
-    _, meta = checkpoint.load(tmp_path, report=lines.append)
-    assert meta["step"] == 1
-    assert len(lines) == 1
-    assert f"{tmp_path / '2'} is damaged" in lines[0]
-    assert steps_in(tmp_path) == [1, 2]
-    with pytest.raises(ValueError, match=r"no intact checkpoint .*is not what was written"):
-        checkpoint.load(tmp_path / "2", report=lines.append)
-
-
-def test_load_without_a_checkpoint(tmp_path):
-    for path in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(ValueError, match=f"{path}: no checkpoint there; give a run's"):
-            checkpoint.load(path)
-
-
-def test_an_export_does_not_overwrite(tmp_path):
-    with pytest.raises(ValueError, match="exists: choose another"):
-        checkpoint.export(tmp_path, variables_of(make_state(1)), {})
-
-
-def test_an_export_that_cannot_be_written_leaves_nothing(tmp_path):
-    with small_files(100_000), pytest.raises(checkpoint.SaveError, match="could not be written"):
-        checkpoint.export(tmp_path / "out", {"params": noise(200_000)}, {})
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "file").write_text("")
-    with pytest.raises(
-        checkpoint.SaveError, match=r"file/sub/out could not be written: .*Not a dir"
-    ):
-        checkpoint.export(tmp_path / "file/sub/out", {"params": noise(10)}, {})
-
-
-def initialize(variables, directory, **changes):
-    """Returns (variables, the report)."""
-    lines = []
-    arguments = {"num_classes": 4, "checkpoint": directory, "ema": False} | changes
-    return checkpoint.initialize(variables, report=lines.append, **arguments), lines
-
-
-def test_fine_tuning_takes_everything_but_the_head_of_other_classes(tmp_path):
-    save(tmp_path, 1)
-    mesh = jax.make_mesh((2,), ("fsdp",), devices=jax.devices()[:2])
-    fresh = variables_of(make_state(9, classes=6, dtype=jnp.bfloat16))
-    sharding = NamedSharding(mesh, PartitionSpec())
-    fresh = jax.device_put(fresh, jax.tree.map(lambda x: sharding, fresh))
-    variables, lines = initialize(fresh, tmp_path, num_classes=6, class_names=list("uvwxyz"))
-    expected = variables_of(make_state(1))
-    expected["params"]["head"] = fresh["params"]["head"]
-    kernel = expected["params"]["stem"]["conv1"]["kernel"].astype(jnp.bfloat16)
-    expected["params"]["stem"]["conv1"]["kernel"] = kernel
-    assert_same(variables, expected)
-    assert all(x.sharding == sharding for x in jax.tree.leaves(variables))
-    assert lines == [
-        f"initialised 5 of 7 tensors from {tmp_path}",
-        "  not taken: params/head/fc/bias (4 classes in the checkpoint, 6 here)",
-        "  not taken: params/head/fc/kernel (4 classes in the checkpoint, 6 here)",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("class_names", "taken"), [("abcd", True), ("abcx", False), ((), True), ("abcde", True)]
-)
-def test_fine_tuning_with_as_many_classes_looks_at_their_names(tmp_path, class_names, taken):
-    save(tmp_path, 1)
-    fresh = variables_of(make_state(9))
-    variables, lines = initialize(fresh, tmp_path, class_names=tuple(class_names))
-    head = make_state(1 if taken else 9).params["head"]
-    assert_same(variables["params"]["head"], head)
-    assert_same(variables["params"]["stage1"], make_state(1).params["stage1"])
-    line = "  not taken: params/head/fc/kernel (the classes have other names)"
-    assert (line in lines) == (not taken)
-
-
-def test_fine_tuning_from_weights_without_a_classifier(tmp_path):
-    variables = jax.tree.map(np.asarray, variables_of(make_state(1)))
-    del variables["params"]["head"]
-    checkpoint.export(tmp_path / "converted", variables, {})
-    fresh = variables_of(make_state(9))
-    started, lines = initialize(fresh, tmp_path / "converted")
-    assert_same(started["params"]["head"], fresh["params"]["head"])
-    assert_same(started["params"]["stem"], variables["params"]["stem"])
-    assert lines[1] == "  not taken: params/head/fc/bias (the checkpoint has no classifier)"
-    with pytest.raises(ValueError, match="head/fc/kernel: the checkpoint has no classifier"):
-        initialize(fresh, tmp_path / "converted", strict=True)  # an evaluation needs one
-
-
-def test_converted_weights_need_the_options_they_were_converted_with(tmp_path):
-    variables = jax.tree.map(np.asarray, variables_of(make_state(1)))
-    meta = {"options": {"padding": None, "stem": (64, 3)}}
-    checkpoint.export(tmp_path / "converted", variables, meta)
-    fresh = variables_of(make_state(9))
-    started, _ = initialize(fresh, tmp_path / "converted", options={"stem": (64, 3)})
-    assert_same(started, variables)
-    with pytest.raises(ValueError, match=r"with stem = \[64, 3\], this one has None: set it in"):
-        initialize(fresh, tmp_path / "converted")
-
-
-def test_fine_tuning_from_the_average_and_with_reset(tmp_path):
-    save(tmp_path, 1)
-    reset = ("^stage1/", "fc/bias$")
-    variables, lines = initialize(variables_of(make_state(9)), tmp_path, ema=True, reset=reset)
-    fresh, average = make_state(9), make_state(1).ema
-    assert_same(variables["batch_stats"], fresh.batch_stats)
-    assert_same(variables["params"]["stage1"], fresh.params["stage1"])
-    assert_same(variables["params"]["stem"], average["params"]["stem"])
-    assert_same(
-        variables["params"]["head"]["fc"]["kernel"], average["params"]["head"]["fc"]["kernel"]
-    )
-    assert "  not taken: batch_stats/stage1/bn1/var (config.init.reset)" in lines
-    assert lines[0].startswith("initialised 2 of 7 tensors")
-
-
-def test_fine_tuning_from_another_model_names_every_tensor(tmp_path):
-    save(tmp_path, 1)
-    fresh = variables_of(make_state(9))
-    fresh["params"]["stem"]["conv1"]["kernel"] = jnp.zeros((3, 3, 2, 9))
-    fresh["params"]["neck"] = {"bias": jnp.zeros(3)}
-    del fresh["batch_stats"]["stage1"]["bn1"]["var"]
-    with pytest.raises(ValueError, match=r"config.init.checkpoint = .* does not fit") as e:
-        initialize(fresh, tmp_path)
-    for line in (
-        "params/stem/conv1/kernel: float32[3,3,2,8] in the checkpoint, float32[3,3,2,9] in the",
-        "params/neck/bias: not in the checkpoint",
-        "batch_stats/stage1/bn1/var: not in the model",
-    ):
-        assert line in str(e.value)
-    assert "head" not in str(e.value)
-    reset = ("^stem/conv1", "^neck/", "/var$")
-    _, lines = initialize(fresh, tmp_path, reset=reset)
-    assert lines[0].startswith("initialised 5 of 7 tensors")
-
-
-def test_fine_tuning_from_another_network_names_both(tmp_path):
-    with opened(tmp_path) as (checkpoints, _):
-        checkpoints.save(1, make_state(1), {"model": "ResNet18_vd"})
-    other = variables_of(make_state(9, width=16))
-    for strict in (False, True):
-        with pytest.raises(ValueError, match="is ResNet18_vd, the config asks for ResNet50_vd"):
-            initialize(other, tmp_path, model="ResNet50_vd", strict=strict)
-
-
-def test_a_long_list_of_tensors_is_cut(tmp_path):
-    save(tmp_path, 1)
-    fresh = variables_of(make_state(9))
-    fresh["params"]["stage2"] = {f"conv{i}": {"kernel": jnp.zeros(3)} for i in range(30)}
-    with pytest.raises(ValueError, match=r"; and 20 more$") as e:
-        initialize(fresh, tmp_path)
-    assert str(e.value).count("not in the checkpoint") == 10
-    _, lines = initialize(fresh, tmp_path, reset=("^stage2/",))
-    assert len(lines) == 12
-    assert lines[-1] == "  and 20 more that were not taken"
-
-
-def test_an_evaluation_with_other_classes_names_them(tmp_path):
-    save(tmp_path, 1)
-    with pytest.raises(
-        ValueError, match=r"other names in checkpoint .*: class 3 is 'd' there, 'x'"
-    ):
-        initialize(variables_of(make_state(9)), tmp_path, class_names=tuple("abcx"), strict=True)
-
-
-def test_a_hidden_layer_of_the_head_is_no_classifier(tmp_path):
-    save(tmp_path, 1)
-    other = variables_of(make_state(9, width=16))
-    with pytest.raises(ValueError, match="does not fit") as e:
-        initialize(other, tmp_path)
-    assert "params/head/fc/kernel: float32[8,4] in the checkpoint" in str(e.value)
-
-
-def test_a_reset_that_matches_nothing(tmp_path):
-    save(tmp_path, 1)
-    with pytest.raises(ValueError, match=r"config.init.reset: '\^haed/' matches no parameter"):
-        initialize(variables_of(make_state(9)), tmp_path, reset=("^haed/",))
-
-
 # -- Old checkpoints -----------------------------------------------------------------------------
 
 
@@ -1048,7 +833,7 @@ def test_the_golden_checkpoint_still_restores(tmp_path):
     assert lines == []
     assert_same(restored[0], golden_state())
     assert restored[1] == {"class_names": ["a", "b", "c", "d"], "window": {"loss": 0.25}}
-    variables, _ = checkpoint.load(GOLDEN)
+    variables, _ = weights.load(GOLDEN)
     assert_same(variables, golden_state().ema)
 
 

@@ -10,7 +10,7 @@ import pytest
 import runs
 
 from configs import base, finetune
-from jaxcls import checkpoint, choices, models, program
+from jaxcls import choices, models, program, weights
 from jaxcls.config import OPEN, check, flatten, plan
 from jaxcls.data import sources
 from jaxcls.data.ops import transformed
@@ -35,7 +35,7 @@ def weights_of(path, name, num_classes=3, meta=(), **options):
     image = jax.ShapeDtypeStruct((1, 128, 128, 3), np.float32)
     shapes = jax.eval_shape(module.init, jax.random.key(0), image)
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), dict(shapes))
-    checkpoint.export(path, zeros, {"model": name, "class_names": None, **dict(meta)})
+    weights.export(path, zeros, {"model": name, "class_names": None, **dict(meta)})
     return str(path)
 
 

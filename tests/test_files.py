@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcls import checkpoint, files
+from jaxcls import files, weights
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,7 +38,7 @@ def test_the_lock_of_a_killed_run_is_free(tmp_path):
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 os.environ["JAX_PLATFORMS"] = "cpu"
-from jaxcls import checkpoint, files
+from jaxcls import files
 with files.lock({str(tmp_path)!r}):
     print("locked", flush=True)
     sys.stdin.read()
@@ -238,7 +238,7 @@ def test_storage_that_cannot_be_reached(url, text, monkeypatch):
     with pytest.raises(ValueError, match=text):
         files.check_place(url)
     with pytest.raises(ValueError, match=text):
-        checkpoint.exists(url)
+        weights.exists(url)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes among its files")
@@ -251,7 +251,7 @@ def test_a_pipe_among_the_files_of_a_run_is_refused(tmp_path):
         files.check_kinds(tmp_path)
     (folder / "state").mkdir()
     with pytest.raises(ValueError, match=r"7/checksums\.json is no file: remove it"):
-        checkpoint.load(folder)
+        weights.load(folder)
     os.mkfifo(tmp_path / "metrics.jsonl")
     with pytest.raises(ValueError, match=r"jsonl is no file, where the run keeps a file: move"):
         files.check_kinds(tmp_path)

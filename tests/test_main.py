@@ -386,7 +386,9 @@ MAY_IMPORT = {
     "files": {"signals"},
     "relay": set(),
     "processes": {"relay", "signals"},
-    "checkpoint": {"files", "trees"},
+    "checksums": {"files"},
+    "checkpoint": {"checksums", "files", "trees"},
+    "weights": {"checksums", "files", "trees"},
     "console": {"config", "trees"},
     "metrics": {"config", "console", "files"},
 }

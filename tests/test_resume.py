@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import runs
 
-from jaxcls import checkpoint, program, sharding, train, trees
+from jaxcls import checkpoint, checksums, program, sharding, train, trees
 from jaxcls.data import sources
 from jaxcls.data.decode import BadImage
 
@@ -359,7 +359,7 @@ def test_meta_data_of_another_kind(commands, stopped, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(stopped, workdir)
     newest = workdir / "checkpoints" / "14"
-    (newest / checkpoint.CHECKSUMS).unlink()
+    (newest / checksums.CHECKSUMS).unlink()
     meta = json.loads((newest / "meta" / "metadata").read_text())
     (newest / "meta" / "metadata").write_text(json.dumps({**meta, "window": [3]}))
     done = go_on(commands, workdir)

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxcls import checkpoint, convert, models
+from jaxcls import convert, models, weights
 from jaxcls.command import Arguments, complain, exit_with
 from jaxcls.config import choose, short
 from jaxcls.convert import readers
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
                 "style": style,
             },
         }
-        checkpoint.export(args.folder, variables, meta)
+        weights.export(args.folder, variables, meta)
     except ValueError as error:
         return complain(error)
     except OSError as error:  # of the paths that were given; what export writes is a SaveError
