@@ -9,8 +9,8 @@ COMMANDS = {
     "main": "train and evaluate",
     "models": "the table of models",
     "convert": "weights of PaddleClas or PyTorch",
-    "data.check": "read every image once",
-    "data.preview": "what the network gets to see",
+    "check": "read every image once",
+    "preview": "what the network gets to see",
     "benchmark": "ratios measured in one run",
 }
 
@@ -18,7 +18,7 @@ COMMANDS = {
 def main(argv: Sequence[str] = sys.argv) -> int:
     """Prints the commands with --help; otherwise says which may be meant, a user's mistake."""
     if {"--help", "-h"} & {*argv}:
-        print("\n".join(f"python -m jaxcls.{name:<14} {what}" for name, what in COMMANDS.items()))
+        print("\n".join(f"python -m jaxcls.{name:<11} {what}" for name, what in COMMANDS.items()))
         return 0
     named = next((name for name in COMMANDS if name in argv[1:2]), "main")
     others = ", ".join(f"jaxcls.{name}" for name in COMMANDS if name != named)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from scipy.fft import dctn
 
-from jaxcls.data import check, sources
+from jaxcls import check
+from jaxcls.data import sources
 
-ROOT = sources.Path(check.__file__).parents[2]
+ROOT = sources.Path(check.__file__).parents[1]
 
 
 def photograph(seed, height=96, width=128):
@@ -350,4 +351,4 @@ def test_mistakes_are_one_line(tmp_path, capsys, options, message):
 
 def test_help(capsys):
     assert check.main(["check", "--help"]) == 0
-    assert "python -m jaxcls.data.check --config=FILE" in capsys.readouterr().out
+    assert "python -m jaxcls.check --config=FILE" in capsys.readouterr().out

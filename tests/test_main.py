@@ -353,8 +353,8 @@ ENTRY_POINTS = {  # and all of jaxcls.benchmark
     "jaxcls.main",
     "jaxcls.models.__main__",
     "jaxcls.convert.__main__",
-    "jaxcls.data.check",
-    "jaxcls.data.preview",
+    "jaxcls.check",
+    "jaxcls.preview",
 }
 
 # What a module may import of jaxcls; not listed: anything but `train` and the entry points.

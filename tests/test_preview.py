@@ -10,8 +10,8 @@ import runs
 from PIL import Image, ImageDraw, ImageFont
 
 from configs import augment
-from jaxcls import precision, program, steps
-from jaxcls.data import preview, sources
+from jaxcls import precision, preview, program, steps
+from jaxcls.data import sources
 
 
 class Remember(nn.Module):

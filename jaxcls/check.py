@@ -1,4 +1,4 @@
-"""python -m jaxcls.data.check --config=FILE[:ARG] [--json=FILE] [--config.KEY=VALUE]
+"""python -m jaxcls.check --config=FILE[:ARG] [--json=FILE] [--config.KEY=VALUE]
 
 Reads every training and evaluation image of a config once and tells what is wrong with them:
 unreadable files, labels out of range, duplicates, evaluation images that are among the training

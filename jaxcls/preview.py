@@ -1,4 +1,4 @@
-"""python -m jaxcls.data.preview --config=FILE[:ARG] --out=FILE.png [--images=16] [--step=0] \\
+"""python -m jaxcls.preview --config=FILE[:ARG] --out=FILE.png [--images=16] [--step=0] \\
     [--config.KEY=VALUE]
 
 Writes a contact sheet of the first images of a training batch: each as it lies in the data, whole,
