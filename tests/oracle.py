@@ -59,7 +59,7 @@ def tensor(name: str, shape: tuple[int, ...], kind: str, bn: dict) -> np.ndarray
 def places(name: str, tree: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
     """Returns {PaddleClas's name: (our path, our leaf)}, by our own rules for the names."""
     module = models.build(name)
-    rule = convert.RULES[models.family_of(name)].paddle
+    rule = convert.rules(name).paddle
     found = {}
     for path, leaf in zip(trees.paths(tree), jax.tree.leaves(tree)):
         _, *layer, last = path.split("/")

@@ -53,7 +53,7 @@ def overrides_of(entry):
 def rule_of(theirs, ours, overrides):
     """Returns our module and the rule for the names that timm or torchvision has for its layers."""
     module = models.build(ours, **overrides)
-    sources = convert.RULES[models.family_of(ours)].torch_sources(module)
+    sources = convert.rules(ours).torch_sources(module)
     return module, next(s.rule for s in sources if theirs.partition(".")[0] in s.names)
 
 
@@ -136,7 +136,7 @@ def test_other_networks_are_refused_with_the_arguments_that_make_them_equal(thei
 def test_arguments_that_are_asked_for_are_those_that_make_them_equal(theirs):
     ours, overrides = GOLDEN[theirs]["ours"], overrides_of(GOLDEN[theirs])
     module = models.build(ours, **overrides)
-    sources = convert.RULES[models.family_of(ours)].torch_sources(models.build(ours))
+    sources = convert.rules(ours).torch_sources(models.build(ours))
     assert module in [models.build(ours, **overrides | source.needs) for source in sources]
 
 
@@ -184,7 +184,7 @@ def test_every_model_has_sources_or_a_reason():
     for name in models.names():
         module = models.build(name)
         try:
-            sources = convert.RULES[models.family_of(name)].torch_sources(module)
+            sources = convert.rules(name).torch_sources(module)
         except ValueError:
             refused.append(name)
             continue
@@ -292,13 +292,13 @@ def test_classifier():
 
 
 def test_auxiliary_classifiers_go_with_the_classifier():
-    module = models.build("GoogLeNet", num_classes=7)
+    module, rule = models.build("GoogLeNet", num_classes=7), convert.rules("GoogLeNet").paddle
     image = jax.ShapeDtypeStruct((1, 96, 96, 3), jnp.float32)
     target = flatten_dict(dict(jax.eval_shape(module.init, jax.random.key(0), image)))
     arrays = {}
     for path, leaf in target.items():
         shape = tuple(leaf.shape[d] for d in (3, 2, 0, 1)) if len(leaf.shape) == 4 else leaf.shape
-        key = convert.googlenet.paddle(path[1:-1], module) + "." + engine.PADDLE_LEAVES[path[-1]]
+        key = f"{rule(path[1:-1], module)}.{engine.PADDLE_LEAVES[path[-1]]}"
         arrays[key] = np.broadcast_to(np.float32(0), shape)
     params = convert.from_paddle("GoogLeNet", arrays, head=False)["params"]
     assert "head" not in params

@@ -1,52 +1,15 @@
 """Weights of other code bases."""
 
+import importlib
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from jaxcls import models
 from jaxcls.config import choose
-from jaxcls.convert import (
-    alexnet,
-    darknet,
-    densenet,
-    dpn,
-    efficientnet,
-    engine,
-    googlenet,
-    hrnet,
-    inception_v4,
-    mobilenet_v1,
-    mobilenet_v2,
-    mobilenet_v3,
-    res2net,
-    resnet,
-    shufflenet_v2,
-    squeezenet,
-    vgg,
-    xception,
-)
-
-RULES = {
-    "resnet": resnet,
-    "res2net": res2net,
-    "hrnet": hrnet,
-    "darknet": darknet,
-    "mobilenet_v1": mobilenet_v1,
-    "mobilenet_v2": mobilenet_v2,
-    "mobilenet_v3": mobilenet_v3,
-    "googlenet": googlenet,
-    "inception_v4": inception_v4,
-    "xception": xception,
-    "dpn": dpn,
-    "densenet": densenet,
-    "shufflenet_v2": shufflenet_v2,
-    "efficientnet": efficientnet,
-    "squeezenet": squeezenet,
-    "alexnet": alexnet,
-    "vgg": vgg,
-}
+from jaxcls.convert import engine
 
 
 def from_paddle(
@@ -72,7 +35,7 @@ def from_paddle(
     return engine.convert(
         name,
         arrays,
-        _rules(name).paddle,
+        rules(name).paddle,
         engine.PADDLE_LEAVES,
         engine.paddle_layout,
         head=head,
@@ -108,9 +71,9 @@ def from_torch(
         or names what the network has another way and which arguments it needs, or that there are
         none.
     """
-    rules, module = _rules(name), models.build(name, **build_overrides)
+    torch_sources, module = rules(name).torch_sources, models.build(name, **build_overrides)
     with engine.building(name, **build_overrides):
-        sources = rules.torch_sources(module)
+        sources = torch_sources(module)
     return engine.convert_torch(
         name,
         arrays,
@@ -121,5 +84,10 @@ def from_torch(
     )
 
 
-def _rules(name: str) -> Any:
-    return RULES[models.family_of(choose("model", name, models.MODELS))]
+def rules(name: str) -> ModuleType:
+    """Returns the rules for weights of the model `name`, which its family has.
+
+    They are `paddle`, an `engine.Rule`, and `torch_sources`, module -> `engine.Source`s.
+    """
+    family = models.family_of(choose("model", name, models.MODELS))
+    return importlib.import_module(f"jaxcls.convert.{family}")

@@ -2,56 +2,42 @@
 
 import dataclasses
 import fnmatch
+import importlib
 from typing import Any
 
 import flax.linen as nn
 
 from jaxcls.config import choose, short
-from jaxcls.models import (
-    alexnet,
-    darknet,
-    densenet,
-    dpn,
-    efficientnet,
-    googlenet,
-    hrnet,
-    inception_v4,
-    mobilenet_v1,
-    mobilenet_v2,
-    mobilenet_v3,
-    res2net,
-    resnet,
-    shufflenet_v2,
-    squeezenet,
-    vgg,
-    xception,
-)
 from jaxcls.models.spec import CTX_FIELDS, Ctx, Spec
 
+# A family is its networks in models/NAME.py, rules for its weights in convert/NAME.py, and a row here.
 FAMILIES = (
-    resnet,
-    res2net,
-    hrnet,
-    darknet,
-    mobilenet_v1,
-    mobilenet_v2,
-    mobilenet_v3,
-    googlenet,
-    inception_v4,
-    xception,
-    dpn,
-    densenet,
-    shufflenet_v2,
-    efficientnet,
-    squeezenet,
-    alexnet,
-    vgg,
+    "resnet",
+    "res2net",
+    "hrnet",
+    "darknet",
+    "mobilenet_v1",
+    "mobilenet_v2",
+    "mobilenet_v3",
+    "googlenet",
+    "inception_v4",
+    "xception",
+    "dpn",
+    "densenet",
+    "shufflenet_v2",
+    "efficientnet",
+    "squeezenet",
+    "alexnet",
+    "vgg",
 )
 MODELS: dict[str, Spec] = {}
+_FAMILY: dict[str, str] = {}  # of each name
 for family in FAMILIES:
-    if twice := MODELS.keys() & family.SPECS.keys():
-        raise ValueError(f"{family.__name__}: names that another family has: {sorted(twice)}")
-    MODELS |= family.SPECS
+    specs = importlib.import_module(f"jaxcls.models.{family}").SPECS
+    if twice := MODELS.keys() & specs.keys():
+        raise ValueError(f"{family}: names that another family has: {sorted(twice)}")
+    MODELS |= specs
+    _FAMILY |= dict.fromkeys(specs, family)
 
 
 def names(pattern: str = "*") -> list[str]:
@@ -64,8 +50,8 @@ def names(pattern: str = "*") -> list[str]:
 
 
 def family_of(name: str) -> str:
-    """Returns the family's name: that of its file."""
-    return next(f.__name__.rpartition(".")[2] for f in FAMILIES if name in f.SPECS)
+    """Returns the family's name: that of its files."""
+    return _FAMILY[name]
 
 
 def arguments(name: str) -> frozenset[str]:

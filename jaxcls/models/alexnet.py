@@ -7,6 +7,7 @@ last features are averaged to 6x6. As in PaddleClas, the dropouts scale in evalu
 PaddleClas draws all of them from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 """
 
+from functools import partial
 from typing import ClassVar
 
 import flax.linen as nn
@@ -19,12 +20,13 @@ from jaxcls.models.layers import (
     Linear,
     adaptive_mean,
     at_least,
+    forward,
     max_pool,
-    stage,
 )
 from jaxcls.models.spec import Ctx, Spec
 
 Array = jax.Array
+halve = partial(max_pool, window=3, stride=2)
 
 
 class Block(nn.Module):
@@ -44,20 +46,6 @@ class Block(nn.Module):
         return nn.relu(conv(x))
 
 
-class Stage(nn.Module):
-    """A maximum at stride 2, then convolutions."""
-
-    c: Ctx
-    blocks: tuple[tuple[int, int], ...]  # features, kernel
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        x = max_pool(x, 3, 2)
-        for i, (features, kernel) in enumerate(self.blocks, 1):
-            x = Block(self.c, features, kernel, name=f"block{i}")(x)
-        return x
-
-
 class Neck(nn.Module):
     """Two fully connected layers, with dropout before each."""
 
@@ -65,7 +53,7 @@ class Neck(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = adaptive_mean(max_pool(x, 3, 2), 6)
+        x = adaptive_mean(halve(x), 6)
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)  # the order that weights come in
         for i in (1, 2):
             x = Dropout(self.c, 0.5, downscale=True, name=f"dropout{i}")(x)
@@ -83,14 +71,17 @@ class AlexNet(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
-        x = Block(c, 64, 11, 4, 2, name="stem")(at_least(images, 63).astype(c.feature_dtype))
-        out = {}
-        for i, blocks in enumerate((((192, 5),), ((384, 3), (256, 3), (256, 3))), 1):
-            x = out[f"stage{i}"] = stage(Stage, c)(c, blocks, name=f"stage{i}")(x)
-        out["pre_logits"] = Neck(c, name="neck")(x)
-        head = Classifier(c.replace(dropout=0.0), self.num_classes, name="head")  # the neck has it
-        out["logits"] = head(out["pre_logits"])
-        return out
+        stem = Block(c, 64, 11, 4, 2, name="stem")
+        stages = (((192, 5),), ((384, 3), (256, 3), (256, 3)))  # features, kernel
+        return forward(
+            c,
+            at_least(images, 63),
+            stem=lambda x: halve(stem(x)),
+            stages=[[partial(Block, features=n, kernel=k) for n, k in s] for s in stages],
+            pool=halve,
+            neck=Neck(c, name="neck"),
+            head=Classifier(c.replace(dropout=0.0), self.num_classes, name="head"),  # the neck's
+        )
 
 
 SPECS = {"AlexNet": Spec(AlexNet)}

@@ -4,8 +4,8 @@ Redmon and Farhadi 2018 (https://arxiv.org/abs/1804.02767). As in PaddleClas, ac
 rather than leaky ReLU (`slope`). The 3x3 convolution that halves the size begins its stage.
 """
 
-import functools
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -15,8 +15,8 @@ from jaxcls.models.layers import (
     ConvBN,
     DropPath,
     drop_path_rates,
-    global_mean,
-    stage,
+    forward,
+    stages_of,
 )
 from jaxcls.models.spec import Ctx, Spec
 
@@ -54,21 +54,6 @@ class Stem(nn.Module):
         return ConvBN(self.c, self.width, 3, act=self.act, name="conv1")(x)
 
 
-class Stage(nn.Module):
-    """Blocks of one width at one size."""
-
-    c: Ctx
-    width: int
-    act: Act
-    drop_paths: tuple[float, ...]  # one for each block
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        for i, drop_path in enumerate(self.drop_paths):
-            x = Block(self.c, self.width, i == 0, drop_path, self.act, name=f"block{i + 1}")(x)
-        return x
-
-
 class DarkNet(nn.Module):
     """Stem, stages of doubling width, head."""
 
@@ -81,16 +66,19 @@ class DarkNet(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
-        leaky = functools.partial(nn.leaky_relu, negative_slope=self.slope)
+        leaky = partial(nn.leaky_relu, negative_slope=self.slope)
         act = leaky if self.slope else nn.relu
-        x = Stem(c, self.width, act, name="stem")(images.astype(c.feature_dtype))
-        out = {}
-        for i, rates in enumerate(drop_path_rates(c, self.depths), 1):
-            name = f"stage{i}"
-            x = out[name] = stage(Stage, c)(c, self.width * 2**i, act, tuple(rates), name=name)(x)
-        out["pre_logits"] = global_mean(x, c)
-        out["logits"] = Classifier(c, self.num_classes, name="head")(out["pre_logits"])
-        return out
+        rates = drop_path_rates(c, self.depths)
+        block = lambda i, j: partial(
+            Block, width=self.width * 2 ** (i + 1), down=j == 0, drop_path=rates[i][j], act=act
+        )
+        return forward(
+            c,
+            images,
+            stem=Stem(c, self.width, act, name="stem"),
+            stages=stages_of(self.depths, block),
+            head=Classifier(c, self.num_classes, name="head"),
+        )
 
 
 SPECS = {"DarkNet53": Spec(DarkNet, size=256)}

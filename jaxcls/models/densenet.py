@@ -4,6 +4,7 @@ Huang et al. 2016, Densely connected convolutional networks (https://arxiv.org/a
 bottlenecks and compression by half. The first block of stages 2 to 4 is the transition.
 """
 
+from functools import partial
 from typing import ClassVar
 
 import flax.linen as nn
@@ -17,9 +18,8 @@ from jaxcls.models.layers import (
     ConvBN,
     at_least,
     avg_pool,
-    global_mean,
+    forward,
     max_pool,
-    stage,
 )
 from jaxcls.models.spec import Ctx, Spec
 
@@ -62,23 +62,6 @@ class Stem(nn.Module):
         return max_pool(x, 3, 2, 1)
 
 
-class Stage(nn.Module):
-    """Dense blocks, after a transition where the stage is not the first."""
-
-    c: Ctx
-    depth: int
-    growth: int
-    transition: bool
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        if self.transition:
-            x = Transition(self.c, name="block1")(x)
-        for i in range(self.depth):
-            x = Dense(self.c, self.growth, name=f"block{i + 1 + self.transition}")(x)
-        return x
-
-
 class DenseNet(nn.Module):
     """Stem, stages of dense blocks, head."""
 
@@ -91,15 +74,15 @@ class DenseNet(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
-        x = Stem(c, 2 * self.growth, name="stem")(at_least(images, 29).astype(c.feature_dtype))
-        out = {}
-        for i, depth in enumerate(self.depths, 1):
-            x = out[f"stage{i}"] = stage(Stage, c)(
-                c, depth, self.growth, transition=i > 1, name=f"stage{i}"
-            )(x)
-        out["pre_logits"] = global_mean(BNReLU(c, name="neck")(x), c)
-        out["logits"] = Classifier(c, self.num_classes, name="head")(out["pre_logits"])
-        return out
+        dense = partial(Dense, growth=self.growth)
+        return forward(
+            c,
+            at_least(images, 29),
+            stem=Stem(c, 2 * self.growth, name="stem"),
+            stages=[[Transition] * (i > 0) + [dense] * n for i, n in enumerate(self.depths)],
+            neck=BNReLU(c, name="neck"),
+            head=Classifier(c, self.num_classes, name="head"),
+        )
 
 
 SPECS = {

@@ -4,6 +4,8 @@ Chen et al. 2017, Dual path networks (https://arxiv.org/abs/1707.01629). As in P
 begins with 10 features and all networks end with a plain mean.
 """
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,9 +17,9 @@ from jaxcls.models.layers import (
     ConvBN,
     DropPath,
     drop_path_rates,
-    global_mean,
+    forward,
     max_pool,
-    stage,
+    stages_of,
 )
 from jaxcls.models.spec import Ctx, Spec
 
@@ -67,34 +69,6 @@ class Stem(nn.Module):
         return max_pool(x, 3, 2, 1)
 
 
-class Stage(nn.Module):
-    """Blocks of one width; the first has the stride and makes the two paths."""
-
-    c: Ctx
-    width: int
-    growth: int
-    inner: int
-    groups: int
-    stride: int
-    drop_paths: tuple[float, ...]  # one for each block
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        for i, drop_path in enumerate(self.drop_paths):
-            x = Block(
-                self.c,
-                self.width,
-                self.growth,
-                self.inner,
-                self.groups,
-                stride=1 if i else self.stride,
-                project=i == 0,
-                drop_path=drop_path,
-                name=f"block{i + 1}",
-            )(x)
-        return x
-
-
 class DPN(nn.Module):
     """Stem, stages of doubling width, head."""
 
@@ -110,22 +84,25 @@ class DPN(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
-        x = Stem(c, *self.stem, name="stem")(images.astype(c.feature_dtype))
-        out = {}
-        for i, rates in enumerate(drop_path_rates(c, self.depths)):
-            x = out[f"stage{i + 1}"] = stage(Stage, c)(
-                c,
-                self.width * 2**i,
-                self.growths[i],
-                self.inner * 2**i,
-                self.groups,
-                stride=2 if i else 1,
-                drop_paths=tuple(rates),
-                name=f"stage{i + 1}",
-            )(x)
-        out["pre_logits"] = global_mean(BNReLU(c, name="neck")(x), c)
-        out["logits"] = Classifier(c, self.num_classes, name="head")(out["pre_logits"])
-        return out
+        rates = drop_path_rates(c, self.depths)
+        block = lambda i, j: partial(
+            Block,
+            width=self.width * 2**i,
+            growth=self.growths[i],
+            inner=self.inner * 2**i,
+            groups=self.groups,
+            stride=2 if i and not j else 1,
+            project=j == 0,
+            drop_path=rates[i][j],
+        )
+        return forward(
+            c,
+            images,
+            stem=Stem(c, *self.stem, name="stem"),
+            stages=stages_of(self.depths, block),
+            neck=BNReLU(c, name="neck"),
+            head=Classifier(c, self.num_classes, name="head"),
+        )
 
 
 SPECS = {

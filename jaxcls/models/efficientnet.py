@@ -8,8 +8,8 @@ drop connect: block i of L, counted from 0, has i / L of it.
 """
 
 import dataclasses
-import functools
 import math
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -19,9 +19,8 @@ from jaxcls.models.layers import (
     ConvBN,
     InvertedResidual,
     SqueezeExcite,
-    global_mean,
+    forward,
     round_to_8,
-    stage,
 )
 from jaxcls.models.spec import Ctx, Spec
 
@@ -37,36 +36,6 @@ class Row:
     features: int
     repeats: int
     stride: int
-
-
-class Stage(nn.Module):
-    """Blocks of one resolution."""
-
-    c: Ctx
-    rows: tuple[Row, ...]  # scaled
-    se: bool
-    padding: str | None
-    drop_paths: tuple[float, ...]  # one for each block
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        blocks = [(row, i) for row in self.rows for i in range(row.repeats)]
-        for n, ((row, i), drop_path) in enumerate(zip(blocks, self.drop_paths, strict=True), 1):
-            width = x.shape[-1]
-            squeeze = functools.partial(SqueezeExcite, squeezed=width // 4, act=nn.swish)
-            x = InvertedResidual(
-                self.c,
-                None if row.expand == 1 else width * row.expand,
-                row.features,
-                row.kernel,
-                1 if i else row.stride,
-                self.padding,
-                act=nn.swish,
-                se=squeeze if self.se else None,
-                drop_path=drop_path,
-                name=f"block{n}",
-            )(x)
-        return x
 
 
 class EfficientNet(nn.Module):
@@ -92,24 +61,35 @@ class EfficientNet(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
-        x = images.astype(c.feature_dtype)
-        width = round_to_8(32 * self.width)
-        x = ConvBN(c, width, 3, 2, self.padding, act=nn.swish, name="stem")(x)
-        out, done = {}, 0
-        stages = self.scaled()
-        depths = [sum(row.repeats for row in rows) for rows in stages]
+        width = stem = round_to_8(32 * self.width)
         last = 0.2 if c.drop_path is None else c.drop_path
-        for i, (rows, depth) in enumerate(zip(stages, depths), 1):
-            rates = tuple(last * n / sum(depths) for n in range(done, done + depth))
-            x = out[f"stage{i}"] = stage(Stage, c)(
-                c, rows, self.se, self.padding, drop_paths=rates, name=f"stage{i}"
-            )(x)
-            done += depth
-        x = ConvBN(c, round_to_8(1280 * self.width), act=nn.swish, name="neck")(x)
-        out["pre_logits"] = global_mean(x, c)
-        head = Classifier(c, self.num_classes, dropout=self.own_dropout, name="head")
-        out["logits"] = head(out["pre_logits"])
-        return out
+        scaled, done, stages = self.scaled(), 0, []
+        depth = sum(row.repeats for rows in scaled for row in rows)
+        for rows in scaled:
+            stages.append([])
+            for row, i in ((r, i) for r in rows for i in range(r.repeats)):
+                squeeze = partial(SqueezeExcite, squeezed=width // 4, act=nn.swish)
+                block = partial(
+                    InvertedResidual,
+                    expanded=None if row.expand == 1 else width * row.expand,
+                    features=row.features,
+                    kernel=row.kernel,
+                    stride=1 if i else row.stride,
+                    padding=self.padding,
+                    act=nn.swish,
+                    se=squeeze if self.se else None,
+                    drop_path=last * done / depth,
+                )
+                stages[-1].append(block)
+                width, done = row.features, done + 1
+        return forward(
+            c,
+            images,
+            stem=ConvBN(c, stem, 3, 2, self.padding, act=nn.swish, name="stem"),
+            stages=stages,
+            neck=ConvBN(c, round_to_8(1280 * self.width), act=nn.swish, name="neck"),
+            head=Classifier(c, self.num_classes, dropout=self.own_dropout, name="head"),
+        )
 
 
 STAGES = (

@@ -8,7 +8,7 @@ evaluation (`Dropout.downscale`). The heads are always there; a program that lea
 "aux2" unused does not compute them.
 """
 
-import functools
+from functools import partial
 from typing import ClassVar
 
 import flax.linen as nn
@@ -21,15 +21,15 @@ from jaxcls.models.layers import (
     Linear,
     at_least,
     avg_pool,
-    global_mean,
     max_pool,
-    stage,
+    outputs,
+    remat,
 )
 from jaxcls.models.spec import Ctx, Spec
 
 Array = jax.Array
 # keeps the size of the signal through convolutions with no ReLU between them, as in 2020
-Conv = functools.partial(layers.Conv, kernel_init=nn.initializers.lecun_uniform())
+Conv = partial(layers.Conv, kernel_init=nn.initializers.lecun_uniform())
 STAGES = (  # the widths of each block, as in the paper's table 1
     ((64, 96, 128, 16, 32, 32), (128, 128, 192, 32, 96, 64)),
     (
@@ -129,16 +129,15 @@ class GoogLeNet(nn.Module):
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
         x = Stem(c, name="stem")(at_least(images, 61).astype(c.feature_dtype))
-        features, out = {}, {}
+        features = []
         for i, blocks in enumerate(STAGES, 1):
-            features[i] = stage(Stage, c)(c, blocks, name=f"stage{i}")(x)
-            x = out[f"stage{i}"] = features[i][-1]
-        out["pre_logits"] = global_mean(x, c)
+            features.append(remat(Stage, c)(c, blocks, name=f"stage{i}")(x))
+            x = features[-1][-1]
         head = Classifier(c, self.num_classes, dropout=0.4, downscale=True, name="head")
-        out["logits"] = head(out["pre_logits"])
-        out["aux1"] = AuxHead(c, self.num_classes, relu=True, name="aux1")(features[2][0])
-        out["aux2"] = AuxHead(c, self.num_classes, relu=False, name="aux2")(features[2][3])
-        return out
+        return outputs(c, [blocks[-1] for blocks in features], x, head) | {
+            "aux1": AuxHead(c, self.num_classes, relu=True, name="aux1")(features[1][0]),
+            "aux2": AuxHead(c, self.num_classes, relu=False, name="aux2")(features[1][3]),
+        }
 
 
 SPECS = {"GoogLeNet": Spec(GoogLeNet)}

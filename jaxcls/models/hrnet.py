@@ -9,6 +9,8 @@ BatchNorm. Where the image's sides are no multiples of 32, which both refuse, wh
 larger branch is cut to its size.
 """
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 
@@ -17,8 +19,9 @@ from jaxcls.models.layers import (
     ConvBN,
     DropPath,
     drop_path_rates,
-    global_mean,
-    stage,
+    outputs,
+    run_stages,
+    stages_of,
 )
 from jaxcls.models.spec import Ctx, Spec
 
@@ -68,19 +71,6 @@ class Stem(nn.Module):
         return ConvBN(self.c, 64, 3, 2, act=nn.relu, name="conv2")(x)
 
 
-class FirstStage(nn.Module):
-    """Bottlenecks, before the branches part."""
-
-    c: Ctx
-    drop_paths: tuple[float, ...]  # one for each block
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        for i, drop_path in enumerate(self.drop_paths):
-            x = Bottleneck(self.c, 64, i == 0, drop_path, name=f"block{i + 1}")(x)
-        return x
-
-
 class Down(nn.Module):
     """3x3 convolutions that each halve the size; the last may change the width."""
 
@@ -119,10 +109,11 @@ class Exchange(nn.Module):
     grow: bool  # before all, make a further branch from the last
 
     @nn.compact
-    def __call__(self, xs: list[Array]) -> list[Array]:
+    def __call__(self, xs: Array | list[Array]) -> list[Array]:
         c = self.c
         if self.grow:
-            n, last = len(self.widths), xs[-1]
+            n = len(self.widths)
+            last = xs if n == 2 else xs[-1]
             if n == 2:  # what stage1 gives is no branch yet
                 xs = [ConvBN(c, self.widths[0], 3, act=nn.relu, name="transition1")(last)]
             new = ConvBN(c, self.widths[-1], 3, 2, act=nn.relu, name=f"transition{n}")(last)
@@ -143,20 +134,6 @@ class Exchange(nn.Module):
                     total += Up(c, width, j - i, y.shape[1:3], name=name)(other)
             out.append(nn.relu(total))
         return out
-
-
-class Stage(nn.Module):
-    """Exchanges among one branch more than the stage before has."""
-
-    c: Ctx
-    widths: tuple[int, ...]
-    drop_paths: tuple[tuple[float, ...], ...]  # of each exchange
-
-    @nn.compact
-    def __call__(self, xs: list[Array]) -> list[Array]:
-        for i, drop_paths in enumerate(self.drop_paths):
-            xs = Exchange(self.c, self.widths, drop_paths, i == 0, name=f"block{i + 1}")(xs)
-        return xs
 
 
 class Neck(nn.Module):
@@ -189,21 +166,23 @@ class HRNet(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
+        first, *others = drop_path_rates(c, (4, *(4 * n for n in self.exchanges)))
+        bottlenecks = [
+            partial(Bottleneck, width=64, project=j == 0, drop_path=rate)
+            for j, rate in enumerate(first)
+        ]
+        exchange = lambda i, j: partial(
+            Exchange,
+            widths=tuple(self.width * 2**branch for branch in range(i + 2)),
+            drop_paths=tuple(others[i][4 * j : 4 * j + 4]),
+            grow=j == 0,
+        )
+        stages = [bottlenecks, *stages_of(self.exchanges, exchange)]
         x = Stem(c, name="stem")(images.astype(c.feature_dtype))
-        first, *rates = drop_path_rates(c, (4, *(4 * n for n in self.exchanges)))
-        out = {"stage1": stage(FirstStage, c)(c, tuple(first), name="stage1")(x)}
-        xs = [out["stage1"]]
-        for i, stage_rates in enumerate(rates, 2):
-            xs = stage(Stage, c)(
-                c,
-                tuple(self.width * 2**branch for branch in range(i)),
-                tuple(zip(*[iter(stage_rates)] * 4, strict=True)),
-                name=f"stage{i}",
-            )(xs)
-            out[f"stage{i}"] = xs[0]
-        out["pre_logits"] = global_mean(Neck(c, name="neck")(xs), c)
-        out["logits"] = Classifier(c, self.num_classes, name="head")(out["pre_logits"])
-        return out
+        one, *several = run_stages(c, x, stages)
+        largest = [one, *(branches[0] for branches in several)]
+        head = Classifier(c, self.num_classes, name="head")
+        return outputs(c, largest, Neck(c, name="neck")(several[-1]), head)
 
 
 SPECS = {

@@ -6,6 +6,7 @@ in PaddleClas, means at the border are over the pixels that are there, and the d
 evaluation (`Dropout.downscale`).
 """
 
+from functools import partial
 from typing import ClassVar
 
 import flax.linen as nn
@@ -15,11 +16,11 @@ import jax.numpy as jnp
 from jaxcls.models.layers import (
     Classifier,
     ConvBN,
+    Stage,
     at_least,
     avg_pool,
-    global_mean,
+    forward,
     max_pool,
-    stage,
 )
 from jaxcls.models.spec import Ctx, Spec
 
@@ -118,19 +119,6 @@ class Inception(nn.Module):
         return jnp.concatenate(parts, -1)
 
 
-class Stage(nn.Module):
-    """A sequence of blocks."""
-
-    c: Ctx
-    blocks: tuple
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        for i, branches in enumerate(self.blocks, 1):
-            x = Inception(self.c, branches, name=f"block{i}")(x)
-        return x
-
-
 class InceptionV4(nn.Module):
     """Stem, stages of Inception blocks, head."""
 
@@ -141,14 +129,14 @@ class InceptionV4(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
-        x = Stage(c, STEM, name="stem")(at_least(images, 75).astype(c.feature_dtype))
-        out = {}
-        for i, blocks in enumerate(STAGES, 1):
-            x = out[f"stage{i}"] = stage(Stage, c)(c, blocks, name=f"stage{i}")(x)
-        out["pre_logits"] = global_mean(x, c)
-        head = Classifier(c, self.num_classes, dropout=0.2, downscale=True, name="head")
-        out["logits"] = head(out["pre_logits"])
-        return out
+        blocks = lambda tables: tuple(partial(Inception, branches=t) for t in tables)
+        return forward(
+            c,
+            at_least(images, 75),
+            stem=Stage(c, blocks(STEM), name="stem"),
+            stages=[blocks(tables) for tables in STAGES],
+            head=Classifier(c, self.num_classes, dropout=0.2, downscale=True, name="head"),
+        )
 
 
 SPECS = {"InceptionV4": Spec(InceptionV4, size=299)}

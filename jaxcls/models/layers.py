@@ -1,6 +1,6 @@
 """The layers that all families share. Images and features are NHWC."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -329,11 +329,6 @@ def round_to_8(features: float) -> int:
     return nearest if nearest >= 0.9 * features else nearest + 8
 
 
-def stage(cls: type[nn.Module], c: Ctx) -> type[nn.Module]:
-    """Returns the class of a stage, recomputed in the backward pass where `c.remat` says so."""
-    return nn.remat(cls) if c.remat else cls
-
-
 def at_least(images: Array, size: int) -> Array:
     """Returns images [B, H, W, C] of which a network without padding leaves something.
 
@@ -442,25 +437,78 @@ class Shortcut(nn.Module):
         return ConvBN(self.c, self.features, stride=stride, name="conv1")(x)
 
 
-class ResidualStage(nn.Module):
-    """Blocks of one width; the first has the stride and, with `project`, a projecting shortcut."""
+# -- What networks are put together with -----------------------------------------------------------
+
+Factory = Callable[..., nn.Module]  # of a block; called as factory(c, name="block1")
+
+
+def stages_of(depths: Iterable[int], block: Callable[[int, int], Factory]) -> list[list[Factory]]:
+    """Returns the blocks of each stage: block(i, j) is block j of stage i, both from 0."""
+    return [[block(i, j) for j in range(depth)] for i, depth in enumerate(depths)]
+
+
+class Stage(nn.Module):
+    """Blocks one after the other, after a pool where there is one."""
 
     c: Ctx
-    block: Callable[..., nn.Module]  # (c, width, stride, project, drop_path, name) -> the block
-    width: int
-    stride: int
-    drop_paths: tuple[float, ...]  # one for each block
-    project: bool = True
+    blocks: tuple[Factory, ...]
+    pool: Callable[[Any], Any] | None = None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        for i, drop_path in enumerate(self.drop_paths):
-            x = self.block(
-                self.c,
-                self.width,
-                stride=1 if i else self.stride,
-                project=self.project and i == 0,
-                drop_path=drop_path,
-                name=f"block{i + 1}",
-            )(x)
+    def __call__(self, x: Any) -> Any:
+        if self.pool is not None:
+            x = self.pool(x)
+        for i, block in enumerate(self.blocks, 1):
+            x = block(self.c, name=f"block{i}")(x)
         return x
+
+
+def remat(cls: type[nn.Module], c: Ctx) -> type[nn.Module]:
+    """Returns the class of a stage, recomputed in the backward pass where `c.remat` says so."""
+    return nn.remat(cls) if c.remat else cls
+
+
+def run_stages(
+    c: Ctx, x: Any, stages: Sequence[Sequence[Factory]], pool: Callable[[Any], Any] | None = None
+) -> list[Any]:
+    """Returns the features after each stage; `pool` is between the stages."""
+    features = []
+    for i, blocks in enumerate(stages, 1):
+        x = remat(Stage, c)(c, tuple(blocks), pool if features else None, name=f"stage{i}")(x)
+        features.append(x)
+    return features
+
+
+def outputs(
+    c: Ctx, features: Sequence[Array], x: Array, head: Callable[[Array], Array]
+) -> dict[str, Array]:
+    """Returns what a network does: {"stage1": ..., "pre_logits": [B, D], "logits": [B, K]}.
+
+    Args:
+      c: the context.
+      features: after each stage.
+      x: what the head sees, [B, D], or [B, H, W, D] to be averaged.
+      head: pre_logits -> logits.
+    """
+    out = {f"stage{i}": x for i, x in enumerate(features, 1)}
+    out["pre_logits"] = x if x.ndim == 2 else global_mean(x, c)
+    return out | {"logits": head(out["pre_logits"])}
+
+
+def forward(
+    c: Ctx,
+    images: Array,
+    *,
+    stem: Callable[[Array], Array],
+    stages: Sequence[Sequence[Factory]],
+    pool: Callable[[Array], Array] | None = None,
+    neck: Callable[[Array], Array] | None = None,
+    head: Callable[[Array], Array],
+) -> dict[str, Array]:
+    """Returns the outputs of a network that is stem, stages, neck, mean over the image and head.
+
+    It is called in a compact method, with modules that have their names. See `run_stages` and
+    `outputs`.
+    """
+    features = run_stages(c, stem(images.astype(c.feature_dtype)), stages, pool)
+    return outputs(c, features, features[-1] if neck is None else neck(features[-1]), head)

@@ -4,12 +4,13 @@ Howard et al. 2017, MobileNets (https://arxiv.org/abs/1704.04861). `_x0_25` to `
 multipliers; `_ssld` is the same network with weights distilled from a larger one.
 """
 
+from functools import partial
 from typing import ClassVar
 
 import flax.linen as nn
 import jax
 
-from jaxcls.models.layers import Classifier, ConvBN, global_mean, stage
+from jaxcls.models.layers import Classifier, ConvBN, forward, stages_of
 from jaxcls.models.spec import Ctx, Spec
 
 Array = jax.Array
@@ -29,20 +30,6 @@ class Separable(nn.Module):
         return ConvBN(self.c, self.features, act=nn.relu, name="conv2")(x)
 
 
-class Stage(nn.Module):
-    """Blocks of one resolution; the first has the stride."""
-
-    c: Ctx
-    features: tuple[int, ...]  # of each block
-    stride: int
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        for i, features in enumerate(self.features):
-            x = Separable(self.c, features, 1 if i else self.stride, name=f"block{i + 1}")(x)
-        return x
-
-
 class MobileNetV1(nn.Module):
     """Stem at stride 2, five stages, head."""
 
@@ -56,16 +43,16 @@ class MobileNetV1(nn.Module):
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
         width = lambda features: int(features * self.scale)
-        x = images.astype(c.feature_dtype)
-        x = ConvBN(c, width(32), 3, 2, act=nn.relu, name="stem")(x)
-        out = {}
-        for i, features in enumerate(self.stages, 1):
-            x = out[f"stage{i}"] = stage(Stage, c)(
-                c, tuple(map(width, features)), stride=1 if i == 1 else 2, name=f"stage{i}"
-            )(x)
-        out["pre_logits"] = global_mean(x, c)
-        out["logits"] = Classifier(c, self.num_classes, name="head")(out["pre_logits"])
-        return out
+        block = lambda i, j: partial(
+            Separable, features=width(self.stages[i][j]), stride=2 if i and not j else 1
+        )
+        return forward(
+            c,
+            images,
+            stem=ConvBN(c, width(32), 3, 2, act=nn.relu, name="stem"),
+            stages=stages_of(map(len, self.stages), block),
+            head=Classifier(c, self.num_classes, name="head"),
+        )
 
 
 STAGES = ((64,), (128, 128), (256, 256), (512,) * 6, (1024, 1024))

@@ -7,6 +7,7 @@ with `expand_first=False`, as in the paper), and there is no dropout before the 
 """
 
 import dataclasses
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -16,8 +17,7 @@ from jaxcls.models.layers import (
     ConvBN,
     InvertedResidual,
     drop_path_rates,
-    global_mean,
-    stage,
+    forward,
 )
 from jaxcls.models.spec import Ctx, Spec
 
@@ -34,31 +34,6 @@ class Row:
     stride: int
 
 
-class Stage(nn.Module):
-    """Blocks of one resolution."""
-
-    c: Ctx
-    rows: tuple[Row, ...]
-    scale: float
-    expand_first: bool
-    drop_paths: tuple[float, ...]  # one for each block
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        blocks = [(row, i) for row in self.rows for i in range(row.repeats)]
-        for n, ((row, i), drop_path) in enumerate(zip(blocks, self.drop_paths, strict=True), 1):
-            expands = row.expand > 1 or self.expand_first
-            x = InvertedResidual(
-                self.c,
-                x.shape[-1] * row.expand if expands else None,
-                int(row.features * self.scale),
-                stride=1 if i else row.stride,
-                drop_path=drop_path,
-                name=f"block{n}",
-            )(x)
-        return x
-
-
 class MobileNetV2(nn.Module):
     """Stem at stride 2, five stages, 1x1 convolution, head."""
 
@@ -71,23 +46,31 @@ class MobileNetV2(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
-        x = images.astype(c.feature_dtype)
-        x = ConvBN(c, int(32 * self.scale), 3, 2, act=nn.relu6, name="stem")(x)
-        out = {}
+        width = stem = int(32 * self.scale)
+        stages = []
         depths = [sum(row.repeats for row in rows) for rows in self.stages]
-        for i, (rows, rates) in enumerate(zip(self.stages, drop_path_rates(c, depths)), 1):
-            x = out[f"stage{i}"] = stage(Stage, c)(
-                c,
-                rows,
-                self.scale,
-                self.expand_first,
-                drop_paths=tuple(rates),
-                name=f"stage{i}",
-            )(x)
-        x = ConvBN(c, int(1280 * max(1.0, self.scale)), act=nn.relu6, name="neck")(x)
-        out["pre_logits"] = global_mean(x, c)
-        out["logits"] = Classifier(c, self.num_classes, name="head")(out["pre_logits"])
-        return out
+        for rows, rates in zip(self.stages, drop_path_rates(c, depths), strict=True):
+            repeated = [(row, i) for row in rows for i in range(row.repeats)]
+            stages.append([])
+            for (row, i), rate in zip(repeated, rates, strict=True):
+                expands = row.expand > 1 or self.expand_first
+                block = partial(
+                    InvertedResidual,
+                    expanded=width * row.expand if expands else None,
+                    features=int(row.features * self.scale),
+                    stride=1 if i else row.stride,
+                    drop_path=rate,
+                )
+                stages[-1].append(block)
+                width = int(row.features * self.scale)
+        return forward(
+            c,
+            images,
+            stem=ConvBN(c, stem, 3, 2, act=nn.relu6, name="stem"),
+            stages=stages,
+            neck=ConvBN(c, int(1280 * max(1.0, self.scale)), act=nn.relu6, name="neck"),
+            head=Classifier(c, self.num_classes, name="head"),
+        )
 
 
 STAGES = (

@@ -11,8 +11,8 @@ of that as in the paper but for the last two.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -25,9 +25,9 @@ from jaxcls.models.layers import (
     InvertedResidual,
     SqueezeExcite,
     drop_path_rates,
+    forward,
     global_mean,
     round_to_8,
-    stage,
 )
 from jaxcls.models.spec import Ctx, Spec
 
@@ -49,40 +49,6 @@ class Row:
     act: Callable[[Array], Array]
     se: bool = False
     stride: int = 1
-
-
-class Stage(nn.Module):
-    """Blocks of one resolution."""
-
-    c: Ctx
-    rows: tuple[Row, ...]
-    scale: float
-    paper: bool
-    padding: str | None
-    drop_paths: tuple[float, ...]  # one for each block
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        for i, (row, drop_path) in enumerate(zip(self.rows, self.drop_paths, strict=True), 1):
-            expanded = round_to_8(row.expanded * self.scale)
-            squeeze = functools.partial(
-                SqueezeExcite,
-                squeezed=round_to_8(expanded / 4) if self.paper else expanded // 4,
-                gate=nn.hard_sigmoid if self.paper else gate,
-            )
-            x = InvertedResidual(
-                self.c,
-                None if self.paper and expanded == x.shape[-1] else expanded,
-                round_to_8(row.features * self.scale),
-                row.kernel,
-                row.stride,
-                self.padding,
-                act=row.act,
-                se=squeeze if row.se else None,
-                drop_path=drop_path,
-                name=f"block{i}",
-            )(x)
-        return x
 
 
 class Neck(nn.Module):
@@ -117,26 +83,39 @@ class MobileNetV3(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
-        x = images.astype(c.feature_dtype)
-        width = round_to_8(16 * self.scale)
-        x = ConvBN(c, width, 3, 2, self.padding, act=nn.hard_swish, name="stem")(x)
-        out = {}
+        stages = []
+        width = stem = round_to_8(16 * self.scale)
         all_rates = drop_path_rates(c, [len(rows) for rows in self.stages])
-        for i, (rows, rates) in enumerate(zip(self.stages, all_rates), 1):
-            x = out[f"stage{i}"] = stage(Stage, c)(
-                c,
-                rows,
-                self.scale,
-                self.paper,
-                self.padding,
-                drop_paths=tuple(rates),
-                name=f"stage{i}",
-            )(x)
-        width = round_to_8(self.neck * self.scale)
-        out["pre_logits"] = Neck(c, width, self.last, self.paper, name="neck")(x)
-        head = Classifier(c, self.num_classes, dropout=0.2, downscale=True, name="head")
-        out["logits"] = head(out["pre_logits"])
-        return out
+        for rows, rates in zip(self.stages, all_rates, strict=True):
+            stages.append([])
+            for row, rate in zip(rows, rates, strict=True):
+                expanded = round_to_8(row.expanded * self.scale)
+                squeeze = partial(
+                    SqueezeExcite,
+                    squeezed=round_to_8(expanded / 4) if self.paper else expanded // 4,
+                    gate=nn.hard_sigmoid if self.paper else gate,
+                )
+                block = partial(
+                    InvertedResidual,
+                    expanded=None if self.paper and expanded == width else expanded,
+                    features=round_to_8(row.features * self.scale),
+                    kernel=row.kernel,
+                    stride=row.stride,
+                    padding=self.padding,
+                    act=row.act,
+                    se=squeeze if row.se else None,
+                    drop_path=rate,
+                )
+                stages[-1].append(block)
+                width = round_to_8(row.features * self.scale)
+        return forward(
+            c,
+            images,
+            stem=ConvBN(c, stem, 3, 2, self.padding, act=nn.hard_swish, name="stem"),
+            stages=stages,
+            neck=Neck(c, round_to_8(self.neck * self.scale), self.last, self.paper, name="neck"),
+            head=Classifier(c, self.num_classes, dropout=0.2, downscale=True, name="head"),
+        )
 
 
 RE, HS = nn.relu, nn.hard_swish

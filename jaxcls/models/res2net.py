@@ -8,7 +8,7 @@ chain is cut, and the last slice averaged, only where a block halves the size, a
 border are over the pixels that are there. `original` is as the authors have it.
 """
 
-import functools
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -18,13 +18,12 @@ from jaxcls.models.layers import (
     Classifier,
     ConvBN,
     DropPath,
-    ResidualStage,
     ResNetStem,
     Shortcut,
     avg_pool,
     drop_path_rates,
-    global_mean,
-    stage,
+    forward,
+    stages_of,
 )
 from jaxcls.models.spec import Ctx, Spec
 
@@ -82,27 +81,25 @@ class Res2Net(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
-        x = ResNetStem(c, self.stem, self.width, name="stem")(images.astype(c.feature_dtype))
-        block = functools.partial(
+        rates = drop_path_rates(c, self.depths)
+        block = lambda i, j: partial(
             Block,
+            width=self.width * 2**i,
+            stride=2 if i and not j else 1,
+            project=j == 0,
+            drop_path=rates[i][j],
             mean_short=self.mean_short,
             slices=self.slices,
             slice_width=self.slice_width,
             original=self.original,
         )
-        out = {}
-        for i, rates in enumerate(drop_path_rates(c, self.depths)):
-            x = out[f"stage{i + 1}"] = stage(ResidualStage, c)(
-                c,
-                block,
-                self.width * 2**i,
-                stride=2 if i else 1,
-                drop_paths=tuple(rates),
-                name=f"stage{i + 1}",
-            )(x)
-        out["pre_logits"] = global_mean(x, c)
-        out["logits"] = Classifier(c, self.num_classes, name="head")(out["pre_logits"])
-        return out
+        return forward(
+            c,
+            images,
+            stem=ResNetStem(c, self.stem, self.width, name="stem"),
+            stages=stages_of(self.depths, block),
+            head=Classifier(c, self.num_classes, name="head"),
+        )
 
 
 DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 200: (3, 12, 48, 3)}

@@ -15,8 +15,8 @@ variant, without that network's narrower 1x1 convolutions, 3x3 shortcuts and dro
 stem is asymmetric too.
 """
 
-import functools
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -30,12 +30,12 @@ from jaxcls.models.layers import (
     ConvBN,
     DropPath,
     Linear,
-    ResidualStage,
     ResNetStem,
     Shortcut,
     drop_path_rates,
+    forward,
     global_mean,
-    stage,
+    stages_of,
 )
 from jaxcls.models.spec import Ctx, Spec
 
@@ -200,31 +200,26 @@ class ResNet(nn.Module):
         if self.conv not in CONVS:
             raise ValueError(f"conv={self.conv!r}: choose one of {', '.join(CONVS)}")
         conv = CONVS[self.conv]
-        x = ResNetStem(c, self.stem, self.stem_width or self.width, conv, name="stem")(
-            images.astype(c.feature_dtype)
-        )
-        block = functools.partial(
+        rates = drop_path_rates(c, self.depths)
+        block = lambda i, j: partial(
             self.block,
+            width=self.width * 2**i,
+            stride=2 if i and not j else 1,
+            project=not j and (i > 0 or self.project_first),
+            drop_path=rates[i][j],
             conv=conv,
             mean_short=self.mean_short,
             groups=self.groups,
             group_width=self.group_width,
             se=self.se,
         )
-        out = {}
-        for i, rates in enumerate(drop_path_rates(c, self.depths)):
-            x = out[f"stage{i + 1}"] = stage(ResidualStage, c)(
-                c,
-                block,
-                self.width * 2**i,
-                stride=2 if i else 1,
-                drop_paths=tuple(rates),
-                project=i > 0 or self.project_first,
-                name=f"stage{i + 1}",
-            )(x)
-        out["pre_logits"] = global_mean(x, c)
-        out["logits"] = Classifier(c, self.num_classes, name="head")(out["pre_logits"])
-        return out
+        return forward(
+            c,
+            images,
+            stem=ResNetStem(c, self.stem, self.stem_width or self.width, conv, name="stem"),
+            stages=stages_of(self.depths, block),
+            head=Classifier(c, self.num_classes, name="head"),
+        )
 
 
 DEPTHS = {

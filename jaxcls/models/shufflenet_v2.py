@@ -7,13 +7,14 @@ table begins with 224.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcls.models.layers import Classifier, ConvBN, global_mean, max_pool, stage
+from jaxcls.models.layers import Classifier, ConvBN, forward, max_pool, stages_of
 from jaxcls.models.spec import Ctx, Spec
 
 Array = jax.Array
@@ -58,21 +59,6 @@ class Short(nn.Module):
         return ConvBN(self.c, self.features, act=self.act, name="conv2")(x)
 
 
-class Stage(nn.Module):
-    """Units of one width; the first halves the size."""
-
-    c: Ctx
-    features: int
-    depth: int
-    act: Act
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        for i in range(self.depth):
-            x = Unit(self.c, self.features, 1 if i else 2, self.act, name=f"block{i + 1}")(x)
-        return x
-
-
 class Stem(nn.Module):
     """3x3 convolution and maximum, each at stride 2."""
 
@@ -98,16 +84,17 @@ class ShuffleNetV2(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
-        x = Stem(c, self.act, name="stem")(images.astype(c.feature_dtype))
-        out = {}
-        for i, depth in enumerate((4, 8, 4)):
-            x = out[f"stage{i + 1}"] = stage(Stage, c)(
-                c, self.width * 2**i, depth, self.act, name=f"stage{i + 1}"
-            )(x)
-        x = ConvBN(c, self.neck, act=self.act, name="neck")(x)
-        out["pre_logits"] = global_mean(x, c)
-        out["logits"] = Classifier(c, self.num_classes, name="head")(out["pre_logits"])
-        return out
+        unit = lambda i, j: partial(
+            Unit, features=self.width * 2**i, stride=1 if j else 2, act=self.act
+        )
+        return forward(
+            c,
+            images,
+            stem=Stem(c, self.act, name="stem"),
+            stages=stages_of((4, 8, 4), unit),
+            neck=ConvBN(c, self.neck, act=self.act, name="neck"),
+            head=Classifier(c, self.num_classes, name="head"),
+        )
 
 
 SPECS = {

@@ -7,6 +7,7 @@ window unless `ceil_mode`, which is how Caffe and torchvision pool, the stem of 
 the dropout scales in evaluation (`Dropout.downscale`).
 """
 
+from functools import partial
 from typing import ClassVar
 
 import flax.linen as nn
@@ -19,7 +20,8 @@ from jaxcls.models.layers import (
     at_least,
     global_mean,
     max_pool,
-    stage,
+    outputs,
+    run_stages,
 )
 from jaxcls.models.spec import Ctx, Spec
 
@@ -39,21 +41,6 @@ class Fire(nn.Module):
         y = Conv(self.c, expanded, bias=True, name="conv2")(x)
         z = Conv(self.c, expanded, 3, bias=True, name="conv3")(x)
         return nn.relu(jnp.concatenate((y, z), -1))
-
-
-class Stage(nn.Module):
-    """A maximum at stride 2, then blocks of one resolution."""
-
-    c: Ctx
-    squeezed: tuple[int, ...]  # of each block
-    ceil_mode: bool
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        x = max_pool(x, 3, 2, ceil_mode=self.ceil_mode)
-        for i, squeezed in enumerate(self.squeezed, 1):
-            x = Fire(self.c, squeezed, name=f"block{i}")(x)
-        return x
 
 
 class Stem(nn.Module):
@@ -100,13 +87,12 @@ class SqueezeNet(nn.Module):
         c = self.c.replace(train=train)
         _, kernel, padding = self.stem
         images = at_least(images, 28 + kernel - 2 * padding)  # 15 pixels for the first pool
-        x = Stem(c, *self.stem, name="stem")(images.astype(c.feature_dtype))
-        out = {}
-        for i, squeezed in enumerate(self.stages, 1):
-            x = out[f"stage{i}"] = stage(Stage, c)(c, squeezed, self.ceil_mode, name=f"stage{i}")(x)
-        out["pre_logits"] = global_mean(x, c)
-        out["logits"] = global_mean(Head(c, self.num_classes, name="head")(x), c)
-        return out
+        pool = partial(max_pool, window=3, stride=2, ceil_mode=self.ceil_mode)
+        x = pool(Stem(c, *self.stem, name="stem")(images.astype(c.feature_dtype)))
+        stages = [[partial(Fire, squeezed=n) for n in stage] for stage in self.stages]
+        *_, x = features = run_stages(c, x, stages, pool)
+        head = Head(c, self.num_classes, name="head")
+        return outputs(c, features, x, lambda _: global_mean(head(x), c))
 
 
 SPECS = {

@@ -6,6 +6,7 @@ PaddleClas, convolutions have no bias unless `bias` and the dropouts scale in ev
 (`Dropout.downscale`).
 """
 
+from functools import partial
 from typing import ClassVar
 
 import flax.linen as nn
@@ -18,12 +19,14 @@ from jaxcls.models.layers import (
     Linear,
     adaptive_mean,
     at_least,
+    forward,
     max_pool,
-    stage,
+    stages_of,
 )
 from jaxcls.models.spec import Ctx, Spec
 
 Array = jax.Array
+halve = partial(max_pool, window=2, stride=2)
 
 
 class Block(nn.Module):
@@ -38,24 +41,6 @@ class Block(nn.Module):
         return nn.relu(Conv(self.c, self.features, 3, bias=self.bias, name="conv1")(x))
 
 
-class Stage(nn.Module):
-    """A maximum at stride 2, except at first, then convolutions of one width."""
-
-    c: Ctx
-    features: int
-    depth: int
-    bias: bool
-    halve: bool
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        if self.halve:
-            x = max_pool(x, 2, 2)
-        for i in range(1, self.depth + 1):
-            x = Block(self.c, self.features, self.bias, name=f"block{i}")(x)
-        return x
-
-
 class Neck(nn.Module):
     """Two fully connected layers, with dropout between them."""
 
@@ -63,7 +48,7 @@ class Neck(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = adaptive_mean(max_pool(x, 2, 2), 7)
+        x = adaptive_mean(halve(x), 7)
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)  # the order that weights come in
         x = nn.relu(Linear(self.c, 4096, name="fc1")(x))
         x = Dropout(self.c, 0.5, downscale=True, name="dropout")(x)
@@ -82,16 +67,16 @@ class VGG(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
-        x = at_least(images, 32).astype(c.feature_dtype)
-        out = {}
-        for i, depth in enumerate(self.depths, 1):
-            x = out[f"stage{i}"] = stage(Stage, c)(
-                c, min(512, 32 * 2**i), depth, self.bias, halve=i > 1, name=f"stage{i}"
-            )(x)
-        out["pre_logits"] = Neck(c, name="neck")(x)
-        head = Classifier(c, self.num_classes, dropout=0.5, downscale=True, name="head")
-        out["logits"] = head(out["pre_logits"])
-        return out
+        block = lambda i, _: partial(Block, features=min(512, 64 * 2**i), bias=self.bias)
+        return forward(
+            c,
+            at_least(images, 32),
+            stem=lambda x: x,
+            stages=stages_of(self.depths, block),
+            pool=halve,
+            neck=Neck(c, name="neck"),
+            head=Classifier(c, self.num_classes, dropout=0.5, downscale=True, name="head"),
+        )
 
 
 SPECS = {

@@ -12,6 +12,7 @@ Chollet's: two in the blocks that halve the size, which a pool does. As in Paddl
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -23,9 +24,8 @@ from jaxcls.models.layers import (
     Dropout,
     DropPath,
     drop_path_rates,
-    global_mean,
+    forward,
     max_pool,
-    stage,
 )
 from jaxcls.models.spec import Ctx, Spec
 
@@ -116,28 +116,6 @@ class Stem(nn.Module):
         return ConvBN(self.c, 64, 3, act=nn.relu, name="conv2")(x)
 
 
-class Stage(nn.Module):
-    """Blocks, and in the last stage the tail."""
-
-    c: Ctx
-    blocks: tuple[tuple[tuple[int, ...], int | None], ...]  # widths and stride
-    drop_paths: tuple[float, ...]  # one for each block
-    deeplab: bool
-    dilation: int
-    tail: bool
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        for i, ((widths, stride), drop_path) in enumerate(
-            zip(self.blocks, self.drop_paths, strict=True), 1
-        ):
-            x = Block(self.c, widths, stride, self.deeplab, drop_path, name=f"block{i}")(x)
-        if self.tail:
-            name = f"block{len(self.blocks) + 1}"
-            x = Tail(self.c, self.deeplab, self.dilation, name=name)(x)
-        return x
-
-
 class Xception(nn.Module):
     """Stem; entry flow in stages 1 to 3, middle flow in stage 3, exit flow in stage 4; head."""
 
@@ -152,32 +130,31 @@ class Xception(nn.Module):
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
         convs = 3 if self.deeplab else 2
-        stages = [
+        shapes = [  # widths and stride of each block
             [((width,) * convs, 1 if i else 2) for i, width in enumerate(widths)]
             for widths in self.entry
         ]
-        stages[-1] += [((728,) * 3, None)] * self.middle
-        stages.append([((728, 1024, 1024)[:convs], 2)])
-
-        x = Stem(c, name="stem")(images.astype(c.feature_dtype))
-        out = {}
-        rates = drop_path_rates(c, [len(blocks) for blocks in stages])
-        for i, (blocks, drop_paths) in enumerate(zip(stages, rates, strict=True), 1):
-            x = out[f"stage{i}"] = stage(Stage, c)(
-                c,
-                tuple(blocks),
-                tuple(drop_paths),
-                self.deeplab,
-                self.dilation,
-                tail=i == len(stages),
-                name=f"stage{i}",
-            )(x)
-        if self.deeplab:
-            x = Dropout(c, 0.5, downscale=True, name="dropout")(x)
-            c = c.replace(dropout=0.0)  # there is no second one in the head
-        out["pre_logits"] = global_mean(x, c)
-        out["logits"] = Classifier(c, self.num_classes, name="head")(out["pre_logits"])
-        return out
+        shapes[-1] += [((728,) * 3, None)] * self.middle
+        shapes.append([((728, 1024, 1024)[:convs], 2)])
+        rates = drop_path_rates(c, [len(blocks) for blocks in shapes])
+        stages = [
+            [
+                partial(Block, widths=widths, stride=stride, deeplab=self.deeplab, drop_path=rate)
+                for (widths, stride), rate in zip(*of_stage, strict=True)
+            ]
+            for of_stage in zip(shapes, rates, strict=True)
+        ]
+        stages[-1].append(partial(Tail, deeplab=self.deeplab, dilation=self.dilation))
+        neck = Dropout(c, 0.5, downscale=True, name="dropout") if self.deeplab else None
+        c = c.replace(dropout=0.0) if self.deeplab else c  # there is no second one in the head
+        return forward(
+            c,
+            images,
+            stem=Stem(c, name="stem"),
+            stages=stages,
+            neck=neck,
+            head=Classifier(c, self.num_classes, name="head"),
+        )
 
 
 ENTRY = ((128,), (256,), (728,))
