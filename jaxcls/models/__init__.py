@@ -10,7 +10,7 @@ import flax.linen as nn
 from jaxcls.config import choose, short
 from jaxcls.models.spec import CTX_FIELDS, Ctx, Spec
 
-# A family is its networks in models/NAME.py, rules for its weights in convert/NAME.py, and a row here.
+# A family: its networks in models/NAME.py, rules for weights in convert/NAME.py, and a row here.
 FAMILIES = (
     "resnet",
     "res2net",
