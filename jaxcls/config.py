@@ -161,11 +161,40 @@ def taken(section: str, chosen: str, method: Callable, keys: Mapping[str, Any]) 
       ValueError: another of `keys` was changed from its default in configs/base.py, for example
         `momentum` with `adam`.
     """
-    parameters = inspect.signature(method).parameters.values()
-    takes = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in keys]
+    return bound(section, chosen, [method], keys)[0].keywords
+
+
+def bound(
+    section: str,
+    chosen: str,
+    methods: Iterable[Callable],
+    keys: Mapping[str, Any],
+    used: Iterable[str] = (),
+) -> list[functools.partial]:
+    """Returns methods with the keys of a section that each of them takes, as in `taken`.
+
+    Raises:
+      ValueError: a key was changed from its default that none of them takes, nor `used` names.
+    """
+    partials = []
+    for method in methods:
+        parameters = inspect.signature(method).parameters.values()
+        takes = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in keys]
+        partials.append(functools.partial(method, **{key: keys[key] for key in takes}))
     values, _ = defaults()
+    takes = {*used, *(key for method in partials for key in method.keywords)}
     refuse_unused(section, chosen, keys, {k: values[f"{section}.{k}"] for k in keys}, takes)
-    return {key: keys[key] for key in takes}
+    return partials
+
+
+def expect(right: bool, key: str, value: Any, want: str) -> None:
+    """Refuses the value of a key that is not right.
+
+    Raises:
+      ValueError: the message names the key and says what to write.
+    """
+    if not right:
+        raise ValueError(f"config.{key} = {value}: write {want}")
 
 
 @contextlib.contextmanager

@@ -26,13 +26,15 @@ In all of them the loss, the gradients after unscaling and the optimizer's state
 
 import dataclasses
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxcls.config import choose, refuse_unused
+from jaxcls.config import choose, expect, taken
 
 _F16, _BF16, _F32, _F64 = jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64
 
@@ -48,21 +50,6 @@ DTYPES = {
     "O3": (_F16, _F16, _F16, _F32, _F16),
     "O3_bfloat16": (_BF16, _BF16, _BF16, _F32, _BF16),
     "float64": (_F64, _F64, _F64, _F64, _F64),
-}
-
-# What each kind of loss scaling takes, and the defaults (those of configs/base.py).
-LOSS_SCALES = {
-    "none": (),
-    "static": ("scale", "max_skipped"),
-    "dynamic": ("scale", "growth", "growth_interval", "backoff", "min_scale", "max_skipped"),
-}
-DEFAULTS = {
-    "scale": 65536.0,
-    "growth": 2.0,
-    "growth_interval": 2000,
-    "backoff": 0.5,
-    "min_scale": 1.0,
-    "max_skipped": 50,
 }
 
 
@@ -85,6 +72,15 @@ class LossScale(struct.PyTreeNode):
     growth_interval: int = struct.field(pytree_node=False, default=1)
     backoff: float = struct.field(pytree_node=False, default=1.0)
     min_scale: float = struct.field(pytree_node=False, default=0.0)
+
+    @classmethod
+    def start(cls, scale: float = 1.0, **rule: float) -> "LossScale":
+        """Returns the loss scale of a run's first step."""
+
+        def zero():  # one array each: the train state is donated, and a buffer only once
+            return jnp.zeros((), jnp.int32)
+
+        return cls(jnp.full((), scale, jnp.float32), zero(), zero(), zero(), **rule)
 
     def scale_loss(self, loss: jax.Array) -> jax.Array:
         """Returns the loss to differentiate."""
@@ -129,45 +125,17 @@ class Precision:
     norm_dtype: Any  # of BatchNorm's arithmetic and running statistics
     head_dtype: Any  # of the last layers, from pooled features to logits
     matmul_precision: str  # for jax.default_matmul_precision
-    loss_scaling: str  # "none", "static" or "dynamic"
-    max_skipped: int  # skipped steps in a row that stop the run; 1 without loss scaling
-    scale: float = 1.0
-    growth: float = 1.0
-    growth_interval: int = 1  # steps
-    backoff: float = 1.0
-    min_scale: float = 0.0
-
-    def initial_loss_scale(self) -> LossScale:
-        """Returns the loss scale of a run's first step."""
-
-        def zero():  # one array each: the train state is donated, and a buffer only once
-            return jnp.zeros((), jnp.int32)
-
-        return LossScale(
-            scale=jnp.full((), self.scale, jnp.float32),
-            good_steps=zero(),
-            skipped=zero(),
-            skipped_in_a_row=zero(),
-            growth=self.growth,
-            growth_interval=self.growth_interval,
-            backoff=self.backoff,
-            min_scale=self.min_scale,
-        )
+    initial_loss_scale: Callable[[], LossScale]  # of a run's first step
+    max_skipped: int  # skipped steps in a row that stop the run
 
 
-def make(
-    *,
-    name: str,
-    loss_scale: str,
-    scale: float,
-    growth: float,
-    growth_interval: int,
-    backoff: float,
-    min_scale: float,
-    max_skipped: int,
-    platform: str,
-) -> Precision:
+def make(*, name: str, loss_scale: str, platform: str, **keys: Any) -> Precision:
     """Returns the precision of `config.precision` on a platform ("cpu", "gpu" or "tpu").
+
+    Args:
+      name, loss_scale, ...: `config.precision`: a name of `DTYPES`, one of `LOSS_SCALES` and what
+        that takes.
+      platform: that "auto" goes by.
 
     Raises:
       ValueError: an unknown name; float64 without JAX's 64-bit mode; a key out of its range, or set
@@ -185,29 +153,8 @@ def make(
 
     if loss_scale == "auto":
         loss_scale = "dynamic" if dtypes[0] == _F16 else "none"
-    loss_scale = choose("config.precision.loss_scale", loss_scale, (*LOSS_SCALES, "auto"))
-    values = {
-        "scale": scale,
-        "growth": growth,
-        "growth_interval": growth_interval,
-        "backoff": backoff,
-        "min_scale": min_scale,
-        "max_skipped": max_skipped,
-    }
-    takes = LOSS_SCALES[loss_scale]
-    refuse_unused("precision", f"loss_scale = {loss_scale}", values, DEFAULTS, takes)
-    allowed = {
-        "scale": (0 < scale < math.inf, "a number above 0"),
-        "growth": (1 < growth < math.inf, "a factor above 1"),
-        "growth_interval": (growth_interval >= 1, "at least 1 step"),
-        "backoff": (0 < backoff < 1, "a factor between 0 and 1"),
-        "min_scale": (0 < min_scale <= scale, f"a number above 0, at most scale = {scale}"),
-        "max_skipped": (max_skipped >= 1, "at least 1 step"),
-    }
-    for key in takes:
-        ok, want = allowed[key]
-        if not ok:
-            raise ValueError(f"config.precision.{key} = {values[key]}: write {want}")
+    scaling = LOSS_SCALES[choose("config.precision.loss_scale", loss_scale, (*LOSS_SCALES, "auto"))]
+    start, max_skipped = scaling(**taken("precision", f"loss_scale = {loss_scale}", scaling, keys))
 
     half = jnp.finfo(dtypes[0]).bits == 16
     return Precision(
@@ -215,10 +162,49 @@ def make(
         *dtypes,
         # TF32 on GPUs and bfloat16 passes on TPUs are not float32; in half precision they suffice.
         matmul_precision="default" if half else "highest",
-        loss_scaling=loss_scale,
-        # Nothing backs off without loss scaling: the next step would most likely fail again.
-        **{"max_skipped": 1} | {key: values[key] for key in takes},
+        initial_loss_scale=start,
+        max_skipped=max_skipped,
     )
+
+
+# -- Loss scalings: (keys of config.precision) -> how LossScale starts, and max_skipped ------------
+
+Scaling = tuple[Callable[[], LossScale], int]
+
+
+def none() -> Scaling:
+    """No scaling. Nothing backs off: after a step that was not finite the next would fail too."""
+    return LossScale.start, 1
+
+
+def static(*, scale: float, max_skipped: int) -> Scaling:
+    """A scale that never moves."""
+    expect(0 < scale < math.inf, "precision.scale", scale, "a number above 0")
+    expect(max_skipped >= 1, "precision.max_skipped", max_skipped, "at least 1 step")
+    return partial(LossScale.start, scale), max_skipped
+
+
+def dynamic(
+    *,
+    scale: float,
+    growth: float,
+    growth_interval: int,
+    backoff: float,
+    min_scale: float,
+    max_skipped: int,
+) -> Scaling:
+    """A scale that grows while steps are finite, and shrinks after one that was not."""
+    start, _ = static(scale=scale, max_skipped=max_skipped)
+    expect(1 < growth < math.inf, "precision.growth", growth, "a factor above 1")
+    expect(growth_interval >= 1, "precision.growth_interval", growth_interval, "at least 1 step")
+    expect(0 < backoff < 1, "precision.backoff", backoff, "a factor between 0 and 1")
+    want = f"a number above 0, at most scale = {scale}"
+    expect(0 < min_scale <= scale, "precision.min_scale", min_scale, want)
+    start = partial(start, growth=growth, growth_interval=growth_interval)
+    return partial(start, backoff=backoff, min_scale=min_scale), max_skipped
+
+
+LOSS_SCALES = {f.__name__: f for f in (none, static, dynamic)}
 
 
 def all_finite(tree: Any) -> jax.Array:

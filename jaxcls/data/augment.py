@@ -8,11 +8,12 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from jaxcls.config import choose, refuse_unused
+from jaxcls.config import bound, choose, expect
 from jaxcls.data.primitives import INTERPOLATION, Op, apply
 
 # Sub-policies of AutoAugment: ops with their probability and magnitude, 0 to 9, as they are printed
@@ -155,6 +156,23 @@ def op(scale: str, name: str, level: float, side: float) -> Op:
 # -- What is drawn for an image --------------------------------------------------------------------
 
 
+def between(low: float, high: float) -> Any:
+    """Returns a field that is a key of `config.augment`, with the numbers that it may be."""
+    return dataclasses.field(metadata={"limits": (low, high)}, kw_only=True)
+
+
+class Keys:
+    """A dataclass of keys of `config.augment`, which are refused where they are out of range."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, limits = getattr(self, field.name), field.metadata.get("limits")
+            if limits and value is not None:
+                want = f"a number from {limits[0]:g} to {limits[1]:g}"
+                right = limits[0] <= value <= limits[1]
+                expect(right, f"augment.{field.name}", value, want)
+
+
 @dataclasses.dataclass(frozen=True)
 class AutoAugment:
     """One of the sub-policies, all equally likely; each of its ops with the op's own probability.
@@ -179,15 +197,15 @@ class AutoAugment:
 
 
 @dataclasses.dataclass(frozen=True)
-class RandAugment:
+class RandAugment(Keys):
     """`num_layers` ops, each drawn from all of them with equal probability.
 
     Cubuk et al. 2019, arXiv:1909.13719, with PaddleClas's 14 ops and ranges at magnitude 5. At
     others, more is always further from the original; PaddleClas posterizes and solarizes less.
     """
 
-    num_layers: int
-    magnitude: float  # 0 to 10
+    num_layers: int = between(1, 100)
+    magnitude: float = between(0, 10)
     scale: str = "randaugment"  # of SCALES
     ops: Sequence[str] = RANDAUGMENT_OPS
     prob: float = 1.0  # of each op to be applied
@@ -205,7 +223,7 @@ class RandAugment:
 
 
 @dataclasses.dataclass(frozen=True)
-class AugMix:
+class AugMix(Keys):
     """The image mixed with `width` chains of `depth` ops, at random magnitudes up to `severity`.
 
     Hendrycks et al. 2020, arXiv:1912.02781: weights of the chains from Dirichlet(alpha, ...), of
@@ -213,10 +231,10 @@ class AugMix:
     translations are not rounded to whole degrees and pixels.
     """
 
-    width: int
-    depth: int  # 0: 1 to 3
-    severity: float
-    alpha: float
+    width: int = between(1, 100)
+    depth: int = between(0, 100)  # 0: 1 to 3
+    severity: float = between(0.1, 10)
+    alpha: float = between(1e-3, 1e3)
 
     def draw(self, rng: np.random.Generator) -> list[Op]:
         """Returns the one op AugMix."""
@@ -236,20 +254,35 @@ class AugMix:
         ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Augment:
-    """(image, rng) -> image: rotation, policy, colour jitter, grey and lighting, in this order."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augment(Keys):
+    """(image, rng) -> image: rotation, policy, colour jitter, grey and lighting, in this order.
+
+    Brightness, Contrast and Color are by factors uniform in [max(0, 1 - j), 1 + j] and Hue uniform
+    in +-j, in a random order; j = 0: not that one. Lighting is three normal numbers (Krizhevsky et
+    al. 2012). Authors differ in the interpolation: AugMix has "bilinear" and AutoAugment "nearest";
+    PaddleClas shears with bicubic interpolation and takes the nearest pixel otherwise; timm draws
+    between bilinear and bicubic.
+    """
 
     policy: AutoAugment | RandAugment | AugMix | None
-    prob: float
-    interpolation: str
-    fill: int
-    rotation: float
-    rotation_prob: float
+    prob: float | None = between(0, 1)  # None: 1, of AugMix 0.5
+    interpolation: str  # of Shear, Translate and Rotate
+    fill: int = between(0, 255)  # their grey level outside of the image
+    rotation: float = between(0, 180)  # degrees to each side at most
+    rotation_prob: float = between(0, 1)
     color_jitter: Sequence[float]
-    color_jitter_prob: float
-    grayscale: float
-    lighting: float
+    color_jitter_prob: float = between(0, 1)
+    grayscale: float = between(0, 1)  # probability
+    lighting: float = between(0, 10)  # standard deviation
+
+    def __post_init__(self):
+        super().__post_init__()
+        jitter = self.color_jitter
+        right = len(jitter) == 4 and all(0 <= j <= 10 for j in jitter) and jitter[3] <= 0.5
+        want = "(brightness, contrast, saturation, hue), from 0 to 10 and hue at most 0.5"
+        expect(right, "augment.color_jitter", jitter, want)
+        choose("config.augment.interpolation", self.interpolation, INTERPOLATION)
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return apply(image, self.draw(rng), interpolation=self.interpolation, fill=self.fill)
@@ -259,8 +292,10 @@ class Augment:
         ops = []
         if self.rotation and rng.random() < self.rotation_prob:
             ops.append(("Rotate", rng.uniform(-self.rotation, self.rotation)))
-        if self.policy and rng.random() < self.prob:
-            ops += self.policy.draw(rng)
+        if self.policy:
+            usual = 0.5 if isinstance(self.policy, AugMix) else 1.0
+            if rng.random() < (usual if self.prob is None else self.prob):
+                ops += self.policy.draw(rng)
         if any(self.color_jitter) and rng.random() < self.color_jitter_prob:
             ops += self._jitter(rng)
         if self.grayscale and rng.random() < self.grayscale:
@@ -283,134 +318,44 @@ class Augment:
 
 # -- From the config -------------------------------------------------------------------------------
 
-SUB_POLICIES = {"autoaugment": IMAGENET, "autoaugment_cifar10": CIFAR10, "autoaugment_svhn": SVHN}
-TIMM = "rand-m9-mstd0.5-inc1"  # stands for every policy in timm's notation
-TAKES = {
-    "": (),
-    **dict.fromkeys(SUB_POLICIES, ("prob",)),
-    "randaugment": ("prob", "num_layers", "magnitude"),
-    "augmix": ("prob", "width", "depth", "severity", "alpha"),
-    TIMM: ("prob",),
-}
-DEFAULTS = {
-    "prob": None,
-    "num_layers": 2,
-    "magnitude": 5.0,
-    "width": 3,
-    "depth": 1,
-    "severity": 1.0,
-    "alpha": 0.1,
-    "interpolation": "bilinear",
-    "fill": 128,
-    "rotation_prob": 0.5,
-    "color_jitter_prob": 1.0,
-}
-LIMITS = {
-    "prob": (0, 1),
-    "num_layers": (1, 100),
-    "magnitude": (0, 10),
-    "width": (1, 100),
-    "depth": (0, 100),
-    "severity": (0.1, 10),
-    "alpha": (1e-3, 1e3),
-    "fill": (0, 255),
-    "rotation": (0, 180),
-    "rotation_prob": (0, 1),
-    "color_jitter_prob": (0, 1),
-    "grayscale": (0, 1),
-    "lighting": (0, 10),
-}
-
 
 def make(
     *,
     policy: str,
-    prob: float | None,
-    num_layers: int,
-    magnitude: float,
-    width: int,
-    depth: int,
-    severity: float,
-    alpha: float,
-    interpolation: str,
-    fill: int,
     rotation: float,
-    rotation_prob: float,
     color_jitter: Sequence[float],
-    color_jitter_prob: float,
     grayscale: float,
     lighting: float,
+    **keys: Any,
 ) -> Augment | None:
     """Returns the transformation of `config.augment`, or None where it is off.
 
     It is `f(image, rng) -> image`, uint8 [H, W, C] of the same shape; the image that it is given
-    stays as it is. In this order:
-
-    1. rotation: with `rotation_prob`, by an angle uniform in +-`rotation` degrees;
-    2. the policy, for a share `prob` of the images: `AutoAugment`, `RandAugment` (its own, or with
-       timm's ops and ranges, see `timm_policy`), `AugMix`;
-    3. color_jitter: with `color_jitter_prob`, Brightness, Contrast and Color by factors uniform in
-       [max(0, 1 - j), 1 + j] and Hue uniform in +-j, in a random order; j = 0: not that one;
-    4. grayscale: with this probability;
-    5. lighting: three normal numbers of this standard deviation (Krizhevsky et al. 2012).
-
-    `interpolation` and `fill`, the grey level outside of the image, are those of Shear, Translate
-    and Rotate. (Authors differ: AugMix has "bilinear" and AutoAugment "nearest"; PaddleClas shears
-    with bicubic interpolation and takes the nearest pixel otherwise; timm draws between bilinear
-    and bicubic.)
+    stays as it is.
 
     Args:
-      policy, ...: `config.augment`.
+      policy, ...: `config.augment`: a name of `POLICIES`, and what that and `Augment` take.
 
     Raises:
       ValueError: here for unknown names, values out of range and keys that are not used; from `f`
         for lighting of images that have not three channels.
     """
-    values = dict(locals())
     kind = TIMM if policy.split("-")[0] == "rand" else policy
-    choose("config.augment.policy", kind, TAKES)
-    jitter = tuple(color_jitter)
-    takes = [*TAKES[kind]]
-    takes += ["interpolation", "fill"] if policy or rotation else []
-    takes += ["rotation_prob"] if rotation else []
-    takes += ["color_jitter_prob"] if any(jitter) else []
-    refuse_unused(
-        "augment", policy or "no policy", {k: values[k] for k in DEFAULTS}, DEFAULTS, takes
-    )
-    for key, (low, high) in LIMITS.items():
-        if values[key] is not None and not low <= values[key] <= high:
-            between = f"from {low:g} to {high:g}"
-            raise ValueError(f"config.augment.{key} = {values[key]}: write a number {between}")
-    if len(jitter) != 4 or not (all(0 <= j <= 10 for j in jitter) and jitter[3] <= 0.5):
-        raise ValueError(
-            f"config.augment.color_jitter = {jitter}: write (brightness, contrast, saturation, "
-            "hue), from 0 to 10 and hue at most 0.5"
-        )
-    choose("config.augment.interpolation", interpolation, INTERPOLATION)
-    if not (policy or rotation or any(jitter) or grayscale or lighting):
-        return None
-    return Augment(
-        policy=_policy(kind, values),
-        prob=prob if prob is not None else 0.5 if kind == "augmix" else 1.0,
-        interpolation=interpolation,
-        fill=fill,
+    method = POLICIES[choose("config.augment.policy", kind, POLICIES)]
+    method = partial(method, policy) if kind == TIMM else method
+    used = ["prob"] * bool(policy) + ["interpolation", "fill"] * bool(policy or rotation)
+    used += ["rotation_prob"] * bool(rotation) + ["color_jitter_prob"] * any(color_jitter)
+    [method] = bound("augment", policy or "no policy", [method], keys, used)
+    augment = Augment(
+        policy=method(),
         rotation=rotation,
-        rotation_prob=rotation_prob,
-        color_jitter=jitter,
-        color_jitter_prob=color_jitter_prob,
+        color_jitter=color_jitter,
         grayscale=grayscale,
         lighting=lighting,
+        **{f.name: keys[f.name] for f in dataclasses.fields(Augment) if f.name in keys},
     )
-
-
-def _policy(kind: str, values: dict[str, Any]) -> AutoAugment | RandAugment | AugMix | None:
-    if kind in SUB_POLICIES:
-        return AutoAugment(SUB_POLICIES[kind])
-    if kind == "randaugment":
-        return RandAugment(values["num_layers"], values["magnitude"])
-    if kind == "augmix":
-        return AugMix(values["width"], values["depth"], values["severity"], values["alpha"])
-    return timm_policy(values["policy"]) if kind else None
+    off = not (policy or rotation or any(color_jitter) or grayscale or lighting)
+    return None if off else augment
 
 
 def timm_policy(notation: str) -> RandAugment:
@@ -425,7 +370,7 @@ def timm_policy(notation: str) -> RandAugment:
       ValueError: another part, or a value out of range.
     """
     values = {"m": 10.0, "n": 2.0, "p": 0.5, "mstd": 0.0, "inc": 0.0}
-    limits = {"m": (0, 10), "n": LIMITS["num_layers"], "p": (0, 1), "mstd": (0, 10), "inc": (0, 1)}
+    limits = {"m": (0, 10), "n": (1, 100), "p": (0, 1), "mstd": (0, 10), "inc": (0, 1)}
     _, *parts = notation.split("-")
     if not parts:
         raise ValueError(
@@ -453,3 +398,14 @@ def timm_policy(notation: str) -> RandAugment:
         prob=values["p"],
         std=values["mstd"],
     )
+
+
+SUB_POLICIES = {"autoaugment": IMAGENET, "autoaugment_cifar10": CIFAR10, "autoaugment_svhn": SVHN}
+TIMM = "rand-m9-mstd0.5-inc1"  # stands for every policy in timm's notation
+POLICIES = {
+    "": lambda: None,
+    **{name: partial(AutoAugment, table) for name, table in SUB_POLICIES.items()},
+    "randaugment": RandAugment,
+    "augmix": AugMix,
+    TIMM: timm_policy,
+}

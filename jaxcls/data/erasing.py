@@ -4,44 +4,19 @@ Every image draws for itself, from one key for the whole batch, so that the outc
 on how the batch is spread over devices. Draws are float32 in every precision.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from einops import repeat
 
-from jaxcls.config import choose, refuse_unused, steps_of
+from jaxcls.config import bound, choose, defaults, expect, steps_of
 
 Array = jax.Array
 Batch = dict[str, Array]
 Erase = Callable[[Array, Batch, Array | int], Batch]
 
-# The keys of config.erase each method takes, and the values that mean "not set".
-ALL = ("prob", "ramp", "fill")
-TAKES = {
-    "cutout": ("holes", "length", *ALL),
-    "random_erasing": ("area", "aspect", *ALL),
-    "hide_and_seek": ("grids", "hide", *ALL),
-    "grid_mask": ("d1", "d2", "ratio", "rotate", "mode", *ALL),
-}
-DEFAULTS = {
-    "prob": None,
-    "ramp": "",
-    "fill": "constant",
-    "holes": 1,
-    "length": 112,
-    "area": (0.02, 0.4),
-    "aspect": (0.3, 1 / 0.3),
-    "grids": (0, 16, 32, 44, 56),
-    "hide": 0.5,
-    "d1": 96,
-    "d2": 224,
-    "ratio": 0.5,
-    "rotate": 1,
-    "mode": 1,
-}
 FILLS = ("constant", "random", "pixel")
 ATTEMPTS = 100  # of random erasing, at a rectangle that fits
 
@@ -52,20 +27,9 @@ def make(
     prob: float | None,
     ramp: str,
     fill: str,
-    holes: int,
-    length: int,
-    area: Sequence[float],
-    aspect: Sequence[float],
-    grids: Sequence[int],
-    hide: float,
-    d1: int,
-    d2: int,
-    ratio: float,
-    rotate: int,
-    mode: int,
-    size: int = 224,
     batch_size: int = 1,
     steps_per_epoch: int = 1,
+    **keys: Any,
 ) -> Erase | None:
     """Returns the erasing of `config.erase`, or None where it is off.
 
@@ -75,47 +39,32 @@ def make(
         prob * min(1, t / ramp)
 
     Args:
-      name: a key of `TAKES`; "": off.
+      name: a key of `METHODS`; "": off.
       prob: None: 0.5 for random erasing, as in its paper, and 1 for the others.
       ramp: duration; "": `prob` from the start.
       fill: "constant", 0, which is the mean of normalised pixels; or standard normal numbers, which
         spread like them: "random", a colour for each image, or "pixel", one for each pixel.
-      holes, length, ...: `config.erase`. What is in pixels has to fit images of `size`: it is not
-        scaled.
-      size: of the images in training, height and width.
       batch_size, steps_per_epoch: of the run, for `ramp`.
+      keys: the rest of `config.erase`, what the methods take. What is in pixels is not scaled.
 
     Raises:
-      ValueError: an unknown name, a key that it does not take, or a value out of range.
+      ValueError: an unknown name, a key that it does not take, or a value out of range; values of
+        the methods are refused by `f`, which sees the size of the images.
     """
-    values = {
-        "prob": prob,
-        "ramp": ramp,
-        "fill": fill,
-        "holes": holes,
-        "length": length,
-        "area": tuple(area),
-        "aspect": tuple(aspect),
-        "grids": tuple(grids),
-        "hide": hide,
-        "d1": d1,
-        "d2": d2,
-        "ratio": ratio,
-        "rotate": rotate,
-        "mode": mode,
-    }
-    takes = TAKES[choose("config.erase.name", name, TAKES)] if name else ()
-    refuse_unused("erase", name or "no erasing", values, DEFAULTS, takes)
-    if not name:
+    methods = [METHODS[choose("config.erase.name", name, METHODS)]] if name else []
+    common = {"prob": prob, "ramp": ramp, "fill": fill}
+    used = common if name else ()
+    methods = bound("erase", name or "no erasing", methods, keys | common, used)
+    if not methods:
         return None
+    [method] = methods
     choose("config.erase.fill", fill, FILLS)
     if prob is None:
-        prob = values["prob"] = 0.5 if name == "random_erasing" else 1.0
-    _check(values, takes, size)
+        prob = 0.5 if name == "random_erasing" else 1.0
+    expect(0 <= prob <= 1, "erase.prob", prob, "a probability, from 0 to 1")
     rising = steps_of(
         ramp, key="erase.ramp", batch_size=batch_size, steps_per_epoch=steps_per_epoch
     )
-    method = partial(METHODS[name], **{key: values[key] for key in takes if key not in ALL})
 
     def erase(rng: Array, batch: Batch, step: Array | int) -> Batch:
         rng_image, rng_mask, rng_fill = jax.random.split(rng, 3)
@@ -127,44 +76,6 @@ def make(
         return {**batch, "image": jnp.where(mask[..., None], new, image)}
 
     return erase
-
-
-def _check(values: dict[str, Any], takes: Sequence[str], size: int) -> None:
-    """Refuses values out of range for images of `size` pixels."""
-    v = values
-
-    def pixels(*keys):
-        scaled = {k: jax.tree.map(lambda n: round(n * size / 224), DEFAULTS[k]) for k in keys}
-        return f"pixels that fit images of {size}, such as " + " and ".join(
-            f"{key} = {value}" for key, value in scaled.items()
-        )
-
-    def interval(low_high, least, most):
-        return len(low_high) == 2 and least <= low_high[0] <= low_high[1] <= most
-
-    right = {
-        "prob": (0 <= v["prob"] <= 1, "a probability, from 0 to 1"),
-        "holes": (1 <= v["holes"] <= 1000, "a number from 1 to 1000"),
-        "length": (1 <= v["length"] < size, pixels("length")),
-        "area": (
-            v["area"][:1] > (0,) and interval(v["area"], 0, 1),
-            "(low, high), 0 < low <= high <= 1",
-        ),
-        "aspect": (interval(v["aspect"], 1e-3, 1e3), "(low, high), 0.001 <= low <= high <= 1000"),
-        "grids": (
-            any(v["grids"]) and all(0 <= n < size and n == int(n) for n in v["grids"]),
-            pixels("grids"),
-        ),
-        "hide": (0 <= v["hide"] <= 1, "a probability, from 0 to 1"),
-        "d2": (v["d1"] < v["d2"] <= size, pixels("d1", "d2")),
-        "d1": (v["d1"] >= 2, "a number of pixels, at least 2"),
-        "ratio": (0 < v["ratio"] < 1, "a share of the period, above 0 and below 1"),
-        "rotate": (1 <= v["rotate"] <= 360, "degrees, from 1 (none) to 360"),
-        "mode": (v["mode"] in (0, 1), "0 (bands) or 1 (squares)"),
-    }
-    for key, (is_right, what) in right.items():
-        if key in takes and not is_right:
-            raise ValueError(f"config.erase.{key} = {v[key]}: write {what}")
 
 
 def filling(rng: Array, shape: tuple[int, ...], fill: str) -> Array:
@@ -200,7 +111,18 @@ def whole(u: Array, n: Array | int) -> Array:
     return jnp.floor(u * n).astype(jnp.int32)
 
 
-# -- The methods: (rng, (B, H, W), ...) -> bool[B, H, W], True where a pixel is erased -------------
+# -- The methods: (rng, (B, H, W), keys of config.erase) -> bool[B, H, W], True where erased -------
+
+
+def fitting(shape: tuple[int, int, int], *keys: str) -> str:
+    """Returns what to write for keys in pixels: their defaults, scaled to the images."""
+    size, (values, _) = min(shape[1:]), defaults()
+
+    def scaled(key):
+        return jax.tree.map(lambda n: round(n * size / 224), values[f"erase.{key}"])
+
+    like = " and ".join(f"{key} = {scaled(key)}" for key in keys)
+    return f"pixels that fit images of {size}, such as {like}"
 
 
 def cutout(rng: Array, shape: tuple[int, int, int], *, holes: int, length: int) -> Array:
@@ -213,6 +135,8 @@ def cutout(rng: Array, shape: tuple[int, int, int], *, holes: int, length: int) 
       length: pixels, side of a square.
     """
     b, h, w = shape
+    expect(1 <= holes <= 1000, "erase.holes", holes, "a number from 1 to 1000")
+    expect(1 <= length < min(h, w), "erase.length", length, fitting(shape, "length"))
     u = jax.random.uniform(rng, (2, b, holes), jnp.float32)
     y, x = whole(u[0], h) - length // 2, whole(u[1], w) - length // 2
     side = jnp.full((b, holes), length, jnp.int32)
@@ -238,6 +162,10 @@ def random_erasing(
       aspect: (low, high), height / width.
     """
     b, h, w = shape
+    right = len(area) == 2 and 0 < area[0] <= area[1] <= 1
+    expect(right, "erase.area", area, "(low, high), 0 < low <= high <= 1")
+    right = len(aspect) == 2 and 1e-3 <= aspect[0] <= aspect[1] <= 1e3
+    expect(right, "erase.aspect", aspect, "(low, high), 0.001 <= low <= high <= 1000")
     u = jax.random.uniform(rng, (2, b, ATTEMPTS + 1), jnp.float32)
     pixels = h * w * (area[0] + (area[1] - area[0]) * u[0, :, 1:])
     shapes = aspect[0] + (aspect[1] - aspect[0]) * u[1, :, 1:]
@@ -265,6 +193,9 @@ def hide_and_seek(
       hide: probability of a cell.
     """
     b, h, w = shape
+    right = any(grids) and all(0 <= n < min(h, w) and n == int(n) for n in grids)
+    expect(right, "erase.grids", grids, fitting(shape, "grids"))
+    expect(0 <= hide <= 1, "erase.hide", hide, "a probability, from 0 to 1")
     finest = min(pixels for pixels in grids if pixels)
     rows, columns = -(-h // finest), -(-w // finest)
     u = jax.random.uniform(rng, (b, 1 + rows * columns), jnp.float32)
@@ -304,6 +235,11 @@ def grid_mask(
       mode: 0 or 1.
     """
     b, h, w = shape
+    expect(d1 < d2 <= min(h, w), "erase.d2", d2, fitting(shape, "d1", "d2"))
+    expect(d1 >= 2, "erase.d1", d1, "a number of pixels, at least 2")
+    expect(0 < ratio < 1, "erase.ratio", ratio, "a share of the period, above 0 and below 1")
+    expect(1 <= rotate <= 360, "erase.rotate", rotate, "degrees, from 1 (none) to 360")
+    expect(mode in (0, 1), "erase.mode", mode, "0 (bands) or 1 (squares)")
     u = jax.random.uniform(rng, (4, b), jnp.float32)
     d = d1 + whole(u[0], d2 - d1)
     band = jnp.floor(d * jnp.float32(ratio) + 0.5)
@@ -335,4 +271,3 @@ def lattice(shape: tuple[int, int], d: Array, band: Array, phase: Array, angle: 
 
 
 METHODS = {f.__name__: f for f in (cutout, random_erasing, hide_and_seek, grid_mask)}
-assert METHODS.keys() == TAKES.keys()

@@ -6,42 +6,30 @@ As published, mixup, CutMix and FMix draw one weight, one box, one mask for all 
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcls.config import refuse_unused
+from jaxcls.config import bound, expect
 from jaxcls.data.erasing import box, whole
 
 Array = jax.Array
 Batch = dict[str, Array]
 
-# The values of config.mix that mean "not set", of what not every choice of kinds takes.
-DEFAULTS = {
-    "prob": 1.0,
-    "each": False,
-    "weights": (1.0, 1.0, 1.0),
-    "decay_power": 3.0,
-    "max_soft": 0.0,
-}
 ALPHAS = (1e-3, 1e8)  # beyond, lam is 0 or 1, or is 1/2
 MAX_DECAY = 8.0  # amplitudes are still finite in float32
 
 
 def make(
     *,
-    mixup: float,
-    cutmix: float,
-    fmix: float,
     prob: float,
     each: bool,
     weights: Sequence[float],
-    decay_power: float,
-    max_soft: float,
     group: int | None = None,
     images: int | None = None,
+    **keys: Any,
 ) -> Callable[[Array, Batch], Batch] | None:
     """Returns the mixing of `config.mix`, or None where it is off.
 
@@ -54,12 +42,11 @@ def make(
     their lam: a bit is exchanged each round.)
 
     Args:
-      mixup, cutmix, fmix: alpha of Beta(alpha, alpha), which lam of `blend`, `cut` and
-        `cut_fourier` comes from; 0 is off.
+      mixup, cutmix, ...: of each of `KINDS` alpha of Beta(alpha, alpha), which its lam comes from,
+        0 is off; and what they take.
       prob: share of the batches that are mixed; with `each`, of the images.
       each: draw for each image, not for each batch.
-      weights: of the three in the draw; those that are off do not count.
-      decay_power, max_soft: of fmix.
+      weights: of `KINDS` in the draw; those that are off do not count.
       group: images that share BatchNorm statistics (`config.model.bn_group`), consecutive ones and
         on one device. Partners come from the same group: mixing needs no communication then, and
         statistics depend on no other images than without it. None: see `partners`.
@@ -68,50 +55,32 @@ def make(
     Raises:
       ValueError: a value out of range, or one that is not used.
     """
-    alphas = {"mixup": mixup, "cutmix": cutmix, "fmix": fmix}
-    for key, alpha in alphas.items():
-        if alpha and not ALPHAS[0] <= alpha <= ALPHAS[1]:
-            raise ValueError(
-                f"config.mix.{key} = {alpha}: write an alpha from {ALPHAS[0]:g} to {ALPHAS[1]:g}, "
-                "or 0.0 for none"
-            )
-    on = [key for key, alpha in alphas.items() if alpha]
-    takes = ["prob", "each"] * bool(on) + ["weights"] * (len(on) > 1)
-    takes += ["decay_power", "max_soft"] * bool(fmix)
-    values = {"prob": prob, "each": each, "weights": tuple(weights)}
-    values |= {"decay_power": decay_power, "max_soft": max_soft}
-    refuse_unused("mix", " + ".join(on) or "no mixing", values, DEFAULTS, takes)
+    alphas = {kind: keys.pop(kind) for kind in KINDS}
+    want = f"an alpha from {ALPHAS[0]:g} to {ALPHAS[1]:g}, or 0.0 for none"
+    for kind, alpha in alphas.items():
+        expect(not alpha or ALPHAS[0] <= alpha <= ALPHAS[1], f"mix.{kind}", alpha, want)
+    on = [kind for kind in KINDS if alphas[kind]]
+    keys |= {"prob": prob, "each": each, "weights": tuple(weights)}
+    used = ["prob", "each"] * bool(on) + ["weights"] * (len(on) > 1)
+    functions = [KINDS[kind] for kind in on]
+    functions = bound("mix", " + ".join(on) or "no mixing", functions, keys, used)
     if not on:
         return None
-    if not 0 < prob <= 1:
-        raise ValueError(f"config.mix.prob = {prob}: write a share of the batches, above 0 up to 1")
-    if len(weights) != 3 or not all(w > 0 for w in weights):
+    expect(0 < prob <= 1, "mix.prob", prob, "a share of the batches, above 0 up to 1")
+    if len(weights) != len(KINDS) or not all(w > 0 for w in weights):
         raise ValueError(
             f"config.mix.weights = {tuple(weights)}: write three numbers above 0, for mixup, "
             "cutmix and fmix; an alpha of 0.0 turns one off"
         )
-    if not 0 <= max_soft <= 0.5:
-        raise ValueError(f"config.mix.max_soft = {max_soft}: write a share, from 0 to 0.5")
-    if not 0 <= decay_power <= MAX_DECAY:
-        raise ValueError(
-            f"config.mix.decay_power = {decay_power}: write a number from 0 to {MAX_DECAY:g}"
-        )
     if images is not None:
         _group_size(images, group)
 
-    kinds = {
-        "mixup": blend,
-        "cutmix": cut,
-        "fmix": partial(cut_fourier, decay_power=decay_power, max_soft=max_soft),
-        "none": lambda rng, lam, image, other: (jnp.ones_like(lam), image),
-    }
-    chances = {key: weight for key, weight in zip(alphas, weights, strict=True) if alphas[key]}
-    chances = {key: prob * weight / sum(chances.values()) for key, weight in chances.items()}
+    weights = [weight for kind, weight in zip(KINDS, weights, strict=True) if alphas[kind]]
+    shares = [prob * weight / sum(weights) for weight in weights]
+    alpha_of = [alphas[kind] for kind in on]
     if prob < 1:
-        chances["none"] = 1 - prob
-    ends = np.cumsum(list(chances.values()))[:-1].astype(np.float32)
-    functions = [kinds[key] for key in chances]
-    alpha_of = np.array([alphas.get(key, 1) for key in chances], np.float32)
+        functions, shares, alpha_of = [*functions, unmixed], [*shares, 1 - prob], [*alpha_of, 1]
+    ends = np.cumsum(shares)[:-1].astype(np.float32)
 
     def mix_one(kind, rng, lam, image, other):
         lam, image = jax.lax.switch(kind, functions, rng, lam, image[None], other[None])
@@ -126,7 +95,7 @@ def make(
         draws = batch["label"].shape if each else ()
         u = jax.random.uniform(rng_kind, draws, jnp.float32)
         kind = (u[..., None] >= ends).sum(-1, dtype=jnp.int32)
-        alpha = jnp.array(alpha_of)[kind]
+        alpha = jnp.array(alpha_of, jnp.float32)[kind]
         # float32 draws in every precision
         lam = jax.random.beta(rng_lam, alpha, alpha, dtype=jnp.float32)
         if each:
@@ -145,6 +114,12 @@ def make(
 
 
 # -- The kinds: (rng, lam, image, other) -> (lam, image), images floating [B, H, W, C], lam f32[] --
+
+
+def unmixed(rng: Array, lam: Array, image: Array, other: Array) -> tuple[Array, Array]:
+    """The image as it is."""
+    del rng, other
+    return jnp.ones_like(lam), image
 
 
 def blend(rng: Array, lam: Array, image: Array, other: Array) -> tuple[Array, Array]:
@@ -179,10 +154,16 @@ def cut_fourier(
 
     Harris et al. 2020, arXiv:2002.12047: `fourier_mask`, whose mean becomes lam.
     """
+    expect(0 <= max_soft <= 0.5, "mix.max_soft", max_soft, "a share, from 0 to 0.5")
+    want = f"a number from 0 to {MAX_DECAY:g}"
+    expect(0 <= decay_power <= MAX_DECAY, "mix.decay_power", decay_power, want)
     shape = image.shape[1:3]
     mask = fourier_mask(rng, shape, lam, decay_power=decay_power, max_soft=max_soft)
     weight = mask[..., None]
     return mask.mean(), weight * image + (1 - weight) * other
+
+
+KINDS = {"mixup": blend, "cutmix": cut, "fmix": cut_fourier}
 
 
 def fourier_mask(
