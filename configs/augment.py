@@ -58,8 +58,7 @@ def get_config(arg=None):
     c.duration = "300 epochs"
     c.optim.l2 = 1e-4
     c.lr.peak = 0.1
-    with c.unlocked():
-        c.update_from_flattened_dict(AUGMENTATIONS[arg])
+    c.update_from_flattened_dict(AUGMENTATIONS[arg])
     c.lr.batch = c.batch_size
     c.lr.warmup_if_scaled = c.lr.warmup or "5 epochs"
     return c

@@ -159,8 +159,7 @@ def get_config(arg=None):
         c.image.eval_resize = 320  # trained and evaluated on whole images
     for patterns, changes in RECIPES:
         if any(fnmatch.fnmatchcase(arg, pattern) for pattern in patterns.split()):
-            with c.unlocked():
-                c.update_from_flattened_dict(changes)
+            c.update_from_flattened_dict(changes)
     if c.lr.schedule != "piecewise":
         c.lr.milestones = ()
     c.model.bn_group = 64 if c.batch_size % 64 == 0 else 50

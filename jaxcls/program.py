@@ -120,7 +120,6 @@ def build(config: ConfigDict, *, num_train: int, num_classes: int) -> Program:
     with consuming("erase"):
         erase = erasing.make(
             **config.erase,
-            size=config.image.size,
             batch_size=lengths.batch_size,
             steps_per_epoch=lengths.steps_per_epoch,
         )

@@ -1,5 +1,6 @@
 """Durations, differences and refusals of configs."""
 
+import inspect
 import subprocess
 import sys
 
@@ -8,6 +9,8 @@ from ml_collections import ConfigDict
 
 from configs import base, resnet50_vd
 from jaxcls import config as c
+from jaxcls import precision
+from jaxcls.data import augment, erasing, mixing
 
 
 def steps(text, batch=10, per_epoch=7):
@@ -72,6 +75,33 @@ def test_unused_keys_are_refused():
     c.refuse_unused("optim", "adam", defaults, defaults, ())
     with pytest.raises(ValueError, match="config.optim.rho: not used by 'momentum', which takes"):
         c.refuse_unused("optim", "momentum", defaults | {"rho": 0.5}, defaults, ["momentum"])
+
+
+TAKERS = {  # of each section, whatever its keys may go to
+    "augment": (augment.make, augment.Augment, *augment.POLICIES.values()),
+    "erase": (erasing.make, *erasing.METHODS.values()),
+    "mix": (mixing.make, *mixing.KINDS.values()),
+    "precision": (precision.make, *precision.LOSS_SCALES.values()),
+}
+
+
+@pytest.mark.parametrize("section", TAKERS)
+def test_every_key_is_taken(section):
+    """By a keyword-only parameter; an alpha of `mix` by the row of its name."""
+    parameters = [p for f in TAKERS[section] for p in inspect.signature(f).parameters.values()]
+    takes = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} | mixing.KINDS.keys()
+    assert set(base.get_config()[section]) <= takes
+
+
+def test_a_method_gets_the_keys_of_its_signature():
+    keys = dict(base.get_config().erase)
+    assert c.taken("erase", "cutout", erasing.cutout, keys) == {"holes": 1, "length": 112}
+    keys["hide"] = 0.1
+    with pytest.raises(ValueError, match="erase.hide: not used by 'x', which takes holes, length;"):
+        c.taken("erase", "x", erasing.cutout, keys)
+    one, other = c.bound("erase", "x", (erasing.cutout, lambda *, d1: d1), keys, used=["hide"])
+    assert one.keywords == {"holes": 1, "length": 112}
+    assert other() == 96
 
 
 def test_stage_mults():

@@ -8,6 +8,7 @@ import numpy as np
 import pinned
 import pytest
 
+from configs import augment, imagenet
 from jaxcls import choices, optim, program
 from jaxcls.config import plan
 from jaxcls.data import ops
@@ -37,6 +38,15 @@ def test_differences_from_base_are_those_of_the_golden_text():
 
 def test_an_argument_is_the_model():
     assert all(name == f"configs/imagenet.py:{c.model.name}" for name, c in RECIPES.items())
+
+
+@pytest.mark.parametrize("key", ["lr.peek", "lrr.peak", "duratoin"])
+def test_a_misspelt_key_of_a_recipe_is_an_error(key, monkeypatch):
+    monkeypatch.setattr(imagenet, "RECIPES", (("*", {key: 1.0}),))
+    monkeypatch.setitem(augment.AUGMENTATIONS, "cutout", {key: 1.0})
+    for recipe, name in ((imagenet, "ResNet50"), (augment, "cutout")):
+        with pytest.raises(KeyError, match='"(peek|lrr.peak|duratoin)"'):
+            recipe.get_config(name)
 
 
 def assert_shapes_of_the_step(config):

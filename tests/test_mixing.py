@@ -144,12 +144,6 @@ def test_off():
     assert make() is None
 
 
-def test_defaults_are_those_of_the_config():
-    values = dict(base.get_config().mix)
-    assert [values.pop(kind) for kind in ALL] == [0, 0, 0]
-    assert values == mixing.DEFAULTS
-
-
 @pytest.mark.parametrize("group", [None, 8, 4, 2])
 def test_mixed_images_are_the_formula(group):
     batch = normalised()
@@ -507,12 +501,11 @@ def test_precisions():
             np.testing.assert_allclose(got["lam"], single[k]["lam"], rtol=1e-6)
 
 
-def whole(group, changes, methods, size):
+def whole(group, changes, methods):
     """Returns all the device work of a training step: flip, normalise, erase, mix."""
     ready, mix = prepare(), make(group=group, **changes)
-    arguments = {"size": size, "batch_size": 1, "steps_per_epoch": 1}
     erase = [
-        erasing.make(**(dict(base.get_config().erase) | {"fill": "pixel"} | method), **arguments)
+        erasing.make(**(dict(base.get_config().erase) | {"fill": "pixel"} | method))
         for method in methods
     ]
 
@@ -555,7 +548,7 @@ def test_eight_devices_give_what_one_gives(group, changes, methods):
         )
         rows = NamedSharding(mesh, PartitionSpec("data"))
         everywhere = NamedSharding(mesh, PartitionSpec())
-        step = whole(group, changes, methods, size=32)
+        step = whole(group, changes, methods)
         step = jax.jit(step, in_shardings=(everywhere, rows), out_shardings=rows)
         args = jax.device_put(jax.random.key(3), everywhere), jax.device_put(batch, rows)
         results.append(jax.tree.map(np.asarray, step(*args)))
@@ -597,7 +590,7 @@ def test_bad_alpha(key, alpha):
 )
 def test_bad_values(changes, message):
     with pytest.raises(ValueError, match=message):
-        make(**changes)
+        jax.eval_shape(make(**changes), jax.random.key(0), normalised())
 
 
 @pytest.mark.parametrize(("n", "group"), [(32, 12), (32, 1), (1, None), (8, 16)])
