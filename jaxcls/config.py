@@ -10,7 +10,7 @@ import math
 import shlex
 import types
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -152,6 +152,12 @@ def consume(config: Mapping[str, Any], section: str, function: Callable[..., T],
         return function(**config[section], **given)
 
 
+def keywords(method: Callable) -> set[str]:
+    """Returns the names of the keyword-only parameters of a function."""
+    parameters = inspect.signature(method).parameters.values()
+    return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
 def taken(section: str, chosen: str, method: Callable, keys: Mapping[str, Any]) -> dict[str, Any]:
     """Returns those of the keys of a section that a method takes: its keyword-only parameters.
 
@@ -167,7 +173,7 @@ def taken(section: str, chosen: str, method: Callable, keys: Mapping[str, Any]) 
 def bound(
     section: str,
     chosen: str,
-    methods: Iterable[Callable],
+    methods: Sequence[Callable],
     keys: Mapping[str, Any],
     used: Iterable[str] = (),
 ) -> list[functools.partial]:
@@ -176,15 +182,14 @@ def bound(
     Raises:
       ValueError: a key was changed from its default that none of them takes, nor `used` names.
     """
-    partials = []
-    for method in methods:
-        parameters = inspect.signature(method).parameters.values()
-        takes = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in keys]
-        partials.append(functools.partial(method, **{key: keys[key] for key in takes}))
+    takes = [[key for key in keys if key in keywords(method)] for method in methods]
     values, _ = defaults()
-    takes = {*used, *(key for method in partials for key in method.keywords)}
-    refuse_unused(section, chosen, keys, {k: values[f"{section}.{k}"] for k in keys}, takes)
-    return partials
+    of_base = {key: values[f"{section}.{key}"] for key in keys}
+    refuse_unused(section, chosen, keys, of_base, {*used}.union(*takes))
+    return [
+        functools.partial(method, **{key: keys[key] for key in its})
+        for method, its in zip(methods, takes, strict=True)
+    ]
 
 
 def expect(right: bool, key: str, value: Any, want: str) -> None:

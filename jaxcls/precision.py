@@ -53,6 +53,18 @@ DTYPES = {
 }
 
 
+def dtypes(name: str) -> dict[str, Any]:
+    """Returns the fields of `models.spec.Ctx` for a precision that `DTYPES` has."""
+    fields = ("dtype", "feature_dtype", "param_dtype", "norm_dtype", "head_dtype")
+    return dict(zip(fields, DTYPES[name], strict=True))
+
+
+def matmul(name: str) -> str:
+    """Returns what `jax.default_matmul_precision` is to be."""
+    # TF32 on GPUs and bfloat16 passes on TPUs are not float32; in half precision they suffice.
+    return "default" if jnp.finfo(DTYPES[name][0]).bits == 16 else "highest"
+
+
 class LossScale(struct.PyTreeNode):
     """The factor on the loss that keeps small float16 gradients from vanishing, and its counters.
 
@@ -144,24 +156,22 @@ def make(*, name: str, loss_scale: str, platform: str, **keys: Any) -> Precision
     if name == "auto":
         name = "float32" if platform == "cpu" else "bfloat16"
     name = choose("config.precision.name", name, (*DTYPES, "auto"))
-    dtypes = DTYPES[name]
-    if dtypes[0] == _F64 and not jax.config.jax_enable_x64:
+    kinds = DTYPES[name]
+    if kinds[0] == _F64 and not jax.config.jax_enable_x64:
         raise ValueError(
             'config.precision.name = "float64": JAX computes in 64 bits only with JAX_ENABLE_X64=1 '
             "in the environment"
         )
 
     if loss_scale == "auto":
-        loss_scale = "dynamic" if dtypes[0] == _F16 else "none"
+        loss_scale = "dynamic" if kinds[0] == _F16 else "none"
     scaling = LOSS_SCALES[choose("config.precision.loss_scale", loss_scale, (*LOSS_SCALES, "auto"))]
     start, max_skipped = scaling(**taken("precision", f"loss_scale = {loss_scale}", scaling, keys))
 
-    half = jnp.finfo(dtypes[0]).bits == 16
     return Precision(
         name,
-        *dtypes,
-        # TF32 on GPUs and bfloat16 passes on TPUs are not float32; in half precision they suffice.
-        matmul_precision="default" if half else "highest",
+        *kinds,
+        matmul_precision=matmul(name),
         initial_loss_scale=start,
         max_skipped=max_skipped,
     )

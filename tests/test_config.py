@@ -1,8 +1,10 @@
 """Durations, differences and refusals of configs."""
 
-import inspect
+import ast
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
@@ -77,7 +79,7 @@ def test_unused_keys_are_refused():
         c.refuse_unused("optim", "momentum", defaults | {"rho": 0.5}, defaults, ["momentum"])
 
 
-TAKERS = {  # of each section, whatever its keys may go to
+TAKERS = {  # of sections whose consumer takes **keys, for methods that it chooses among
     "augment": (augment.make, augment.Augment, *augment.POLICIES.values()),
     "erase": (erasing.make, *erasing.METHODS.values()),
     "mix": (mixing.make, *mixing.KINDS.values()),
@@ -86,11 +88,23 @@ TAKERS = {  # of each section, whatever its keys may go to
 
 
 @pytest.mark.parametrize("section", TAKERS)
-def test_every_key_is_taken(section):
+def test_every_key_is_taken_by_a_method(section):
     """By a keyword-only parameter; an alpha of `mix` by the row of its name."""
-    parameters = [p for f in TAKERS[section] for p in inspect.signature(f).parameters.values()]
-    takes = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} | mixing.KINDS.keys()
+    takes = set(mixing.KINDS).union(*map(c.keywords, TAKERS[section]))
     assert set(base.get_config()[section]) <= takes
+
+
+def test_every_key_is_read():
+    """As config.section.key, or by what gets config.section or consume(config, "section", ...)."""
+    sources = [path.read_text() for path in Path(c.__file__).parent.rglob("*.py")]
+    nodes = [node for text in sources for node in ast.walk(ast.parse(text))]
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
+    read, begun = {ast.unparse(a) for a in attributes}, {id(a.value) for a in attributes}
+    whole = {ast.unparse(a) for a in attributes if id(a) not in begun}
+    consumed = re.findall(r'(?:consume\(\s*config,|use\()\s*"(\w+)"', "\n".join(sources))
+    whole |= {f"config.{section}" for section in consumed}
+    for key in c.defaults()[0]:
+        assert f"config.{key}" in read or f"config.{key.partition('.')[0]}" in whole, key
 
 
 def test_a_method_gets_the_keys_of_its_signature():
