@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from jaxcls.command import complain, exit_with
+from jaxcls.command import exit_with, told
 
 COMMANDS = {
     "main": "train and evaluate",
@@ -15,6 +15,7 @@ COMMANDS = {
 }
 
 
+@told
 def main(argv: Sequence[str] = sys.argv) -> int:
     """Prints the commands with --help; otherwise says which may be meant, a user's mistake."""
     if {"--help", "-h"} & {*argv}:
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] = sys.argv) -> int:
         return 0
     named = next((name for name in COMMANDS if name in argv[1:2]), "main")
     others = ", ".join(f"jaxcls.{name}" for name in COMMANDS if name != named)
-    return complain(ValueError(f"write python -m jaxcls.{named} ...; others are {others}"))
+    raise ValueError(f"write python -m jaxcls.{named} ...; others are {others}")
 
 
 if __name__ == "__main__":

@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from absl import flags, logging
+from absl import flags
 from ml_collections import ConfigDict
 
 from jaxcls import choices
-from jaxcls.command import complain, define_config, exit_with, parse
+from jaxcls.command import define_config, exit_with, parse, told
 from jaxcls.config import plan
 from jaxcls.console import Console
 from jaxcls.data import sources
@@ -128,6 +128,7 @@ class Split:
     def __init__(self, source: sources.Source, what: str, **how: Any):
         """Reads and decodes them all."""
         count = len(source)
+        cv2.setNumThreads(0)  # as in `loader.Batches`
         images = sources.for_all(lambda i: examine(source, i, **how), count, f"reading {what}")
         self.source, self.class_names = source, source.class_names
         self.content, self.look = np.zeros((2, count), np.uint64)
@@ -310,33 +311,23 @@ def summary(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+@told
 def main(argv: Sequence[str] = sys.argv) -> int:
-    """Runs the command and returns its exit code; a user's mistake is one line on stderr."""
+    """Runs the command and returns its exit code."""
     values = flags.FlagValues()
     define_config(values)
     flags.DEFINE_string("json", None, "file to write everything to", flag_values=values)
-    if "--help" in argv:
-        print(__doc__)
-        return 0
-    try:
-        parse(argv, values)
-        logging.set_verbosity(logging.WARNING)
-        if values.json:  # it is known early: reading all images takes a while
-            values.json = os.path.expanduser(values.json)
-            file = Path(values.json)
-            if file.is_dir() or not file.parent.is_dir():
-                why = "it is a folder" if file.is_dir() else f"there is no folder {file.parent}"
-                raise ValueError(f"--json={file}: {why}")
-        Console()  # shows what the input warns of
-        result = check(values.config)
-        if values.json:
-            Path(values.json).write_text(json.dumps(result, indent=1) + "\n")
-    except ValueError as error:
-        return complain(error)
-    except OSError as error:
-        return complain(OSError(f"{error.filename}: {error.strerror}"))
-    except KeyboardInterrupt:
-        return 130
+    parse(argv, values, help=__doc__)
+    if values.json:  # it is known early: reading all images takes a while
+        values.json = os.path.expanduser(values.json)
+        file = Path(values.json)
+        if file.is_dir() or not file.parent.is_dir():
+            why = "it is a folder" if file.is_dir() else f"there is no folder {file.parent}"
+            raise ValueError(f"--json={file}: {why}")
+    Console()  # shows what the input warns of
+    result = check(values.config)
+    if values.json:
+        Path(values.json).write_text(json.dumps(result, indent=1) + "\n")
     print(summary(result))
     return 2 if result["problems"] else 0
 

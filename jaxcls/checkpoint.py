@@ -9,10 +9,8 @@ import contextlib
 import functools
 import hashlib
 import json
-import logging
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,19 +21,6 @@ from etils import epath
 from jaxcls import checksums, files, trees
 from jaxcls.checksums import CHECKSUMS, EVALUATION
 from jaxcls.files import any_process
-
-# A failed save reaches the user as one line of ours. Orbax logs its own tracebacks besides. Writes
-# that are still under way when it gives up end in asyncio's complaints.
-logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
-logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-
-
-def _without_orphans(unraisable: Any, report: Callable[[Any], None] = sys.unraisablehook) -> None:
-    if str(unraisable.exc_value) != "Event loop is closed":
-        report(unraisable)
-
-
-sys.unraisablehook = _without_orphans
 
 
 class Checkpoints:

@@ -1,8 +1,10 @@
-"""What every command shares: the flags --config and --config.KEY, one-line errors, exit codes."""
+"""What every command shares: flags, --config and --config.KEY, one-line errors, exit codes, JAX."""
 
 import argparse
 import contextlib
+import functools
 import glob
+import logging
 import os
 import re
 import sys
@@ -13,20 +15,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import absl.logging
 from absl import flags
-from ml_collections import ConfigDict
 
 from jaxcls import config as configs
-from jaxcls import hints, output
-from jaxcls.synonyms import SYNONYMS
+from jaxcls import hints, output, processes
+from jaxcls.output import one_line
+from jaxcls.recipes import of_run, override, read
 
-flags.disclaim_key_flags()  # --config belongs to the command, and to its --help
+STATUS = re.compile(r"[A-Z_]+: ")  # begins XLA's errors; one of a collective may be a ValueError
 
-LONGEST = 4000  # characters of a message
+# -- The command line ------------------------------------------------------------------------------
 
 
 def define_config(values: flags.FlagValues) -> None:
     """Declares --config; `parse` sets it to the config itself."""
+    flags.disclaim_key_flags()  # it belongs to the command, and to its --help
     flags.DEFINE_string(
         "config",
         None,
@@ -35,10 +39,22 @@ def define_config(values: flags.FlagValues) -> None:
     )
 
 
+def define_processes(values: flags.FlagValues) -> None:
+    """Declares the flags of several processes, for `together`."""
+    several = "one of several processes (TPU pod, Slurm: found by JAX)"
+    flags.DEFINE_bool("distributed", False, several, flag_values=values)
+    address = "HOST:PORT of process 0, where JAX cannot find it"
+    flags.DEFINE_string("coordinator", None, address, flag_values=values)
+    for name, what in (("num_processes", "processes"), ("process_id", "this process")):
+        text = f"number of {what}, with --coordinator"
+        flags.DEFINE_integer(name, None, text, flag_values=values)
+
+
 def parse(
     argv: Sequence[str],
     values: flags.FlagValues,
     required: Sequence[str] = (),
+    help: str = "",
 ) -> str:
     """Parses the command line into `values`; `values.config` then is the config, with overrides.
 
@@ -48,13 +64,18 @@ def parse(
       argv: sys.argv.
       values: of flags that `define_config` and others have declared.
       required: flags that must be given, besides.
+      help: what --help prints; "": absl's list of the flags.
 
     Returns:
       Where the config is from.
 
     Raises:
       ValueError: one line about what is wrong with it.
+      SystemExit: after --help.
     """
+    if help and "--help" in argv:
+        print(help)
+        sys.exit(0)
     try:
         typed = values.read_flags_from_files(list(argv), force_gnu=False)
         argv, files, overrides = _split(typed)
@@ -74,23 +95,24 @@ def parse(
             raise ValueError(hints.unknown_flag(argument, typed, values))
     if rest:
         raise ValueError(hints.unexpected(rest, typed))
-    if "workdir" in values and values["workdir"].value:  # a shell leaves --workdir=~/run as it is
-        values["workdir"].value = os.path.expanduser(values["workdir"].value)
-        if "://" in values["workdir"].value:
+    workdir = values["workdir"].value if "workdir" in values else ""
+    if workdir:  # a shell leaves --workdir=~/run as it is
+        values["workdir"].value = workdir = os.path.expanduser(workdir)
+        if "://" in workdir:
             from jaxcls.files import check_place
 
-            check_place(values["workdir"].value)
+            check_place(workdir)
     for name in required:
         if not values[name].value:
             raise ValueError(f"--{name} is missing; see --help")
     if len(files) > 1:
         raise ValueError(f"--config is given twice, {files[0]} and {files[1]}: give one file")
     try:
-        config, source = (read(files[0]), files[0]) if files else _of_run(values)
+        config, source = (read(files[0]), files[0]) if files else of_run(workdir)
     except OSError as e:  # a name that is too long, a folder that may not be read
         raise ValueError(f"{e.filename}: {e.strerror}") from e
     for key, text in overrides:
-        _override(config, key, text)
+        override(config, key, text)
     try:
         config = config.copy_and_resolve_references()  # a reference may compute with an override
     except Exception as e:
@@ -125,110 +147,6 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str], list[tuple[str, s
     return rest, files, overrides
 
 
-def read(argument: str) -> ConfigDict:
-    """Returns the config of FILE or FILE:ARG, locked; FILE may be a run's config.json too.
-
-    Raises:
-      ValueError: there is no such file, or something is wrong with it.
-    """
-    argument = os.path.expanduser(argument)
-    name, colon, arg = argument, "", ""
-    if not os.path.exists(argument):
-        name, colon, arg = argument.rpartition(":")
-        name = name if colon else argument
-    path = Path(name)
-    if not name or not os.path.exists(name):
-        raise ValueError(
-            f"--config={argument}: there is no such config file{hints.instead_of(argument)}"
-        )
-    if path.is_dir() and name:
-        there = path / "config.json"
-        hint = (
-            f"of this run: --config={there}" if there.is_file() else "one such as configs/base.py"
-        )
-        raise ValueError(f"--config={argument} is a directory: give a file, {hint}")
-    if path.suffix == ".json":
-        from jaxcls import record
-
-        return record.read(path)
-    if path.suffix != ".py":
-        raise ValueError(
-            f"--config={argument}: a config is a Python file (FILE.py or FILE.py:ARG) or a run's "
-            "config.json"
-        )
-    try:
-        get_config = configs.run_file(path).get("get_config")
-        if not callable(get_config):
-            raise ValueError("it has no function get_config(), which returns the config")
-        config = get_config(arg) if colon else get_config()
-        if not isinstance(config, ConfigDict):
-            raise ValueError(
-                f"get_config() returns {configs.short(config)}, not a config: "
-                "begin with c = base.get_config(), end with return c"
-            )
-        config = ConfigDict(config)  # not frozen
-        configs.check(config)
-    except (Exception, SystemExit) as e:
-        raise ValueError(_explain(argument, path, e)) from e
-    return config.lock()
-
-
-def _of_run(values: flags.FlagValues) -> tuple[ConfigDict, str]:
-    """Returns the config of the run in --workdir, and its file."""
-    if "workdir" not in values or not values["workdir"].value:
-        raise ValueError("--config is missing: write --config=FILE; see --help")
-    from jaxcls import record
-
-    path = record.find(values["workdir"].value)
-    if path is None:
-        raise ValueError(
-            f"--config is missing, and {values['workdir'].value} is not a run that has "
-            "a config.json: write --config=FILE; see --help"
-        )
-    return record.read(path), str(path)
-
-
-def _override(config: ConfigDict, key: str, text: str | None) -> None:
-    keys, kinds = configs.defaults()
-    if key not in keys:
-        raise ValueError(hints.no_key(key, text, keys))
-    if text is None and kinds[key] is not bool:
-        raise ValueError(f"--config.{key} needs a value: --config.{key}=VALUE")
-    value = True if text is None else configs.from_text(key, text)
-    section, _, name = key.rpartition(".")
-    section = config[section] if section else config
-    with section.ignore_type():  # a recipe that set None has lost it; `check_value` knows
-        section[name] = value
-
-
-def _explain(argument: str, path: Path, error: BaseException) -> str:
-    """Returns where a config file is wrong, and what is."""
-    frames = traceback.extract_tb(error.__traceback__)
-    numbers = [f.lineno for f in frames if f.filename == str(path)]
-    if isinstance(error, SyntaxError) and error.filename == str(path):
-        numbers.append(error.lineno)
-    what = one_line(error) if len(error.args) != 1 else " ".join(str(error.args[0]).split())
-    what = what or type(error).__name__
-    # ml_collections adds all names there are and the closest
-    if close := re.search('Did you mean "(.*?)" instead of "(.*?)"', what):
-        what = f"there is no {close[2]}: did you mean {close[1]}?"
-    elif added := re.search('Key "(.*?)" does not exist and cannot be added', what):
-        hint = hints.hint_at(added[1], None).removeprefix("--config.").partition("=")[0]
-        what = f"there is no {added[1]}" + (f": did you mean config.{hint}?" if hint else "")
-    elif cast := re.search(
-        r"override field '(.*?)'.*?\. (.*) is of .*<class '(.*?)'> .*<class '(.*?)'>", what
-    ):
-        field, value, theirs, ours = cast.groups()
-        what = f"{field} = {value}: it is a {theirs}, not a value of type {ours}"
-        if ours.endswith("ConfigDict"):
-            hint = SYNONYMS.get(field, "").partition("=")[0]
-            what = f"{field} = {value}: it is a section: write c.{hint} = {value}"
-    what = re.split(r" Other fields present|\\n", what)[0]
-    where = f"{path}:{numbers[-1]}" if numbers else argument
-    kind = "" if type(error) is ValueError and not numbers else f"{type(error).__name__}: "
-    return f"--config={where}: {kind}{what}"
-
-
 class Arguments(argparse.ArgumentParser):
     """For commands without a config; what is wrong is a ValueError of one line."""
 
@@ -240,11 +158,7 @@ class Arguments(argparse.ArgumentParser):
         raise ValueError(f"{message}; see {self.prog} --help")
 
 
-def one_line(error: BaseException) -> str:
-    """Returns an error's message in one line of at most `LONGEST` characters."""
-    name = "not enough memory" if isinstance(error, MemoryError) else type(error).__name__
-    text = " ".join(str(error).split()) or name
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... (JAXCLS_DEBUG=1 shows all)"
+# -- Errors and exit codes -------------------------------------------------------------------------
 
 
 def complain(error: Exception) -> int:
@@ -254,6 +168,81 @@ def complain(error: Exception) -> int:
     before = "\r\x1b[K" if sys.stderr.isatty() else ""  # what was shown while waiting
     print(f"{before}jaxcls: {one_line(error)}", file=sys.stderr)
     return 2
+
+
+def told(main: Callable[..., int]) -> Callable[..., int]:
+    """Returns a command's `main` that tells errors in one line and returns the exit code for them.
+
+    That is 2 for a user's mistake and what the system refuses, 1 where numbers are not finite, and
+    130 after Ctrl-C. What else is raised is a mistake of ours.
+    """
+
+    @functools.wraps(main)
+    def run(*arguments: Any) -> int:
+        try:
+            return main(*arguments)
+        except SystemExit as e:  # --help
+            return e.code
+        except (ValueError, MemoryError) as e:
+            return complain(e)
+        except BrokenPipeError:
+            raise  # whoever read what is printed has gone: `exit_with` knows
+        except OSError as e:  # of the system: storage, permissions, limits
+            if e.errno is None:
+                raise
+            return complain(OSError(f"{e.filename}: {e.strerror}" if e.filename else e.strerror))
+        except KeyboardInterrupt:
+            return 130
+        except FloatingPointError as e:
+            complain(e)
+            return 1
+
+    return run
+
+
+def exit_with(main: Callable[[], int]) -> None:
+    """Ends the process with the code that `main` returns; 141 if its reader has gone (`| head`)."""
+    output.prepare()
+    quieten()
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more
+        code = 141
+    sys.exit(code)
+
+
+def quieten() -> None:
+    """From now on libraries do not say what a user has no use for, or what we say in one line."""
+    absl.logging.set_verbosity(absl.logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no image; damage is an error
+    # Of a failed save orbax logs its own tracebacks. Writes that are still under way when it gives
+    # up end in asyncio's complaints.
+    logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    report = sys.unraisablehook
+
+    def without_orphans(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    sys.unraisablehook = without_orphans
+
+
+# -- JAX -------------------------------------------------------------------------------------------
+
+
+def start_jax() -> None:
+    """Turns on the persistent compilation cache."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR has its say
+        with contextlib.suppress(RuntimeError):  # a user without a home, as in containers
+            caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+            jax.config.update("jax_compilation_cache_dir", str(caches / "jaxcls" / "xla"))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    heal_cache()
 
 
 def heal_cache() -> None:
@@ -283,19 +272,38 @@ def heal_cache() -> None:
     warnings.showwarning = heal
 
 
-def exit_with(main: Callable[[], int]) -> None:
-    """Ends the process with the code that `main` returns; 141 if its reader has gone (`| head`).
+def together(
+    values: flags.FlagValues, run: Callable[[], int], resume: Callable[[], str] = lambda: ""
+) -> int:
+    """Runs with the other processes, where the flags say that there are any; returns the exit code.
 
-    130 after Ctrl-C.
+    Args:
+      values: of the flags that `define_processes` has declared.
+      run: returns the exit code.
+      resume: returns what to do when a process was lost.
+
+    Raises:
+      ValueError: the processes do not meet.
     """
-    output.prepare()
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # they name no image; damage is an error
+    numbers = values.num_processes, values.process_id
+    address, devices = processes.check(values.coordinator, *numbers), None
+    if address is None:
+        if not values.distributed:
+            return run()
+        address, *numbers, devices = processes.detect()
+    here = processes.Processes(address, *numbers, devices, resume=resume)
+
+    def patiently() -> int:
+        try:
+            return run()
+        except Exception as e:
+            if isinstance(e, RuntimeError) or STATUS.match(str(e)):  # another one may be lost
+                here.await_verdict()
+            raise
+
     try:
-        code = main()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more
-        code = 141
-    except KeyboardInterrupt:
-        code = 130
-    sys.exit(code)
+        code = told(patiently)()
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    return here.leave(code)

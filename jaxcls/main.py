@@ -7,13 +7,7 @@ because its numbers were not finite, or another process of the run was lost; 143
 and stopped on SIGTERM, on Ctrl-C and on SIGHUP (the terminal was closed).
 """
 
-import contextlib
-import os
-import re
 import sys
-import traceback
-from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from jaxcls import output, signals
 
@@ -21,102 +15,42 @@ if __name__ == "__main__":  # before the imports that take a while
     output.prepare()
     signals.watch()
 
-from absl import app, flags, logging
+from absl import app, flags
 
-from jaxcls import processes
-from jaxcls.command import complain, define_config, exit_with, heal_cache, parse
+from jaxcls import command, processes
 
 FLAGS = flags.FLAGS
-STATUS = re.compile(r"[A-Z_]+: ")  # begins XLA's errors; one of a collective may be a ValueError
 
 
-def define_flags() -> None:
-    """Declares the command's flags."""
+@command.told
+def main() -> int:
+    """Runs the command and returns its exit code."""
     app.define_help_flags()
-    define_config(FLAGS)
+    command.define_config(FLAGS)
     flags.DEFINE_string("workdir", None, "directory of the run: checkpoints, logs, summary")
     flags.DEFINE_enum("mode", "train", ["train", "eval"], "train, or evaluate a checkpoint")
-    flags.DEFINE_bool(
-        "distributed", False, "one of several processes (TPU pod, Slurm: found by JAX)"
-    )
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where JAX cannot find it")
-    flags.DEFINE_integer("num_processes", None, "number of processes, with --coordinator")
-    flags.DEFINE_integer("process_id", None, "number of this process, with --coordinator")
+    command.define_processes(FLAGS)
+    command.parse(sys.argv, FLAGS, required=("workdir",))
+    resume = lambda: ""
+    if FLAGS.mode == "train":
+        output.outlive_readers()
+        resume = lambda: processes.how_to_resume(FLAGS.workdir)
+    if sys.stderr.isatty():
+        print("starting JAX ...", end="", file=sys.stderr, flush=True)
+    return command.together(FLAGS, run, resume)
 
 
-def meet() -> processes.Processes | None:
-    """Connects the processes of a run; returns None if it is one alone."""
-    flags = FLAGS.num_processes, FLAGS.process_id
-    address, devices = processes.check(FLAGS.coordinator, *flags), None
-    if address is None:
-        if not FLAGS.distributed:
-            return None
-        address, *flags, devices = processes.detect()
-    training = FLAGS.mode == "train"
-    resume = (lambda: processes.how_to_resume(FLAGS.workdir)) if training else (lambda: "")
-    return processes.Processes(address, *flags, devices, resume=resume)
+def run() -> int:
+    """Trains or evaluates."""
+    command.start_jax()
+    from jaxcls import evaluate, train  # only now: --help and a misspelt flag need no JAX
 
-
-def start_jax() -> None:
-    """Turns on the persistent compilation cache."""
-    import jax
-
-    if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR has its say
-        with contextlib.suppress(RuntimeError):  # a user without a home, as in containers
-            caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-            jax.config.update("jax_compilation_cache_dir", str(caches / "jaxcls" / "xla"))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    heal_cache()
-
-
-def main(argv: Sequence[str] = sys.argv) -> int:
-    """Runs the command and returns its exit code; a user's mistake is one line on stderr."""
     try:
-        parse(argv, FLAGS, required=("workdir",))
-        logging.set_verbosity(logging.WARNING)
-        if FLAGS.mode == "train":
-            output.outlive_readers()
-        if sys.stderr.isatty():
-            print("starting JAX ...", end="", file=sys.stderr, flush=True)
-        together = meet()
-    except ValueError as e:
-        return complain(e)
-    if together is None:
-        return _main()
-    try:
-        code = _main(together.await_verdict)
-    except Exception as e:
-        if isinstance(e, RuntimeError):  # of a collective, when another process was lost
-            together.await_verdict()
-        traceback.print_exc()
-        code = 1
-    return together.leave(code)
-
-
-def _main(await_verdict: Callable[[], None] = lambda: None) -> int:
-    try:
-        start_jax()
-        from jaxcls import evaluate, train  # only now: --help and a misspelt flag need no JAX
-
-        command = {"train": train.run, "eval": evaluate.run}[FLAGS.mode]
-        return command(FLAGS.config, FLAGS.workdir)
-    except (ValueError, MemoryError) as e:
-        if STATUS.match(str(e)):
-            await_verdict()
-        return complain(e)
-    except BrokenPipeError:
-        raise  # whoever read what is printed has gone: `exit_with` knows
-    except OSError as e:  # of the system: storage, permissions, limits
-        if e.errno is None:
-            raise
-        return complain(OSError(f"{e.filename or FLAGS.workdir}: {e.strerror}"))
-    except KeyboardInterrupt:
-        return 130
-    except FloatingPointError as e:
-        print(f"jaxcls: {e}", file=sys.stderr)
-        return 1
+        return {"train": train.run, "eval": evaluate.run}[FLAGS.mode](FLAGS.config, FLAGS.workdir)
+    except OSError as e:  # of a file that is open, such as a full disk: it does not say which
+        e.filename = e.filename or FLAGS.workdir
+        raise
 
 
 if __name__ == "__main__":
-    define_flags()
-    exit_with(main)
+    command.exit_with(main)

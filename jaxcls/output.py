@@ -6,6 +6,8 @@ import os
 import sys
 from typing import Any, TextIO
 
+LONGEST = 4000  # characters of a message
+
 
 def prepare() -> None:
     """Makes the standard streams usable, before a command opens any file.
@@ -34,6 +36,13 @@ def outlive_readers() -> None:
     sys.stdout = _Heedless(
         sys.stdout, "jaxcls: nothing can be printed any more ({}): the run goes on"
     )
+
+
+def one_line(error: BaseException) -> str:
+    """Returns an error's message in one line of at most `LONGEST` characters."""
+    name = "not enough memory" if isinstance(error, MemoryError) else type(error).__name__
+    text = " ".join(str(error).split()) or name
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... (JAXCLS_DEBUG=1 shows all)"
 
 
 class _Heedless:

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from absl import flags, logging
+from absl import flags
 from ml_collections import ConfigDict
 from PIL import Image, ImageDraw, ImageFont
 
 from jaxcls import choices, sharding
-from jaxcls.command import complain, define_config, exit_with, parse
+from jaxcls.command import define_config, exit_with, parse, told
 from jaxcls.console import Console
 from jaxcls.data.decode import decode
 from jaxcls.program import build, train_batches
@@ -229,34 +229,27 @@ def _system_fonts() -> tuple[ImageFont.FreeTypeFont, ...]:
     return tuple(fonts)
 
 
+@told
 def main(argv: Sequence[str] = sys.argv) -> int:
-    """Runs the command and returns its exit code; a user's mistake is one line on stderr."""
+    """Runs the command and returns its exit code."""
     values = flags.FlagValues()
     define_config(values)
     flags.DEFINE_string("out", None, "image file to write", flag_values=values)
     flags.DEFINE_integer("images", 16, "number of images, at most a batch", flag_values=values)
     flags.DEFINE_integer("step", 0, "step of the run", flag_values=values)
-    if "--help" in argv:
-        print(__doc__)
-        return 0
+    name = parse(argv, values, required=("out",), help=__doc__)
+    out = Path(values.out).expanduser()
+    if not out.parent.is_dir():
+        raise ValueError(f"--out={out}: there is no folder {out.parent}")
+    if Image.registered_extensions().get(out.suffix.lower()) not in FORMATS:
+        raise ValueError(f"--out={out}: write the name of an image file, such as sheet.png")
+    Console()  # shows what the input warns of
+    shown = preview(values.config, images=values.images, step=values.step)
+    title = f"{name}, step {values.step}: each image whole, and as the network gets it"
     try:
-        name = parse(argv, values, required=("out",))
-        out = Path(values.out).expanduser()
-        if not out.parent.is_dir():
-            raise ValueError(f"--out={out}: there is no folder {out.parent}")
-        if Image.registered_extensions().get(out.suffix.lower()) not in FORMATS:
-            raise ValueError(f"--out={out}: write the name of an image file, such as sheet.png")
-        logging.set_verbosity(logging.WARNING)
-        Console()  # shows what the input warns of
-        shown = preview(values.config, images=values.images, step=values.step)
-        title = f"{name}, step {values.step}: each image whole, and as the network gets it"
         sheet(*shown, title).save(out)
-    except ValueError as error:
-        return complain(error)
-    except OSError as error:
-        return complain(OSError(f"{error.filename or out}: {error.strerror or error}"))
-    except KeyboardInterrupt:
-        return 130
+    except OSError as e:  # Pillow's own have no number
+        raise ValueError(f"{out}: {e.strerror or e}") from e
     return 0
 
 

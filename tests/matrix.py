@@ -13,6 +13,7 @@ import collections
 import json
 import os
 import random
+import runpy
 import shutil
 import signal
 import subprocess
@@ -104,11 +105,11 @@ class Runner:
             sys.addaudithook(hook)
             if after:
                 threading.Timer(after, os.kill, (os.getpid(), signal.SIGKILL)).start()
-            from jaxcls import main
-
-            main.define_flags()
             sys.argv = ["jaxcls.main", *self.arguments, f"--workdir={workdir}"]
-            code = main.main(sys.argv)
+            try:
+                runpy.run_module("jaxcls.main", run_name="__main__")
+            except SystemExit as e:
+                code = e.code
             sys.stdout.flush()
             sys.stderr.flush()
             return code, count

@@ -28,12 +28,10 @@ PATIENCE = 240  # seconds, on a busy machine
 
 # Imports everything once; then each line on stdin is a command line, run in a fork of this process.
 FORKS = """
-import json, os, sys, traceback
+import json, os, runpy, sys, traceback
 import sklearn.datasets
-import jaxcls.evaluate, jaxcls.train
-from jaxcls import main
+import jaxcls.command, jaxcls.evaluate, jaxcls.train
 
-main.define_flags()
 for line in sys.stdin:
     request = json.loads(line)
     child = os.fork()
@@ -43,7 +41,7 @@ for line in sys.stdin:
         os.environ["XLA_FLAGS"] = request["xla_flags"]
         sys.argv = ["jaxcls.main", *request["arguments"]]
         try:
-            code = main.main(sys.argv)
+            runpy.run_module("jaxcls.main", run_name="__main__")
         except SystemExit as e:
             code = e.code
         except BaseException:
@@ -67,7 +65,7 @@ class Done(NamedTuple):
 class Commands:
     """`python -m jaxcls.main` with the compiled programs that all tests share (`conftest`).
 
-    `run` is the command itself; `fork` is its `main` in a fork of a process that has imported
+    `run` is the command itself; `fork` is the same in a fork of a process that has imported
     everything, which saves some seconds.
     """
 

@@ -28,7 +28,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxcls import checkpoint, checksums, files, trees, weights
+from jaxcls import checkpoint, checksums, command, files, trees, weights
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "ckpt"
@@ -725,6 +725,7 @@ def assert_failed_save_leaves_the_one_before(checkpoints, small, large, make_roo
 
 
 def test_a_save_that_cannot_be_written(tmp_path, capfd):
+    command.quieten()
     with opened(tmp_path) as (checkpoints, lines):
         small, large = noise(1000), noise(200_000)
         assert_failed_save_leaves_the_one_before(

@@ -14,10 +14,11 @@ import time
 from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from transforms import kill_myself, slow
+from transforms import count_threads, kill_myself, slow
 
 from configs import base
 from jaxcls.data import loader, ops, sources
@@ -141,6 +142,14 @@ def test_threads_and_workers_make_the_same_batches(photos, options):
         assert_equal(batches, expected)
     with train(source, transform, num_steps=8, start_step=5, **options) as batches:
         assert_equal(batches, expected[5:])
+
+
+@pytest.mark.parametrize("options", [{"threads": 2}, {"workers": 1}])
+def test_images_are_what_runs_in_parallel(options):
+    """Not parts of each in OpenCV."""
+    cv2.setNumThreads(2)
+    with train(numbered(8), count_threads, num_steps=2, **options) as batches:
+        assert (next(batches)["image"] == 1).all()
 
 
 def test_a_resumed_run_goes_on_where_it_was():

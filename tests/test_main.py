@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import runs
 
-from jaxcls import main, train
+from jaxcls import command, train
 from jaxcls.config import stage_mults
 
 ROOT = Path(__file__).parents[1]
@@ -70,7 +70,7 @@ def test_where_compiled_programs_are_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("", str(tmp_path / "caches")):  # empty is as good as not set
         monkeypatch.setenv("XDG_CACHE_HOME", name)
-        main.start_jax()
+        command.start_jax()
         folder = tmp_path / ("caches" if name else ".cache") / "jaxcls" / "xla"
         assert updates.pop("jax_compilation_cache_dir") == str(folder)
     updates.clear()
@@ -80,7 +80,7 @@ def test_where_compiled_programs_are_kept(monkeypatch, tmp_path):
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", no_home)
-    main.start_jax()
+    command.start_jax()
     assert not updates
 
 
@@ -429,6 +429,8 @@ def test_who_imports_whom():
             wrong.append(f"{module} imports {entry}, which is for entry points")
         if any(n.startswith("convert") for n in ours) and not module.startswith("convert"):
             wrong.append(f"{module} imports convert")
+        if commands := {"main", "check", "preview"} & ours:
+            wrong.append(f"{module} imports {commands}, which nothing does")
         may = allowed(module)
         if may is not None and not ours <= may:
             wrong.append(f"{module} imports {ours - may}")
@@ -440,6 +442,56 @@ def test_who_imports_whom():
         if module == "config" and outside != {"ml_collections"}:
             wrong.append(f"config imports {outside}: config files may import it, without jax")
     assert not wrong, "\n".join(wrong)
+
+
+IMPORT = """
+import contextlib, importlib, logging, os, signal, sys, warnings
+import absl.flags, absl.logging, cv2, jax
+
+def state():
+    loggers = [logging.getLogger(name) for name in [None, *logging.root.manager.loggerDict]]
+    return {
+        "hooks": (sys.excepthook, sys.unraisablehook, warnings.showwarning),
+        "streams": (sys.stdin, sys.stdout, sys.stderr),
+        "loggers": [
+            (x.name, x.level, x.filters[:], x.handlers[:])
+            for x in loggers if x.level or x.filters or x.handlers or not x.propagate
+        ],
+        "warnings": warnings.filters[:],
+        "signals": [signal.getsignal(number) for number in signal.valid_signals()],
+        "environment": dict(os.environ),
+        "flags": absl.flags.FLAGS.flag_values_dict(),
+        "jax": dict(jax.config.values),
+        "threads": cv2.getNumThreads(),
+    }
+
+libraries, ours = (line.split() for line in sys.stdin)
+for name in libraries:
+    with contextlib.suppress(ImportError):
+        importlib.import_module(name)
+before = state()
+for name in ours:
+    with contextlib.suppress(ImportError):  # of TensorFlow
+        importlib.import_module(name)
+after = state()
+print(*(f"{key}: {before[key]} -> {after[key]}" for key in before if after[key] != before[key]))
+"""
+
+
+def test_importing_changes_nothing_in_the_process():
+    nodes = [node for path in MODULES.values() for node in ast.parse(path.read_text()).body]
+    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in (node for node in nodes if isinstance(node, ast.ImportFrom)):
+        found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    libraries = sorted(name for name in found if not name.startswith("jaxcls"))
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT],
+        env={"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},  # nothing of this process's
+        input=f"{' '.join(libraries)}\n{' '.join(MODULES)}\n",
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
 
 
 def test_layout():

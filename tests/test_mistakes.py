@@ -3,6 +3,7 @@
 In process: parsing, opening the data and `program.build`, which follows shapes alone.
 """
 
+import errno
 import functools
 import json
 import re
@@ -14,7 +15,7 @@ import pytest
 import runs
 from absl import flags
 
-from jaxcls import command, evaluate, program, record, train
+from jaxcls import command, evaluate, output, program, recipes, record, train
 from jaxcls.config import OPEN, consuming, defaults, flatten, run_file
 from jaxcls.data import sources
 from jaxcls.synonyms import SYNONYMS
@@ -51,7 +52,7 @@ def said(*arguments, config=DIGITS):
         data = images(*built.data.items())
         program.build(built, num_train=len(data.train), num_classes=len(data.class_names))
     except ValueError as e:
-        return command.one_line(e)
+        return output.one_line(e)
     return "ok"
 
 
@@ -123,7 +124,7 @@ def test_values_of_recipes_have_the_types_of_base(key, tmp_path):
             f"    with c.ignore_type():\n        c.{key} = {value}\n    return c\n"
         )
         with pytest.raises(ValueError, match=rf"recipe.py: config\.{key} = .*: write "):
-            command.read(str(recipe))
+            recipes.read(str(recipe))
 
 
 @pytest.mark.parametrize(
@@ -358,14 +359,13 @@ def test_what_others_call_our_keys():
 
 
 def test_flags_of_absl_that_would_do_nothing():
-    code = "from jaxcls import main; main.define_flags(); exit(main.main())"
     for argument, text in (
         ("--pdb", "jaxcls: unknown flag --pdb; see --help\n"),
         ("--nologtostderr", "jaxcls: unknown flag --nologtostderr; see --help\n"),
         ("--log_dir=x", "jaxcls: unknown flag --log_dir: write --workdir=x\n"),
     ):
         done = subprocess.run(
-            [sys.executable, "-c", code, f"--config={DIGITS}", "--workdir=run", argument],
+            [sys.executable, "-m", "jaxcls.main", f"--config={DIGITS}", "--workdir=run", argument],
             cwd=ROOT, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert (done.returncode, done.stderr) == (2, text)
@@ -424,8 +424,8 @@ def test_config_files(content, text, tmp_path):
     path = tmp_path / "recipe.py"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError) as error:
-        command.read(str(path))
-    line = command.one_line(error.value)
+        recipes.read(str(path))
+    line = output.one_line(error.value)
     assert line.startswith(f"--config={path}")
     assert text.replace("{path}", str(path)) in line
     assert len(line) < 600
@@ -441,39 +441,39 @@ def test_what_is_no_config_file(tmp_path):
     ):
         (tmp_path / name).write_text(content)
         with pytest.raises(ValueError, match=re.escape(text)):
-            command.read(str(tmp_path / name))
+            recipes.read(str(tmp_path / name))
     for name in (tmp_path / "nosuch.py", "configs/nosuch.py:ResNet50", ":", "x:", "x" * 5000):
         text = f"^--config={name}: there is no such config file; jaxcls has those beside configs/"
         with pytest.raises(ValueError, match=text):
-            command.read(str(name))
+            recipes.read(str(name))
     for name in ("configs.resnet50_vd", "resnet50vd.py", "resnet50_vd", "config/Resnet50-vd.yaml"):
         text = f"^--config={name}: there is no such config file: did you mean .*configs/resnet50_vd"
         with pytest.raises(ValueError, match=text):
-            command.read(name)
+            recipes.read(name)
     with pytest.raises(ValueError, match=r"did you mean .*configs/imagenet.py:ResNet50\?"):
-        command.read("imagenet:ResNet50")
+        recipes.read("imagenet:ResNet50")
     with pytest.raises(
         ValueError, match=f"^--config={tmp_path} is a directory: give a file, one such"
     ):
-        command.read(str(tmp_path))
+        recipes.read(str(tmp_path))
     run = tmp_path / "run"
     run.mkdir()
     record.write(parsed(f"--config={DIGITS}", "--workdir=run"), run, step=0)
     with pytest.raises(ValueError, match=f"of this run: --config={run}/config.json"):
-        command.read(str(run))
-    assert command.read(f"{run}/config.json").data.source == "digits"
+        recipes.read(str(run))
+    assert recipes.read(f"{run}/config.json").data.source == "digits"
 
 
 def test_arguments_of_config_files(tmp_path):
     path = tmp_path / "with:colon.py"
     path.write_text(DIGITS.read_text())
-    assert command.read(str(path)).data.source == "digits"
+    assert recipes.read(str(path)).data.source == "digits"
     with pytest.raises(ValueError, match="takes no argument, got 'x'"):
-        command.read(f"{path}:x")
+        recipes.read(f"{path}:x")
     imagenet = ROOT / "configs" / "imagenet.py"
-    assert command.read(f"{imagenet}:ResNet50").model.name == "ResNet50"
+    assert recipes.read(f"{imagenet}:ResNet50").model.name == "ResNet50"
     with pytest.raises(ValueError, match="needs a model"):
-        command.read(str(imagenet))
+        recipes.read(str(imagenet))
 
 
 def test_names_are_checked_before_images_are_looked_for(tmp_path):
@@ -547,9 +547,12 @@ def test_exit_codes():
         (lambda: 0, 0),
         (lambda: 2, 2),
         (lambda: raises(KeyboardInterrupt), 130),
+        (lambda: raises(FloatingPointError), 1),
+        (lambda: raises(MemoryError), 2),
+        (lambda: raises(OSError(errno.ENOSPC, "full")), 2),
     ):
         with pytest.raises(SystemExit) as ended:
-            command.exit_with(main)
+            command.exit_with(command.told(main))
         assert ended.value.code == code
 
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 # On Windows these are absent; array_record has no wheels for it. Python's own modules keep theirs.
 WITHOUT = """
-import asyncio, multiprocessing.popen_spawn_posix, os, platform, signal, sys
+import asyncio, multiprocessing.popen_spawn_posix, os, platform, runpy, signal, sys
 
 if __name__ == "__main__":
     import orbax.checkpoint
@@ -29,10 +29,7 @@ if __name__ == "__main__":
     import grain  # asks for the system before it imports array_record
 
     platform.system = system
-    from jaxcls import main
-
-    main.define_flags()
-    sys.exit(main.main(sys.argv))
+    runpy.run_module("jaxcls.main", run_name="__main__")
 """
 
 

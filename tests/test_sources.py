@@ -21,7 +21,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from configs import base
-from jaxcls import command
+from jaxcls import command, recipes
 from jaxcls.data import loader, ops, sources
 from jaxcls.data.decode import BadImage, decode
 
@@ -136,7 +136,7 @@ def test_every_recipe_takes_any_source(recipe, folder, records):
         command.parse(["", f"--config={ROOT}/configs/{recipe}", *options], values)
         assert len(sources.open(**values.config.data).train) in (5, 2, 9)
     if recipe not in RECIPES[-3:]:
-        config = command.read(f"{ROOT}/configs/{recipe}")
+        config = recipes.read(f"{ROOT}/configs/{recipe}")
         assert (config.data.source, config.data.name) == ("tfds", "imagenet2012")
 
 

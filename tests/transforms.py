@@ -4,6 +4,9 @@ import os
 import signal
 import time
 
+import cv2
+import numpy as np
+
 
 def slow(image, rng, seconds):
     time.sleep(seconds)
@@ -12,3 +15,8 @@ def slow(image, rng, seconds):
 
 def kill_myself(image, rng):
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def count_threads(image, rng):
+    """Instead of the image: how many threads OpenCV would take for it."""
+    return np.full_like(image, cv2.getNumThreads())

@@ -4,11 +4,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags, logging
+from absl import flags
 
 from jaxcls import benchmark
 from jaxcls.benchmark import compile, input, loop, train
-from jaxcls.command import complain, define_config, exit_with, parse
+from jaxcls.command import define_config, exit_with, parse, told
 from jaxcls.config import choose, refuse_open
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -17,38 +17,32 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 COMMANDS = {"compile": compile, "input": input, "loop": loop, "train": train}
 
 
+@told
 def main(argv: Sequence[str] = sys.argv) -> int:
-    """Runs a command and returns its exit code; a user's mistake is one line on stderr."""
-    try:
-        command = argv[1] if len(argv) > 1 else "--help"
-        if command in ("--help", "-h", "help"):
-            print(benchmark.__doc__)
-            return 0
-        chosen = COMMANDS[choose("command", command, COMMANDS)]
-        rest = list(argv[2:])
-        if not any(arg.partition("=")[0] in ("--config", "-config") for arg in rest):
-            rest.insert(0, f"--config={CONFIGS / chosen.CONFIG}")
-        options = flags.FlagValues()
-        define_config(options)
-        chosen.define(options)
-        if "--help" in rest:
-            print(
-                benchmark.__doc__,
-                f"\nOptions of {command}:",
-                options.get_help(include_special_flags=False),
-                sep="\n",
-            )
-            return 0
-        parse([argv[0], *rest], options)
-        refuse_open(options.config)
-        logging.set_verbosity(logging.WARNING)
-        chosen.run(options.config, options)
+    """Runs a command and returns its exit code."""
+    command = argv[1] if len(argv) > 1 else "--help"
+    if command in ("--help", "-h", "help"):
+        print(benchmark.__doc__)
         return 0
-    except ValueError as e:
-        return complain(e)
-    except FloatingPointError as e:  # of the loop: noise can make a large learning rate diverge
-        complain(e)
-        return 1
+    chosen = COMMANDS[choose("command", command, COMMANDS)]
+    rest = list(argv[2:])
+    if not any(arg.partition("=")[0] in ("--config", "-config") for arg in rest):
+        rest.insert(0, f"--config={CONFIGS / chosen.CONFIG}")
+    options = flags.FlagValues()
+    define_config(options)
+    chosen.define(options)
+    if "--help" in rest:
+        print(
+            benchmark.__doc__,
+            f"\nOptions of {command}:",
+            options.get_help(include_special_flags=False),
+            sep="\n",
+        )
+        return 0
+    parse([argv[0], *rest], options)
+    refuse_open(options.config)
+    chosen.run(options.config, options)
+    return 0
 
 
 if __name__ == "__main__":

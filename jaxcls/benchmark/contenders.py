@@ -134,6 +134,7 @@ def visits(count: int, images: int, rng: np.random.Generator) -> Iterator[int]:
 
 def main() -> None:
     spec = json.loads(sys.stdin.readline())
+    cv2.setNumThreads(0)  # as in `loader.Batches`
     run = KINDS[spec["kind"]](ConfigDict(spec["config"]), spec["images"], spec["threads"])
     for line in sys.stdin:
         began = time.perf_counter()

@@ -16,14 +16,15 @@ import jax
 import numpy as np
 
 from jaxcls import convert, models, weights
-from jaxcls.command import Arguments, complain, exit_with
+from jaxcls.command import Arguments, exit_with, told
 from jaxcls.config import choose, short
 from jaxcls.convert import readers
 from jaxcls.program import OURS, is_option
 
 
+@told
 def main(argv: list[str] | None = None) -> int:
-    """Converts a file and returns the exit code; a user's mistake is one message on stderr."""
+    """Converts a file and returns the exit code."""
     parser = Arguments(
         prog="python -m jaxcls.convert",
         description="Convert weights of PaddleClas, timm or torchvision to a jaxcls checkpoint.",
@@ -52,36 +53,31 @@ def main(argv: list[str] | None = None) -> int:
         metavar="KEY=VALUE",
         help="argument of the model, as in config.model.options: bn_epsilon=0.001",
     )
-    try:
-        args = parser.parse_args(argv)
-        if Path(args.folder).exists():
-            raise ValueError(f"{args.folder} exists: choose another directory for --to")
-        if args.num_classes < 1:
-            raise ValueError(f"--num-classes={args.num_classes}: write how many the file has")
-        choose("model", args.name, models.MODELS)  # a file may take a while to be read
-        options = dict(map(_option, args.option))
-        arrays = readers.read(args.file, args.key)
-        style = args.style or style_of(args.file, arrays)
-        from_their = {"paddle": convert.from_paddle, "torch": convert.from_torch}[style]
-        variables = from_their(
-            args.name, arrays, num_classes=args.num_classes, head=not args.no_head, **options
-        )
-        options.pop("in_channels", None)  # the shapes say it
-        meta = {
-            "model": args.name,
-            "options": options,
-            "class_names": None,
-            "source": {
-                "file": Path(args.file).name,
-                "sha256": _sha256(args.file),
-                "style": style,
-            },
-        }
-        weights.export(args.folder, variables, meta)
-    except ValueError as error:
-        return complain(error)
-    except OSError as error:  # of the paths that were given; what export writes is a SaveError
-        return complain(OSError(f"{error.filename or args.folder}: {error.strerror}"))
+    args = parser.parse_args(argv)
+    if Path(args.folder).exists():
+        raise ValueError(f"{args.folder} exists: choose another directory for --to")
+    if args.num_classes < 1:
+        raise ValueError(f"--num-classes={args.num_classes}: write how many the file has")
+    choose("model", args.name, models.MODELS)  # a file may take a while to be read
+    options = dict(map(_option, args.option))
+    arrays = readers.read(args.file, args.key)
+    style = args.style or style_of(args.file, arrays)
+    from_their = {"paddle": convert.from_paddle, "torch": convert.from_torch}[style]
+    variables = from_their(
+        args.name, arrays, num_classes=args.num_classes, head=not args.no_head, **options
+    )
+    options.pop("in_channels", None)  # the shapes say it
+    meta = {
+        "model": args.name,
+        "options": options,
+        "class_names": None,
+        "source": {
+            "file": Path(args.file).name,
+            "sha256": _sha256(args.file),
+            "style": style,
+        },
+    }
+    weights.export(args.folder, variables, meta)
     sizes = [np.size(x) for x in jax.tree.leaves(variables["params"])]
     print(f"{args.folder}: {args.name}, {len(sizes)} tensors, {sum(sizes):,} parameters")
     return 0

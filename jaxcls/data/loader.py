@@ -11,6 +11,7 @@ import os
 import weakref
 from collections.abc import Iterable, Iterator
 
+import cv2
 import grain
 import numpy as np
 
@@ -161,6 +162,7 @@ class Batches(Iterator[Batch]):
         self.bad_images: dict[int, str] = {}
         self._max_bad_images = make.max_bad_images
         self._make, self._workers = make, workers
+        cv2.setNumThreads(0)  # images run in parallel here: threads inside each would only compete
         self._step = start  # of the next batch
         self._deaths = 0  # of workers since the last batch
         self._start()

@@ -37,8 +37,6 @@ DEFAULTS = {
 
 MAX_SIDE = 16384  # pixels; OpenCV resizes to less than 32768
 
-cv2.setNumThreads(0)  # images are what runs in parallel here; threads inside each only compete
-
 
 def make(
     *,

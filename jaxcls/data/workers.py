@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 
 # A terminal and a batch system send these to all processes of a group or job.
@@ -145,7 +146,8 @@ def _signals_blocked() -> Iterator[None]:
 def _work(control: socket.socket, *connections: socket.socket) -> None:
     for number in SIGNALS:  # where they cannot be blocked before
         signal.signal(number, signal.SIG_IGN)
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # as in `command.exit_with`
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # as in `command.quieten`
+    cv2.setNumThreads(0)  # as in `loader.Batches`
     try:
         source = _receive(control)
         for connection in connections:

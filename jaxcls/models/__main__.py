@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxcls import models
-from jaxcls.command import Arguments, complain, exit_with
+from jaxcls.command import Arguments, exit_with, told
 from jaxcls.config import closest
 from jaxcls.models.published import ACCURACY
 
@@ -55,6 +55,7 @@ def text(rows: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
+@told
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit code."""
     parser = Arguments(
@@ -66,13 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "pattern", nargs="?", default="*", help="shell pattern, in any case: 'resnet*_vd'"
     )
     parser.add_argument("--json", action="store_true", help="one JSON list, exact numbers")
-    try:
-        args = parser.parse_args(argv)
-        if not (chosen := models.names(args.pattern)):
-            hint = closest(args.pattern, models.MODELS) or "; all names: python -m jaxcls.models"
-            raise ValueError(f"no model matches {args.pattern!r}{hint}")
-    except ValueError as e:
-        return complain(e)
+    args = parser.parse_args(argv)
+    if not (chosen := models.names(args.pattern)):
+        hint = closest(args.pattern, models.MODELS) or "; all names: python -m jaxcls.models"
+        raise ValueError(f"no model matches {args.pattern!r}{hint}")
     rows = table(chosen)
     print(json.dumps(rows, indent=1) if args.json else text(rows))
     return 0
