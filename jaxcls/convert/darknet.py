@@ -1,6 +1,5 @@
 """Names of the layers of DarkNet53 in PaddleClas and timm."""
 
-import re
 from typing import Any
 
 from jaxcls.convert import engine
@@ -13,7 +12,7 @@ def paddle(layer: tuple[str, ...], module: Any) -> str:
     part = f"_{layer[-1]}"
     if layer[0] == "stem":
         return f"_conv1.{part}"
-    stage, block = (int(re.sub(r"\D", "", name)) for name in layer[:2])
+    stage, block = engine.numbers(*layer[:2])
     if layer[2] == "down":
         return f"_downsample_{stage - 2}.{part}" if stage > 1 else f"_conv2.{part}"
     return f"_basic_block_{stage - 1}{block}._{layer[2]}.{part}"
@@ -26,9 +25,9 @@ def timm(layer: tuple[str, ...], module: Any) -> str:
         return "head.fc"
     if layer[0] == "stem":
         return f"stem.conv1.{layer[-1]}"
-    stage, block = (engine.number(name) - 1 for name in layer[:2])
-    inner = "conv_down" if layer[2] == "down" else f"blocks.{block}.{layer[2]}"
-    return f"stages.{stage}.{inner}.{layer[-1]}"
+    stage, block = engine.numbers(*layer[:2])
+    inner = "conv_down" if layer[2] == "down" else f"blocks.{block - 1}.{layer[2]}"
+    return f"stages.{stage - 1}.{inner}.{layer[-1]}"
 
 
 def torch_sources(module: Any) -> tuple[engine.Source, ...]:

@@ -1,25 +1,22 @@
 """Names of the layers of DPN in PaddleClas and timm."""
 
-import re
 from typing import Any
 
 from jaxcls.convert import engine
 
-PART = {"conv": "_conv", "bn": "_batch_norm"}
 ROLES = {"conv1": "c1x1_a", "conv2": "c3x3_b", "conv3": "c1x1_c", "short": "c1x1_w"}
 
 
 def paddle(layer: tuple[str, ...], module: Any) -> str:
     """Returns the layer's name in PaddleClas, which counts the blocks through all stages."""
     if layer[0] == "stem":
-        return f"conv1_x_1_func.{PART[layer[-1]]}"
+        return f"conv1_x_1_func.{engine.PADDLE_PARTS[layer[-1]]}"
     if layer[0] == "neck":
         return "conv5_x_x_bn"
     if layer[0] == "head":
         return "out"
-    stage, block = (int(re.sub(r"\D", "", name)) for name in layer[:2])
-    block += sum(module.depths[: stage - 1])
-    return f"dpn{block}.{ROLES[layer[2]]}_func.{PART[layer[-1]]}"
+    unit = f"dpn{engine.index_of(module.depths, layer) + 1}.{ROLES[layer[2]]}"
+    return f"{unit}_func.{engine.PADDLE_PARTS[layer[-1]]}"
 
 
 def timm(layer: tuple[str, ...], module: Any) -> str:
@@ -31,7 +28,7 @@ def timm(layer: tuple[str, ...], module: Any) -> str:
         return "features.conv5_bn_ac.bn"
     if layer[0] == "head":
         return "classifier"
-    stage, block = (engine.number(name) for name in layer[:2])
+    stage, block = engine.numbers(*layer[:2])
     role = ROLES[layer[2]]
     if layer[2] == "short":
         role += "_s1" if stage == 1 else "_s2"

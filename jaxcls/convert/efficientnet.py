@@ -1,6 +1,5 @@
 """Names of the layers of EfficientNet in PaddleClas, timm and torchvision."""
 
-import re
 from typing import Any
 
 from jaxcls.convert import engine
@@ -19,11 +18,10 @@ def paddle(layer: tuple[str, ...], module: Any) -> str:
         return "_fc"
     if layer[0] in ("stem", "neck"):
         return f"{'_ef._conv_stem._conv' if layer[0] == 'stem' else '_conv'}.{PART[layer[-1]]}"
-    stage, block = (int(re.sub(r"\D", "", name)) - 1 for name in layer[:2])
-    stages = module.scaled()
-    index = sum(row.repeats for rows in stages[:stage] for row in rows) + block
-    firsts = [sum(row.repeats for row in stages[stage][:i]) for i in range(len(stages[stage]))]
-    unit = f"_ef.{'_blocks' if block in firsts else 'block'}.{index}..{ROLE[layer[2]]}"
+    rows = engine.rows_of(module.scaled())
+    _, place = engine.row_of(rows, layer)
+    index = engine.index_of(map(len, rows), layer)
+    unit = f"_ef.{'block' if place else '_blocks'}.{index}..{ROLE[layer[2]]}"
     if layer[2] == "se":
         return f"{unit}._{layer[3]}._conv"
     return f"{unit}._conv.{PART[layer[3]]}"
@@ -31,23 +29,19 @@ def paddle(layer: tuple[str, ...], module: Any) -> str:
 
 def timm(layer: tuple[str, ...], module: Any) -> str:
     """Returns the layer's name in timm."""
-    return engine.timm_mobile(_widths(module), layer)
+    return engine.timm_mobile(engine.rows_of(module.scaled()), layer)
 
 
 def torchvision(layer: tuple[str, ...], module: Any) -> str:
     """Returns the layer's name in torchvision."""
     if layer[0] == "head":
         return "classifier.1"
-    part = {"conv": 0, "bn": 1}.get(layer[-1])
     if layer[0] in ("stem", "neck"):
-        return f"features.{0 if layer[0] == 'stem' else 8}.{part}"
-    row, place = engine.row_of(_widths(module), layer)
-    inner = engine.torchvision_block(_widths(module), layer, se=module.se)
+        return f"features.{0 if layer[0] == 'stem' else 8}.{engine.IN_LIST[layer[-1]]}"
+    rows = engine.rows_of(module.scaled())
+    row, place = engine.row_of(rows, layer)
+    inner = engine.torchvision_block(rows, layer, se=module.se)
     return f"features.{row + 1}.{place}.{inner}"
-
-
-def _widths(module: Any) -> list[list[int]]:
-    return [[row.features for row in rows for _ in range(row.repeats)] for rows in module.scaled()]
 
 
 def torch_sources(module: Any) -> tuple[engine.Source, ...]:

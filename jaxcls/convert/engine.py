@@ -6,9 +6,11 @@ For PyTorch a family lists `Source`s: the networks of timm and torchvision that 
 
 import contextlib
 import dataclasses
+import itertools
 import math
+import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -258,30 +260,56 @@ def _check_needs(name: str, sources: Sequence[Source], build_overrides: Mapping[
     raise ValueError(f"{name}: {start}" + "\n  or ".join(lines))
 
 
-# -- Names that timm's and torchvision's networks of inverted residuals share ----------------------
+# -- What rules are made of -----------------------------------------------------------------------
+
+PADDLE_PARTS = {"conv": "_conv", "bn": "_batch_norm"}  # of a ConvBN, in most of PaddleClas's files
+IN_LIST = {"conv": 0, "bn": 1}  # where a list has them
+
+
+def numbers(*names: str) -> list[int]:
+    """Returns all numbers in names such as "stage2", "block12" and "from1_to2"."""
+    return [int(n) for name in names for n in re.findall(r"\d+", name)]
 
 
 def number(name: str) -> int:
-    """Returns the number at the end of a name such as "block12"."""
-    return int(name.lstrip("abcdefghijklmnopqrstuvwxyz"))
+    """Returns the number in a name such as "block12"."""
+    (n,) = numbers(name)
+    return n
 
 
-def row_of(widths: Sequence[Sequence[int]], layer: Layer) -> tuple[int, int]:
+def index_of(depths: Iterable[int], layer: Layer) -> int:
+    """Returns the place of a layer's block among those of all stages, which have `depths`, from 0.
+
+    The layer's path begins with "stageN", "blockN".
+    """
+    stage, block = numbers(*layer[:2])
+    return sum(itertools.islice(depths, stage - 1)) + block - 1
+
+
+# -- Names that timm's and torchvision's networks of inverted residuals share ----------------------
+
+
+def rows_of(stages: Iterable[Iterable[Any]]) -> list[list[int]]:
+    """Returns for each block of each stage which row, with its `repeats`, it is of."""
+    count = itertools.count()
+    return [[n for row in rows for n in [next(count)] * row.repeats] for rows in stages]
+
+
+def row_of(rows: Sequence[Sequence[int]], layer: Layer) -> tuple[int, int]:
     """Returns the row of a layer's block and the block's place there, both from 0.
 
     Args:
-      widths: features of each block of each of our stages; a row is a run of equal ones.
+      rows: a number for each block of each of our stages; a row is a run of equal ones.
       layer: path that begins with "stageN", "blockN".
     """
-    stage, block = (number(name) - 1 for name in layer[:2])
-    flat = [width for stage_widths in widths for width in stage_widths]
-    index = sum(map(len, widths[:stage])) + block
-    firsts = [i for i, width in enumerate(flat) if not i or width != flat[i - 1]]
+    flat = list(itertools.chain(*rows))
+    index = index_of(map(len, rows), layer)
+    firsts = [i for i, row in enumerate(flat) if not i or row != flat[i - 1]]
     first = max(i for i in firsts if i <= index)
     return firsts.index(first), index - first
 
 
-def timm_mobile(widths: Sequence[Sequence[int]], layer: Layer) -> str:
+def timm_mobile(rows: Sequence[Sequence[int]], layer: Layer) -> str:
     """Returns timm's name of a layer; the blocks of the first row have no expansion."""
     if layer[0] == "head":
         return "classifier"
@@ -290,7 +318,7 @@ def timm_mobile(widths: Sequence[Sequence[int]], layer: Layer) -> str:
         return {"conv": "conv_stem" if stem else "conv_head", "bn": "bn1" if stem else "bn2"}[
             layer[-1]
         ]
-    row, place = row_of(widths, layer)
+    row, place = row_of(rows, layer)
     role, part = layer[2:]
     if role == "se":
         theirs = {"conv1": "se.conv_reduce", "conv2": "se.conv_expand"}[part]
@@ -302,13 +330,13 @@ def timm_mobile(widths: Sequence[Sequence[int]], layer: Layer) -> str:
     return f"blocks.{row}.{place}.{theirs}"
 
 
-def torchvision_block(widths: Sequence[Sequence[int]], layer: Layer, *, se: bool) -> str:
+def torchvision_block(rows: Sequence[Sequence[int]], layer: Layer, *, se: bool) -> str:
     """Returns torchvision's name of a layer inside a block, which counts what the block has."""
-    row, _ = row_of(widths, layer)
+    row, _ = row_of(rows, layer)
     role, part = layer[2:]
     expands = row > 0
     place = {"conv1": 0, "conv2": expands, "se": expands + 1, "conv3": expands + 1 + se}[role]
-    names = {"conv1": "fc1", "conv2": "fc2"} if role == "se" else {"conv": 0, "bn": 1}
+    names = {"conv1": "fc1", "conv2": "fc2"} if role == "se" else IN_LIST
     return f"block.{int(place)}.{names[part]}"
 
 

@@ -1,6 +1,5 @@
 """Names of PaddleClas's GoogLeNet layers."""
 
-import re
 from typing import Any
 
 from jaxcls.convert import engine
@@ -24,12 +23,12 @@ def paddle(layer: tuple[str, ...], module: Any) -> str:
         return f"{STEM[inner[0]]}._conv"
     if top == "head":
         return "_fc_out"
-    number = int(re.sub(r"\D", "", top))
+    number = engine.number(top)
     if top.startswith("aux"):
         return {"conv1": "_conv_o{}._conv", "fc1": "_fc_o{}", "head": "_out{}"}[inner[0]].format(
             number
         )
-    block = "abcde"[int(re.sub(r"\D", "", inner[0])) - 1]
+    block = "abcde"[engine.number(inner[0]) - 1]
     return f"_ince{number + 2}{block}.{ROLES[inner[1]]}._conv"
 
 

@@ -1,6 +1,5 @@
 """Names of the layers of HRNet in PaddleClas and timm."""
 
-import re
 from typing import Any
 
 import numpy as np
@@ -21,30 +20,30 @@ def exchange_index(branches: int, source: int, target: int, conv: int) -> int:
 
 def paddle(layer: tuple[str, ...], module: Any) -> str:
     """Returns the layer's name in PaddleClas."""
-    numbers = lambda name: [int(n) for n in re.findall(r"\d+", name)]
     top, *inner = layer
     part = inner[-1]
     role = {"short": "conv_down"}
     if top == "head":
         return "fc"
     if top == "stem":
-        return f"conv_layer1_{numbers(inner[0])[0]}.{part}"
+        return f"conv_layer1_{engine.number(inner[0])}.{part}"
     if top == "neck":
-        (i,) = numbers(inner[0])
+        i = engine.number(inner[0])
         if inner[0].startswith("branch"):
             return f"last_cls.func_list.{i - 1}.{role.get(inner[1], inner[1])}.{part}"
         return f"cls_head_conv_list.{i - 1}.{part}" if "down" in inner[0] else f"conv_last.{part}"
-    (stage,), (block,) = numbers(top), numbers(inner[0])
+    stage, block = engine.numbers(*layer[:2])
     if stage == 1:
         return f"layer1.{block - 1}.{role.get(inner[1], inner[1])}.{part}"
     kind = inner[1]
     if kind.startswith("transition"):
-        return f"conv_tr1_{numbers(kind)[0]}.{part}" if stage == 2 else f"conv_tr{stage - 1}.{part}"
+        place = f"1_{engine.number(kind)}" if stage == 2 else stage - 1
+        return f"conv_tr{place}.{part}"
     theirs = f"st{stage}.stage_func_list.{block - 1}"
     if kind.startswith("branch"):
-        branch, unit = numbers(kind)
+        branch, unit = engine.numbers(kind)
         return f"{theirs}.basic_block_list.{branch - 1}.{unit - 1}.{inner[2]}.{part}"
-    i = exchange_index(stage, *numbers(kind), *numbers(inner[2]))
+    i = exchange_index(stage, *engine.numbers(kind, inner[2]))
     return f"{theirs}.fuse_func.residual_func_list.{i}.{part}"
 
 
@@ -55,7 +54,7 @@ def timm(layer: tuple[str, ...], module: Any) -> str:
     if top == "head":
         return "classifier"
     part = inner[-1]
-    in_list = {"conv": 0, "bn": 1}[part]
+    in_list = engine.IN_LIST[part]
 
     def unit(role: str) -> str:
         """Returns the rest of a name in a residual block."""
@@ -65,27 +64,24 @@ def timm(layer: tuple[str, ...], module: Any) -> str:
 
     if top == "stem":
         return unit(inner[0])
-    numbers = [int(n) for n in re.findall(r"\d+", inner[0])]
     if top == "neck":
-        (i,) = numbers
+        i = engine.number(inner[0])
         if inner[0].startswith("branch"):
             return f"incre_modules.{i - 1}.0.{unit(inner[1])}"
         if inner[0].startswith("down"):
             return f"downsamp_modules.{i - 1}.{in_list}"
         return f"final_layer.{in_list}"
-    stage, block = engine.number(top), numbers[0] - 1
+    stage, block = engine.numbers(*layer[:2])
     if stage == 1:
-        return f"layer1.{block}.{unit(inner[1])}"
+        return f"layer1.{block - 1}.{unit(inner[1])}"
     kind = inner[1]
-    numbers = [int(n) - 1 for n in re.findall(r"\d+", kind)]
+    first, *second = (n - 1 for n in engine.numbers(kind))
     if kind.startswith("transition"):
-        (branch,) = numbers
-        return f"transition{stage - 1}.{branch}.{'0.' if branch else ''}{in_list}"
-    theirs = f"stage{stage}.{block}"
+        return f"transition{stage - 1}.{first}.{'0.' if first else ''}{in_list}"
+    theirs = f"stage{stage}.{block - 1}"
     if kind.startswith("branch"):
-        branch, i = numbers
-        return f"{theirs}.branches.{branch}.{i}.{unit(inner[2])}"
-    source, target = numbers
+        return f"{theirs}.branches.{first}.{second[0]}.{unit(inner[2])}"
+    source, target = first, *second
     steps = f"{engine.number(inner[2]) - 1}." if source < target else ""
     return f"{theirs}.fuse_layers.{target}.{source}.{steps}{in_list}"
 

@@ -1,11 +1,9 @@
 """Names of PaddleClas's InceptionV4 layers."""
 
-import re
 from typing import Any
 
 from jaxcls.convert import engine
 
-PART = {"conv": "_conv", "bn": "_batch_norm"}
 STEM = {1: "_conv_{conv}", 2: "_conv2", 3: "_conv{branch}_{conv}", 4: "_conv3"}
 # how the convolutions of branches 3 and 4 of stage 3 are counted; elsewhere it is 1, 2, ...
 C_NAMES = {3: ("0", "1", "2"), 4: ("0", "00", "000", "1", "2")}
@@ -16,11 +14,11 @@ def paddle(layer: tuple[str, ...], module: Any) -> str:
     del module
     if layer[0] == "head":
         return "out"
-    block, branch, conv = (int(re.sub(r"\D", "", name)) for name in layer[1:4])
-    part = PART[layer[-1]]
+    block, branch, conv = engine.numbers(*layer[1:4])
+    part = engine.PADDLE_PARTS[layer[-1]]
     if layer[0] == "stem":
         return f"_inception_stem.{STEM[block].format(branch=branch, conv=conv)}.{part}"
-    stage = int(re.sub(r"\D", "", layer[0]))
+    stage = engine.number(layer[0])
     reduction = stage > 1 and block == 1
     theirs = f"_reduction{'AB'[stage - 2]}" if reduction else ""
     theirs = theirs or f"_inception{'ABC'[stage - 1]}_{block - (stage > 1)}"

@@ -1,6 +1,5 @@
 """Names of PaddleClas's MobileNetV1 layers."""
 
-import re
 from typing import Any
 
 from jaxcls.convert import engine
@@ -12,10 +11,8 @@ def paddle(layer: tuple[str, ...], module: Any) -> str:
         return "fc"
     if layer[0] == "stem":
         return f"conv.{layer[-1]}"
-    stage, block = (int(re.sub(r"\D", "", name)) - 1 for name in layer[:2])
-    index = sum(map(len, module.stages[:stage])) + block
     role = {"conv1": "depthwise_conv", "conv2": "pointwise_conv"}[layer[2]]
-    return f"blocks.{index}.{role}.{layer[3]}"
+    return f"blocks.{engine.index_of(map(len, module.stages), layer)}.{role}.{layer[3]}"
 
 
 def torch_sources(module: Any) -> tuple[engine.Source, ...]:

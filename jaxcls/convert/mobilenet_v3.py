@@ -1,6 +1,5 @@
 """Names of the layers of MobileNetV3 in PaddleClas, timm and torchvision."""
 
-import re
 from typing import Any
 
 from jaxcls.convert import engine
@@ -16,9 +15,7 @@ def paddle(layer: tuple[str, ...], module: Any) -> str:
         return f"conv.{layer[-1]}"
     if layer[0] == "neck":
         return "last_conv" if layer[1] == "conv2" else f"last_second_conv.{layer[-1]}"
-    stage, block = (int(re.sub(r"\D", "", name)) - 1 for name in layer[:2])
-    index = sum(map(len, module.stages[:stage])) + block
-    return f"blocks.{index}.{ROLE[layer[2]]}.{layer[3]}"
+    return f"blocks.{engine.index_of(map(len, module.stages), layer)}.{ROLE[layer[2]]}.{layer[3]}"
 
 
 def timm(layer: tuple[str, ...], module: Any) -> str:
@@ -38,14 +35,13 @@ def torchvision(layer: tuple[str, ...], module: Any) -> str:
         return "classifier.3"
     if layer == ("neck", "conv2"):
         return "classifier.0"
-    part = {"conv": 0, "bn": 1}.get(layer[-1])
     widths = _widths(module)
     if layer[0] in ("stem", "neck"):
-        return f"features.{0 if layer[0] == 'stem' else sum(map(len, widths)) + 1}.{part}"
-    stage, block = (engine.number(name) for name in layer[:2])
-    index = sum(map(len, widths[: stage - 1])) + block
-    se = module.stages[stage - 1][block - 1].se
-    return f"features.{index}.{engine.torchvision_block(widths, layer, se=se)}"
+        index = 0 if layer[0] == "stem" else sum(map(len, widths)) + 1
+        return f"features.{index}.{engine.IN_LIST[layer[-1]]}"
+    stage, block = engine.numbers(*layer[:2])
+    inner = engine.torchvision_block(widths, layer, se=module.stages[stage - 1][block - 1].se)
+    return f"features.{engine.index_of(map(len, widths), layer) + 1}.{inner}"
 
 
 def _widths(module: Any) -> list[list[int]]:

@@ -1,6 +1,5 @@
 """Names of the layers of Res2Net in PaddleClas and timm."""
 
-import re
 from typing import Any
 
 from jaxcls.convert import engine
@@ -10,17 +9,17 @@ def paddle(layer: tuple[str, ...], module: Any) -> str:
     """Returns the layer's name in PaddleClas, which writes a slice's place twice."""
     if layer[0] == "head":
         return "out"
-    index = lambda name: int(re.sub(r"\D", "", name))
-    part = {"conv": "_conv", "bn": "_batch_norm"}[layer[-1]]
+    part = engine.PADDLE_PARTS[layer[-1]]
     if layer[0] == "stem":
-        return f"conv1_{index(layer[1])}.{part}" if module.stem == "conv3" else f"conv1.{part}"
-    stage, block, role = index(layer[0]), index(layer[1]), layer[2]
+        place = f"_{engine.number(layer[1])}" if module.stem == "conv3" else ""
+        return f"conv1{place}.{part}"
+    (stage, block), role = engine.numbers(*layer[:2]), layer[2]
     if stage == 3 and module.depths[2] > 6:
         letter = f"b{block - 1}" if block > 1 else "a"
     else:
         letter = "abcdefghijklmnopqrstuvwxyz"[block - 1]
     theirs = {"conv1": "conv0", "conv3": "conv2", "short": "short"}.get(role)
-    theirs = theirs or f"res{stage + 1}{letter}_branch2b_{index(role)}"
+    theirs = theirs or f"res{stage + 1}{letter}_branch2b_{engine.number(role)}"
     return f"bb_{stage - 1}_{block - 1}.{theirs}.{part}"
 
 

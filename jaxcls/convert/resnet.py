@@ -5,7 +5,6 @@ alone, as a folder with a file for each tensor; it is read under the names that 
 have.
 """
 
-import re
 from typing import Any
 
 from jaxcls.convert import engine
@@ -23,10 +22,8 @@ ZOO = {
     "branch": "conv{0}",
     "se": "scale",
     "excite": "excitation",
-    "conv": "_conv",
-    "bn": "_batch_norm",
     "fc": "out",
-}
+} | engine.PADDLE_PARTS
 WSL = {
     "stem": ("_conv_stem", "_conv_stem{1}"),
     "block": "_conv{stage1}_{block}",
@@ -49,23 +46,23 @@ def style(module: Any) -> dict[str, Any]:
 def paddle(layer: tuple[str, ...], module: Any) -> str:
     """Returns the layer's name in PaddleClas."""
     names = style(module)
-    index = lambda name: int(re.sub(r"\D", "", name)) - 1
     if layer[0] == "head":
         return names["fc"]
     if layer[0] == "stem":
-        i = index(layer[1])
-        theirs, inside = names["stem"][module.stem == "conv3"].format(i, i + 1), layer[2:]
+        i = engine.number(layer[1])
+        theirs, inside = names["stem"][module.stem == "conv3"].format(i - 1, i), layer[2:]
     else:
-        stage, block = index(layer[0]), index(layer[1])
-        running = sum(module.depths[:stage]) + block
-        theirs = names["block"].format(stage=stage, stage1=stage + 1, block=block, running=running)
+        stage, block = engine.numbers(*layer[:2])
+        running = engine.index_of(module.depths, layer)
+        theirs = names["block"].format(
+            stage=stage - 1, stage1=stage, block=block - 1, running=running
+        )
         role, inside = layer[2], layer[3:]
         if role == "short":
             inside = inside[1:]  # theirs is the convolution that ours has
-        is_branch = re.fullmatch(r"conv\d", role)
-        theirs += "." + (
-            names["branch"].format(index(role)) if is_branch else names.get(role, role)
-        )
+        if role.startswith("conv"):
+            role = names["branch"].format(engine.number(role) - 1)
+        theirs += f".{names.get(role, role)}"
     return ".".join((theirs, *(names.get(part, part) for part in inside)))
 
 

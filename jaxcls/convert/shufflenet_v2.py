@@ -1,11 +1,8 @@
 """Names of the layers of ShuffleNetV2 in PaddleClas and torchvision."""
 
-import re
 from typing import Any
 
 from jaxcls.convert import engine
-
-PART = {"conv": "_conv", "bn": "_batch_norm"}
 
 
 def paddle(layer: tuple[str, ...], module: Any) -> str:
@@ -15,16 +12,16 @@ def paddle(layer: tuple[str, ...], module: Any) -> str:
     """
     if layer[0] == "head":
         return "_fc"
-    *where, last = layer
+    part = engine.PADDLE_PARTS[layer[-1]]
     if layer[0] in ("stem", "neck"):
-        return f"{'_conv1' if layer[0] == 'stem' else '_last_conv'}.{PART[last]}"
-    stage, block = (int(re.sub(r"\D", "", name)) for name in where[:2])
-    if where[2] == "short":
-        role = {"conv1": "_conv_dw_1", "conv2": "_conv_linear_1"}[where[3]]
+        return f"{'_conv1' if layer[0] == 'stem' else '_last_conv'}.{part}"
+    stage, block = engine.numbers(*layer[:2])
+    if layer[2] == "short":
+        role = {"conv1": "_conv_dw_1", "conv2": "_conv_linear_1"}[layer[3]]
     else:
-        role = {"conv1": "_conv_pw", "conv2": "_conv_dw", "conv3": "_conv_linear"}[where[2]]
+        role = {"conv1": "_conv_pw", "conv2": "_conv_dw", "conv3": "_conv_linear"}[layer[2]]
         role += "_2" if block == 1 else ""
-    return f"{stage + 1}_{block}.{role}.{PART[last]}"
+    return f"{stage + 1}_{block}.{role}.{part}"
 
 
 def torchvision(layer: tuple[str, ...], module: Any) -> str:
@@ -32,10 +29,10 @@ def torchvision(layer: tuple[str, ...], module: Any) -> str:
     del module
     if layer[0] == "head":
         return "fc"
-    part = layer[-1] == "bn"
+    part = engine.IN_LIST[layer[-1]]
     if layer[0] in ("stem", "neck"):
-        return f"conv{1 if layer[0] == 'stem' else 5}.{int(part)}"
-    stage, block = (engine.number(name) for name in layer[:2])
+        return f"conv{1 if layer[0] == 'stem' else 5}.{part}"
+    stage, block = engine.numbers(*layer[:2])
     if layer[2] == "short":
         inner = f"branch1.{ {'conv1': 0, 'conv2': 2}[layer[3]] + part }"
     else:

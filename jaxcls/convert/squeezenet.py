@@ -1,6 +1,5 @@
 """Names of the layers of SqueezeNet in PaddleClas and torchvision."""
 
-import re
 from typing import Any
 
 from jaxcls.convert import engine
@@ -14,9 +13,7 @@ def paddle(layer: tuple[str, ...], module: Any) -> str:
         return "_conv9"
     if layer[0] == "stem":
         return "_conv"
-    stage, block = (int(re.sub(r"\D", "", name)) for name in layer[:2])
-    index = sum(map(len, module.stages[: stage - 1])) + block
-    return f"_conv{index}.{ROLE[layer[2]]}._conv"
+    return f"_conv{engine.index_of(map(len, module.stages), layer) + 1}.{ROLE[layer[2]]}._conv"
 
 
 def torchvision(layer: tuple[str, ...], module: Any) -> str:
@@ -25,8 +22,7 @@ def torchvision(layer: tuple[str, ...], module: Any) -> str:
         return "classifier.1"
     if layer[0] == "stem":
         return "features.0"
-    stage, block = (engine.number(name) for name in layer[:2])
-    index = 1 + sum(map(len, module.stages[: stage - 1])) + block + stage
+    index = engine.index_of(map(len, module.stages), layer) + 2 + engine.number(layer[0])
     role = {"conv1": "squeeze", "conv2": "expand1x1", "conv3": "expand3x3"}[layer[2]]
     return f"features.{index}.{role}"
 

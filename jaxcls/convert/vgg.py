@@ -1,37 +1,35 @@
 """Names of the layers of VGG in PaddleClas, timm and torchvision."""
 
-import re
 from typing import Any
 
 from jaxcls.convert import engine
 
-NAMES = {("neck", "fc1"): "fc1", ("neck", "fc2"): "fc2", ("head", "fc"): "fc3"}
-
 
 def paddle(layer: tuple[str, ...], module: Any) -> str:
     """Returns the layer's name in PaddleClas."""
-    if layer in NAMES:
-        return NAMES[layer]
-    stage, block = (re.sub(r"\D", "", name) for name in layer[:2])
+    if layer[0] == "head":
+        return "fc3"
+    if layer[0] == "neck":
+        return layer[1]
+    stage, block = engine.numbers(*layer[:2])
     return f"conv_block_{stage}.conv{block}"
 
 
 def _torch(layer: tuple[str, ...], module: Any) -> str:
     """Returns the name of a convolution, in whose list pools and ReLUs have a place."""
-    stage, block = (engine.number(name) - 1 for name in layer[:2])
-    return f"features.{2 * (sum(module.depths[:stage]) + block) + stage}"
+    return f"features.{2 * engine.index_of(module.depths, layer) + engine.number(layer[0]) - 1}"
 
 
 def timm(layer: tuple[str, ...], module: Any) -> str:
     """Returns the layer's name in timm."""
     names = {"fc1": "pre_logits.fc1", "fc2": "pre_logits.fc2", "fc": "head.fc"}
-    return names[layer[1]] if layer in NAMES else _torch(layer, module)
+    return names[layer[1]] if layer[1] in names else _torch(layer, module)
 
 
 def torchvision(layer: tuple[str, ...], module: Any) -> str:
     """Returns the layer's name in torchvision."""
     names = {"fc1": "classifier.0", "fc2": "classifier.3", "fc": "classifier.6"}
-    return names[layer[1]] if layer in NAMES else _torch(layer, module)
+    return names[layer[1]] if layer[1] in names else _torch(layer, module)
 
 
 def torch_sources(module: Any) -> tuple[engine.Source, ...]:

@@ -1,11 +1,8 @@
 """Names of the layers of Xception in PaddleClas and timm."""
 
-import re
 from typing import Any
 
 from jaxcls.convert import engine
-
-PART = {"conv": "_conv", "bn": "_batch_norm"}
 
 
 def paddle(layer: tuple[str, ...], module: Any) -> str:
@@ -15,29 +12,29 @@ def paddle(layer: tuple[str, ...], module: Any) -> str:
 
 def _flow(layer: tuple[str, ...], module: Any) -> tuple[str, int]:
     """Returns the flow of a layer below a stage and the index of its block in it, from 0."""
-    stage, block = (int(re.sub(r"\D", "", name)) - 1 for name in layer[:2])
-    if stage == len(module.entry):
-        return "exit", block
-    before = sum(map(len, module.entry[:stage]))
-    if block < len(module.entry[stage]):
-        return "entry", before + block
-    return "middle", block - len(module.entry[stage])
+    stage, block = engine.numbers(*layer[:2])
+    if stage > len(module.entry):
+        return "exit", block - 1
+    beyond = block - 1 - len(module.entry[stage - 1])
+    if beyond >= 0:
+        return "middle", beyond
+    return "entry", engine.index_of(map(len, module.entry), layer)
 
 
 def _plain(layer: tuple[str, ...], module: Any) -> str:
     if layer[0] == "head":
         return "_exit_flow._out"
     if layer[0] == "stem":
-        return f"_entry_flow._{layer[1]}.{PART[layer[2]]}"
+        return f"_entry_flow._{layer[1]}.{engine.PADDLE_PARTS[layer[2]]}"
     flow, block = _flow(layer, module)
     if layer[2] == "short":
         return f"_{flow}_flow._conv_{block}._short"
-    number = int(re.sub(r"\D", "", layer[2]))
+    number = engine.number(layer[2])
     conv = {"entry": f"_conv{number}", "middle": f"_conv_{number - 1}", "exit": f"_conv_{number}"}
     theirs = f"_{flow}_flow._conv_{block}.{conv[flow]}"
     if flow == "exit" and block == 1:  # the tail has no block of its own there
         theirs = f"_exit_flow._conv_{number}"
-    return f"{theirs}._{layer[3]}_conv.{PART[layer[4]]}"
+    return f"{theirs}._{layer[3]}_conv.{engine.PADDLE_PARTS[layer[4]]}"
 
 
 def _deeplab(layer: tuple[str, ...], module: Any) -> str:
