@@ -2,8 +2,13 @@
 
 `checksums.json` has the SHA-256 of every file. It is written before orbax's atomic rename, so a
 checkpoint has it from the moment it exists and loses it with its step.
+
+An object store (gs://) keeps an MD5 of each object that was written whole: of these it has the MD5,
+which nothing is read for. Verified is then that the store still holds the objects that orbax wrote;
+that it gives their bytes is its own promise. A copy on a disk is read, as all other files are.
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -20,6 +25,7 @@ CHECKSUMS = "checksums.json"
 EVALUATION = "evaluation.json"
 STAMPED = "_CHECKPOINT_METADATA"  # orbax adds the time of the commit after the checksums
 # Files without a checksum; the evaluation may have been cut off by a kill while it was written.
+MD5 = "md5:"  # begins what is no SHA-256
 UNLISTED = (CHECKSUMS, EVALUATION, EVALUATION + ".tmp", STAMPED, "commit_success.txt")
 
 
@@ -53,8 +59,8 @@ def unfinished(directory: epath.Path, name: str) -> list[epath.Path]:
 def add(directory: epath.Path, name: str) -> None:
     # Object stores have no rename: orbax writes to the final place and marks it at the end.
     for path in unfinished(directory, name) or [directory / name]:
-        written = sorted(_files(path))
-        digests = {n: _digest(file) for n, file in written if n != STAMPED}
+        known, written = _known(path), sorted(_files(path))
+        digests = {n: known.get(n) or _digest(file) for n, file in written if n != STAMPED}
         (path / CHECKSUMS).write_text(json.dumps(digests, indent=0))
         if not files.remote(path):  # durable before orbax gives it its name
             for folder, _, names in os.walk(path, topdown=False):
@@ -85,8 +91,10 @@ def _verify_here(path: epath.Path, report: Callable[[str], None]) -> bool:
       files.StorageError: they cannot be read at the moment.
     """
 
-    def digest_of(name):
-        return files.patiently(lambda: _digest(path / name), path / name, report)
+    def digest_of(name, md5):
+        if md5 and name in known:
+            return known[name]
+        return files.patiently(lambda: _digest(path / name, md5), path / name, report)
 
     name = CHECKSUMS
     try:
@@ -105,6 +113,7 @@ def _verify_here(path: epath.Path, report: Callable[[str], None]) -> bool:
     if (path / EVALUATION).is_dir():  # which could not be evaluated again
         raise DamageError(f"{EVALUATION} is a folder")
     there = files.patiently(lambda: [n for n, _ in _files(path)], path, report)
+    known = files.patiently(lambda: _known(path), path, report)
     for name in there:
         hidden = any(part.startswith(".") for part in name.split("/"))
         if name not in digests and name not in UNLISTED and not hidden:
@@ -113,7 +122,7 @@ def _verify_here(path: epath.Path, report: Callable[[str], None]) -> bool:
         try:
             if name not in there:
                 raise FileNotFoundError
-            if digest_of(name) != digest:
+            if digest_of(name, str(digest).startswith(MD5)) != digest:
                 raise DamageError(f"{name} is not what was written")
         except files.KINDS:
             raise DamageError(f"{name} is missing") from None
@@ -128,9 +137,27 @@ def _files(directory: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath
             yield f"{prefix}{path.name}", path
 
 
-def _digest(path: epath.Path) -> str:
-    digest = hashlib.sha256()
+def _known(directory: epath.Path) -> dict[str, str]:
+    """Returns the digests of files that an object store knows, by one listing."""
+    if not files.remote(directory):
+        return {}
+    try:
+        from fsspec.core import url_to_fs
+
+        system, root = url_to_fs(os.fspath(directory))
+    except ImportError:  # TensorFlow reads and writes what is there
+        return {}
+    objects = system.find(root, detail=True)
+    return {
+        name.removeprefix(f"{root}/"): MD5 + base64.b64decode(about["md5Hash"]).hex()
+        for name, about in objects.items()
+        if "md5Hash" in about
+    }
+
+
+def _digest(path: epath.Path, md5: bool = False) -> str:
+    digest = hashlib.md5(usedforsecurity=False) if md5 else hashlib.sha256()
     with path.open("rb") as f:
         while chunk := f.read(1 << 20):
             digest.update(chunk)
-    return digest.hexdigest()
+    return MD5 * md5 + digest.hexdigest()

@@ -4,6 +4,7 @@
 format, which makes the checkpoints of earlier runs unreadable.
 """
 
+import base64
 import contextlib
 import errno
 import functools
@@ -21,11 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import flax.struct
+import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
+from fsspec.implementations.memory import MemoryFileSystem
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxcls import checkpoint, checksums, files, trees, weights
@@ -417,6 +421,44 @@ def test_a_checkpoint_is_durable_before_it_has_its_name(tmp_path, monkeypatch):
     late = {p.name for p in written if (p.stat().st_ino, False) not in synced}
     assert late <= {checksums.STAMPED, "commit_success.txt"}  # of which nothing is needed
     assert (tmp_path.stat().st_ino, True) in synced  # the name
+
+
+class Store(MemoryFileSystem):
+    """An object store, which keeps an MD5 of each object."""
+
+    store, pseudo_dirs, reads = {}, [""], []
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path).replace("gs:/", "")
+
+    def find(self, path, **kwargs):
+        digests = {n: hashlib.md5(f.getvalue()).digest() for n, f in self.store.items()}
+        return {n: {"md5Hash": base64.b64encode(digest).decode()} for n, digest in digests.items()}
+
+    def _open(self, path, mode="rb", **kwargs):
+        self.reads += [path.rpartition("/")[2]] * (mode == "rb")
+        return super()._open(path, mode, **kwargs)
+
+
+def test_of_an_object_store_nothing_is_read_for_checksums(tmp_path, monkeypatch):
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url: (Store(), Store._strip_protocol(url)))
+    monkeypatch.setattr(type(epath.Path("gs://b")._backend), "fs", lambda self, path: Store())
+    remote, lines = epath.Path("gs://bucket/run/1"), []
+    for name in ("state/d/0", "meta/metadata"):
+        (remote / name).write_text(f"what {name} has")
+    checksums.add(remote.parent, "1")
+    assert checksums.verify(remote, lines.append)
+    assert Store.reads == [checksums.CHECKSUMS]
+    copy = epath.Path(tmp_path / "1")
+    for name in ("state/d/0", "meta/metadata", checksums.CHECKSUMS):  # as gcloud storage cp -r
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes((remote / name).read_bytes())
+    assert checksums.verify(copy, lines.append)
+    for path in (remote, copy):
+        (path / "state/d/0").write_text("what else it has")
+        with pytest.raises(checksums.DamageError, match="state/d/0 is not what was written"):
+            checksums.verify(path, lines.append)
 
 
 # -- Storage that fails --------------------------------------------------------------------------
