@@ -233,7 +233,7 @@ def compare(ours: str, theirs: str, overrides: dict, size: int, arguments: dict)
     module = models.build(ours, **overrides)
     logits = np.asarray(jax.jit(module.apply)(variables, images)["logits"])
     signal = float(np.abs(expected[0] - expected[1]).max())
-    sources = convert.RULES[models.family_of(ours)].torch_sources(module)
+    sources = convert.rules(ours).torch_sources(module)
     source = next(s for s in sources if theirs.partition(".")[0] in s.names)
     arrays = {k: v for k, v in arrays.items() if not k.endswith("num_batches_tracked")}
     sizes = {name: array.size for name, array in source.prepare(arrays).items()}

@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Arguments(
         prog="python -m jaxcls.models",
         description="The table of models, with the accuracies in percent that PaddleClas published "
-        "for its weights of them; '= NETWORK' marks other weights of that network.",
+        "for its weights of them; '= NETWORK' marks other weights of that network, or a new name.",
     )
     parser.add_argument(
         "pattern", nargs="?", default="*", help="shell pattern, in any case: 'resnet*_vd'"

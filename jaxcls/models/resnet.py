@@ -266,6 +266,7 @@ ALIASES = {  # other weights of a network -> that network, input size
     "ResNet50_vd_ssld": ("ResNet50_vd", 224),
     "ResNet50_vd_ssld_v2": ("ResNet50_vd", 224),
     "Fix_ResNet50_vd_ssld_v2": ("ResNet50_vd", 320),
+    "Fix_ResNet50_vd_ssld": ("ResNet50_vd", 320),  # today's name of these weights
     "ResNet101_vd_ssld": ("ResNet101_vd", 224),
     "Fix_ResNeXt101_32x48d_wsl": ("ResNeXt101_32x48d_wsl", 320),
 }

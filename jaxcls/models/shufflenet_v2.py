@@ -1,9 +1,9 @@
 """ShuffleNetV2.
 
 Ma et al. 2018, ShuffleNet V2 (https://arxiv.org/abs/1807.11164). `_x0_25` and `_x0_33` are
-PaddleClas's, the other widths the paper's; `ShuffleNetV2` is x1_0, and `_swish` has swish in place
-of ReLU. As in PaddleClas, x2_0 has 244, 488 and 976 features, like the authors' code; the paper's
-table begins with 224.
+PaddleClas's, the other widths the paper's; `ShuffleNetV2` is `_x1_0`, its name today, and `_swish`
+has swish in place of ReLU. As in PaddleClas, x2_0 has 244, 488 and 976 features, like the authors'
+code; the paper's table begins with 224.
 """
 
 from collections.abc import Callable
@@ -106,3 +106,4 @@ SPECS = {
     "ShuffleNetV2_x2_0": Spec(ShuffleNetV2, {"width": 244, "neck": 2048}),
     "ShuffleNetV2_swish": Spec(ShuffleNetV2, {"width": 116, "neck": 1024, "act": nn.swish}),
 }
+SPECS["ShuffleNetV2_x1_0"] = SPECS["ShuffleNetV2"].alias("ShuffleNetV2")

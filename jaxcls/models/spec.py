@@ -49,8 +49,8 @@ class Spec:
     cls: Callable[..., Any]
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     size: int = 224
-    alias_of: str = ""  # the name whose network this is, where only weights and `size` differ
+    alias_of: str = ""  # the name whose network this is: other weights and `size`, or a new name
 
     def alias(self, name: str, size: int | None = None) -> "Spec":
-        """Returns the row of other weights of this network, which is called `name`."""
+        """Returns the row of other weights, or of another name, of this network called `name`."""
         return dataclasses.replace(self, size=size or self.size, alias_of=name)
