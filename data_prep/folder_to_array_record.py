@@ -6,7 +6,7 @@
 IMAGES has train/CLASS/*.jpg and val/CLASS/*.jpg, or one folder for each class with --eval-fraction,
 or, with --source list, the lists train_list.txt and val_list.txt. RECORDS gets
 train-00000-of-00016.array_record, ..., val-..., and classes.txt. A file has its name only once all
-of its split is written. The format of a record stands in jaxcls/data/sources.py.
+of its split is written. The format of a record stands in jaxcls/data/records.py.
 """
 
 import argparse
@@ -23,15 +23,8 @@ import numpy as np
 import simplejpeg
 
 from jaxcls.data.decode import BadImage, decode
-from jaxcls.data.sources import (
-    CLASSES_FILE,
-    Files,
-    array_record_module,
-    open_folder,
-    open_list,
-    pack_record,
-    printable,
-)
+from jaxcls.data.folders import CLASSES_FILE, Files, open_folder, open_list, printable
+from jaxcls.data.records import array_record_module, pack_record
 
 Example = tuple[bytes | np.ndarray, int, str]  # encoded image or pixels, label, name
 
@@ -64,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
             eval=args.eval,
             delimiter=args.delimiter,
             num_classes=0,
-            max_bad_images=sys.maxsize if args.skip_bad else None,
+            allowed=sys.maxsize if args.skip_bad else None,
         )
     for split, files in (("train", train), ("val", val)):
         if files is not None:

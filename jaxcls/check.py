@@ -29,6 +29,7 @@ from jaxcls.command import define_config, exit_with, parse, told
 from jaxcls.config import plan
 from jaxcls.console import Console
 from jaxcls.data import sources
+from jaxcls.data.access import Source, for_all
 from jaxcls.data.decode import BadImage, decode
 
 # Bits. Measured: at most 4 differ in every copy of 500 photographs at half the size, or as a JPEG
@@ -108,7 +109,7 @@ class Image(NamedTuple):
     error: str = ""
 
 
-def examine(source: sources.Source, index: int, **how: Any) -> Image:
+def examine(source: Source, index: int, **how: Any) -> Image:
     """Reads and decodes an image; `how`: arguments of `decode`."""
     try:
         item = source[index]
@@ -125,11 +126,11 @@ def examine(source: sources.Source, index: int, **how: Any) -> Image:
 class Split:
     """The images of a source as columns, int or uint64 [N]."""
 
-    def __init__(self, source: sources.Source, what: str, **how: Any):
+    def __init__(self, source: Source, what: str, **how: Any):
         """Reads and decodes them all."""
         count = len(source)
         cv2.setNumThreads(0)  # as in `loader.Batches`
-        images = sources.for_all(lambda i: examine(source, i, **how), count, f"reading {what}")
+        images = for_all(lambda i: examine(source, i, **how), count, f"reading {what}")
         self.source, self.class_names = source, source.class_names
         self.content, self.look = np.zeros((2, count), np.uint64)
         self.label, self.width, self.height = np.zeros((3, count), np.int64)

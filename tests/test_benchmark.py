@@ -21,7 +21,7 @@ from configs import base
 from jaxcls import models, precision
 from jaxcls.benchmark import contenders, input, loop, pytorch, timing, train
 from jaxcls.benchmark.__main__ import COMMANDS, main
-from jaxcls.data import sources
+from jaxcls.data import folders
 from jaxcls.models import count
 
 TINY = f"--config={runs.TINY}:plain"
@@ -346,13 +346,13 @@ def test_input_runs_each_in_its_own_process(photos, run):
 @pytest.mark.parametrize("policy", ["", "randaugment"])
 def test_a_pass_reads_every_image_as_often(photos, kind, policy, monkeypatch):
     read = collections.Counter()
-    original = sources.Files.__getitem__
+    original = folders.Files.__getitem__
 
     def counting(self, index):
         read[index] += 1
         return original(self, index)
 
-    monkeypatch.setattr(sources.Files, "__getitem__", counting)
+    monkeypatch.setattr(folders.Files, "__getitem__", counting)
     config = input_config(photos)
     config.batch_size, config.augment.policy = 3, policy
     contenders.KINDS[kind](config, 12, 2)(5)

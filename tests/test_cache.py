@@ -10,7 +10,7 @@ import pytest
 import runs
 
 from jaxcls import program, sharding
-from jaxcls.data import cache, loader, ops, sources
+from jaxcls.data import cache, folders, loader, ops, sources
 from jaxcls.program import reading
 
 KINDS = ("encoded", "decoded", "device")
@@ -105,7 +105,7 @@ def test_the_step_gets_the_same_images(photos, kind, devices, image):
 
 def test_images_are_read_and_decoded_once(photos, monkeypatch):
     read, decoded = collections.Counter(), collections.Counter()
-    original_read, original_decode = sources._read, ops.decode
+    original_read, original_decode = folders._read, ops.decode
 
     def counting_read(path, name):
         read[path] += 1
@@ -116,7 +116,7 @@ def test_images_are_read_and_decoded_once(photos, monkeypatch):
             decoded[image] += 1
         return original_decode(image, **options)
 
-    monkeypatch.setattr(sources, "_read", counting_read)
+    monkeypatch.setattr(folders, "_read", counting_read)
     monkeypatch.setattr(ops, "decode", counting_decode)
     config = config_for(photos, crop="shift", shift=1)
     config.image.scaled_decode = "never"  # else large images stay encoded

@@ -1,6 +1,7 @@
 """The data check on images that the tests make: what it finds, what it leaves alone, exit codes."""
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -8,9 +9,9 @@ import pytest
 from scipy.fft import dctn
 
 from jaxcls import check
-from jaxcls.data import sources
+from jaxcls.data.records import pack_record
 
-ROOT = sources.Path(check.__file__).parents[1]
+ROOT = Path(check.__file__).parents[1]
 
 
 def photograph(seed, height=96, width=128):
@@ -265,7 +266,7 @@ def test_records_and_labels_out_of_range(photos, tmp_path, capsys):
 
     writer = ArrayRecordWriter(str(tmp_path / "train.array_record"), "group_size:1")
     for i, path in enumerate(sorted((photos / "train/cat").iterdir())):
-        writer.write(sources.pack_record(path.read_bytes(), -1 if i == 4 else i % 3, path.name))
+        writer.write(pack_record(path.read_bytes(), -1 if i == 4 else i % 3, path.name))
     writer.close()
     (tmp_path / "classes.txt").write_text("a\nb\n")
     code, report = run(tmp_path, source="array_record")
@@ -306,7 +307,7 @@ def test_all_missing_and_damaged_images_are_named(photos, tmp_path, capsys):
         path = records / f"train-{shard:05d}-of-00003.array_record"
         writer = ArrayRecordWriter(str(path), "group_size:1")
         for i, file in enumerate(files[shard::3]):
-            writer.write(sources.pack_record(file.read_bytes(), i % 2, file.name))
+            writer.write(pack_record(file.read_bytes(), i % 2, file.name))
         writer.close()
         data = bytearray(path.read_bytes())
         if shard == 1:

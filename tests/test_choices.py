@@ -12,7 +12,7 @@ import runs
 from configs import base, finetune
 from jaxcls import choices, models, program, weights
 from jaxcls.config import OPEN, check, flatten, plan
-from jaxcls.data import sources
+from jaxcls.data import folders
 from jaxcls.data.ops import transformed
 
 CPU, TPU = (types.SimpleNamespace(platform=platform) for platform in ("cpu", "tpu"))
@@ -212,7 +212,7 @@ def test_images_that_cannot_be_looked_at(tmp_path):
     (tmp_path / "b" / "other.png").write_bytes(
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 7 7\n%%EndComments\n"
     )
-    data, _ = sources.open_folder(root=str(tmp_path), train="", eval="", eval_fraction=0.0)
+    data, _ = folders.open_folder(root=str(tmp_path), train="", eval="", eval_fraction=0.0)
     assert choices.short_side(data) == 30
 
 

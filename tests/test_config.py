@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from configs import base, resnet50_vd
 from jaxcls import config as c
 from jaxcls import precision
-from jaxcls.data import augment, erasing, mixing
+from jaxcls.data import augment, erasing, mixing, sources
 
 
 def steps(text, batch=10, per_epoch=7):
@@ -83,6 +83,7 @@ TAKERS = {  # of sections whose consumer takes **keys, for methods that it choos
     "augment": (augment.make, augment.Augment, *augment.POLICIES.values()),
     "erase": (erasing.make, *erasing.METHODS.values()),
     "mix": (mixing.make, *mixing.KINDS.values()),
+    "data": (sources.open, *sources.OPEN.values()),
     "precision": (precision.make, *precision.LOSS_SCALES.values()),
 }
 
@@ -96,12 +97,12 @@ def test_every_key_is_taken_by_a_method(section):
 
 def test_every_key_is_read():
     """As config.section.key, or by what gets config.section or consume(config, "section", ...)."""
-    sources = [path.read_text() for path in Path(c.__file__).parent.rglob("*.py")]
-    nodes = [node for text in sources for node in ast.walk(ast.parse(text))]
+    texts = [path.read_text() for path in Path(c.__file__).parent.rglob("*.py")]
+    nodes = [node for text in texts for node in ast.walk(ast.parse(text))]
     attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
     read, begun = {ast.unparse(a) for a in attributes}, {id(a.value) for a in attributes}
     whole = {ast.unparse(a) for a in attributes if id(a) not in begun}
-    consumed = re.findall(r'(?:consume\(\s*config,|use\()\s*"(\w+)"', "\n".join(sources))
+    consumed = re.findall(r'(?:consume\(\s*config,|use\()\s*"(\w+)"', "\n".join(texts))
     whole |= {f"config.{section}" for section in consumed}
     for key in c.defaults()[0]:
         assert f"config.{key}" in read or f"config.{key.partition('.')[0]}" in whole, key

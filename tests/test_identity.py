@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import base
-from jaxcls.data import identity, sources
+from jaxcls.data import folders, identity, records, sources
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -139,7 +139,7 @@ def test_an_image_that_is_damaged_is_no_other_data(folder):
 
 def test_images_that_cannot_be_read_are_no_other_data(folder, monkeypatch):
     before = of(folder)
-    monkeypatch.setattr(sources.Files, "_fingerprint", lambda self, index: None)
+    monkeypatch.setattr(folders.Files, "_fingerprint", lambda self, index: None)
     unread = of(folder)
     assert unread["data"]["train"]["some"]["class 'ant'"] == [None, None]
     assert identity.differences(before, unread) == identity.differences(unread, before) == []
@@ -152,9 +152,9 @@ def test_labels_in_records(tmp_path):
         path = tmp_path / "train.array_record"
         writer = ArrayRecordWriter(str(path), "group_size:1")
         for i, label in enumerate(labels):
-            writer.write(sources.pack_record(b"image", label, f"{i}.png"))
+            writer.write(records.pack_record(b"image", label, f"{i}.png"))
         writer.close()
-        data = sources.open_array_record(root=str(tmp_path), train="", eval="")[0]
+        data = records.open_array_record(root=str(tmp_path), train="", eval="")[0]
         return identity.of(dataclasses.replace(whole, train=data, eval=None))
 
     whole = sources.open(**_digits())

@@ -8,7 +8,7 @@ import pytest
 import runs
 
 from configs import base
-from jaxcls.data import loader, sources
+from jaxcls.data import loader, records, sources
 from jaxcls.data.sampling import Order, subset
 
 LABELS = np.repeat([3, 0, 7, 5], [100, 9, 40, 1])  # label 7 has 40 images; there is no 1, 2, 4, 6
@@ -270,7 +270,7 @@ def test_labels_of_records(tmp_path):
     labels = [i * 7 % 5 for i in range(150)]
     writer = ArrayRecordWriter(str(tmp_path / "train.array_record"), "group_size:1")
     for i, label in enumerate(labels):
-        writer.write(sources.pack_record(b"not read as an image", label, f"{i}"))
+        writer.write(records.pack_record(b"not read as an image", label, f"{i}"))
     writer.close()
     (tmp_path / "classes.txt").write_text("a\nb\nc\nd\ne\n")
     config = base.get_config()

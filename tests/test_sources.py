@@ -22,8 +22,9 @@ from sklearn.datasets import load_digits
 
 from configs import base
 from jaxcls import command, recipes
-from jaxcls.data import loader, ops, sources
+from jaxcls.data import folders, loader, ops, sources
 from jaxcls.data.decode import BadImage, decode
+from jaxcls.data.records import pack_record, unpack_record
 
 ROOT = Path(__file__).parents[1]
 
@@ -107,16 +108,8 @@ def test_choices_that_make_no_sense(source, changes, message):
 
 
 def test_a_misspelt_key_is_named():
-    with pytest.raises(TypeError, match="rooot"):
-        sources.open(**base.get_config().data, rooot="/x")
-
-
-def test_defaults_are_those_of_the_base_config():
-    data = base.get_config().data
-    assert {key: data[key] for key in sources.DEFAULTS} == sources.DEFAULTS
-    others = {"source", "on_bad_image", "max_bad_images", "cache"}
-    others |= {"fraction", "fraction_seed", "sampling", "repeats"}
-    assert set(data) == sources.DEFAULTS.keys() | others
+    with pytest.raises(KeyError, match="data.rooot"):
+        sources.open(**{**base.get_config().data, "source": "digits", "rooot": "/x"})
 
 
 RECIPES = (
@@ -447,8 +440,8 @@ def test_an_error_that_is_not_the_image_s(folder, monkeypatch):
         def fail(path, flags, number=number):
             raise OSError(number, os.strerror(number), str(path))
 
-        monkeypatch.setattr(sources, "_at_once", fail)
-        monkeypatch.setattr(sources, "DELAYS", (0.001,))
+        monkeypatch.setattr(folders, "_at_once", fail)
+        monkeypatch.setattr(folders, "DELAYS", (0.001,))
         with pytest.raises(kind, match="1.webp: cannot read it: ") as error:
             data.train[0]
         assert isinstance(error.value, BadImage) == (kind is BadImage)
@@ -457,15 +450,15 @@ def test_an_error_that_is_not_the_image_s(folder, monkeypatch):
 @pytest.mark.parametrize("name", ["EIO", "ESTALE", "ETIMEDOUT", "EMFILE"])
 def test_an_error_that_passes(folder, monkeypatch, name):
     data = open_data("folder", root=str(folder))
-    image, opened, left = data.train[0], sources._at_once, [name] * len(sources.DELAYS)
+    image, opened, left = data.train[0], folders._at_once, [name] * len(folders.DELAYS)
 
     def fail(path, flags):
         if left:
             raise OSError(getattr(errno, left.pop()), "", str(path))
         return opened(path, flags)
 
-    monkeypatch.setattr(sources, "_at_once", fail)
-    monkeypatch.setattr(sources.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(folders, "_at_once", fail)
+    monkeypatch.setattr(folders.time, "sleep", lambda seconds: None)
     assert data.train[0] == image
     assert not left
 
@@ -645,7 +638,7 @@ def write_records(folder, split, records, shards):
 @pytest.fixture
 def records(tmp_path):
     (tmp_path / "classes.txt").write_text("ant\ncat\n")
-    images = [sources.pack_record(jpeg(i), i % 2, f"{i}.jpg") for i in range(9)]
+    images = [pack_record(jpeg(i), i % 2, f"{i}.jpg") for i in range(9)]
     write_records(tmp_path, "train", images, 2)
     write_records(tmp_path, "val", images[:3], 1)
     return tmp_path
@@ -722,8 +715,8 @@ def test_array_record_errors(records):
 
 def test_records_keep_every_byte_and_name():
     for image, label, name in ((b"", 0, ""), (bytes(range(256)), 2**31, 'ä/\n".jpg')):
-        record = sources.pack_record(image, label, name)
-        assert sources.unpack_record(record) == {"image": image, "label": label, "name": name}
+        record = pack_record(image, label, name)
+        assert unpack_record(record) == {"image": image, "label": label, "name": name}
 
 
 def damaged(path):

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from jaxcls.benchmark import contenders
 from jaxcls.config import choose
 from jaxcls.data import sources
+from jaxcls.data.folders import Files
 
 CONFIG = "base.py"
 COMPARE = ("pillow", "tf")
@@ -133,7 +134,7 @@ def field(config: ConfigDict, options: flags.FlagValues) -> list[Contender]:
         choose("value of --compare", name, COMPARE)
     source = sources.open(**config.data, image_size=config.image.size).train
     if options.compare and not (
-        isinstance(source, sources.Files) and config.image.crop == "random_resized"
+        isinstance(source, Files) and config.image.crop == "random_resized"
     ):
         raise ValueError(
             '--compare needs config.data.source = "folder" or "list" and config.image.crop = '
@@ -142,7 +143,7 @@ def field(config: ConfigDict, options: flags.FlagValues) -> list[Contender]:
     variants = [("", config)]
     for folder in options.records:
         stored = config.copy_and_resolve_references()
-        stored.data.update({**sources.DEFAULTS, "source": "array_record", "root": folder})
+        stored.data.update({**sources.unset(), "source": "array_record", "root": folder})
         variants.append((folder, stored))
     for policy in options.policies:
         changed = config.copy_and_resolve_references()
@@ -152,7 +153,7 @@ def field(config: ConfigDict, options: flags.FlagValues) -> list[Contender]:
     found = []
     for variant, settings in variants:
         kinds = ["loader", "bare"]
-        if isinstance(source, sources.Files) and variant not in options.records:
+        if isinstance(source, Files) and variant not in options.records:
             kinds += ["whole"] * (not variant) + ["pillow"] * ("pillow" in options.compare)
         found += [Contender(kind, variant, settings) for kind in kinds]
     if "tf" in options.compare:

@@ -45,7 +45,7 @@ def short_run(config: ConfigDict, steps: int, data: str) -> ConfigDict:
     if data == "fake" and config.data.source != "fake":
         images = {"num_train": config.batch_size * LOG_EVERY, "num_eval": config.batch_size}
         config.data.update(
-            {**sources.DEFAULTS, "source": "fake", **images, "num_classes": num_classes(config)}
+            {**sources.unset(), "source": "fake", **images, "num_classes": num_classes(config)}
         )
     return config
 

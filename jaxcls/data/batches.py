@@ -13,10 +13,10 @@ import dataclasses
 
 import numpy as np
 
+from jaxcls.data.access import Source
 from jaxcls.data.decode import BadImage
 from jaxcls.data.ops import Transform, transformed
 from jaxcls.data.sampling import Order
-from jaxcls.data.sources import Source
 
 Batch = dict[str, np.ndarray]
 

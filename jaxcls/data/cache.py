@@ -18,8 +18,9 @@ from ml_collections import ConfigDict
 
 from jaxcls import sharding
 from jaxcls.data import ops
+from jaxcls.data.access import Source, for_all
 from jaxcls.data.decode import BadImage
-from jaxcls.data.sources import Data, Source, for_all
+from jaxcls.data.sources import Data
 from jaxcls.program import Program
 
 AUTO_BYTES = 2**30  # for training images, and as much for evaluation

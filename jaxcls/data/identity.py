@@ -8,7 +8,8 @@ classes that have changed places, without a word.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxcls.data.sources import Data, Source
+from jaxcls.data.access import Source
+from jaxcls.data.sources import Data
 
 LISTED = 5  # classes, or places in the data, in a message
 

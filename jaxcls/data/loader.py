@@ -15,10 +15,10 @@ import cv2
 import grain
 import numpy as np
 
+from jaxcls.data.access import Source
 from jaxcls.data.batches import Batch, MakeBatch, refuse
 from jaxcls.data.ops import Transform
 from jaxcls.data.sampling import Order
-from jaxcls.data.sources import Source
 from jaxcls.data.workers import WorkerDied, Workers
 
 MAX_DEATHS = 3  # of workers in a row without a batch; one more stops the run

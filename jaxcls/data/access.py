@@ -1,0 +1,81 @@
+"""Random access to images by number, encoded as they lie on disk: what a source is.
+
+A source has `len(source)`, `source.class_names`, `source.labels` (int [N]; records have to be read
+for it) and `source[i]`, a dict of
+  image  bytes (encoded) or uint8 [H, W, C]
+  label  int, 0 <= label < len(class_names): the loader makes sure of it
+  name   str, what error messages call the image
+`source.identity` tells it from others: digests {"images", "labels"} of what the images are called
+below their root and of their labels; of records, which would have to be read for both, one of their
+files' names, sizes and numbers of records. Names say nothing of two classes that have changed
+places, so "some" has {what was looked at: [what was found]}: digests of two images of each class,
+labels of records; None where something cannot be read.
+It pickles (files are opened late) and may be read from several threads at once.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+SOME = 1000  # classes or records that are looked at, to tell images from others of the same name
+
+T = TypeVar("T")
+
+
+class Source(Protocol):
+    class_names: tuple[str, ...]
+    labels: np.ndarray
+    identity: dict[str, Any]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+def digest(things: Any) -> str:
+    """Returns a digest of what JSON can hold."""
+    return hashlib.sha256(json.dumps(things).encode()).hexdigest()
+
+
+def evenly(things: Sequence[T]) -> list[T]:
+    """Returns some of the things, evenly spread, if they are many."""
+    return [things[i] for i in np.linspace(0, len(things) - 1, min(len(things), SOME)).astype(int)]
+
+
+def in_threads(f: Callable[[Any], T], things: Sequence[Any]) -> list[T]:
+    """Returns f(thing) of each."""
+    with ThreadPoolExecutor(16) as pool:
+        return [*pool.map(f, things)]
+
+
+def for_all(f: Callable[[int], T], count: int, what: str) -> Iterator[T]:
+    """Yields f(0), ..., f(count - 1), made by a thread for each core.
+
+    Shows the progress of `what`: as a bar on a terminal, as a line now and then elsewhere.
+    """
+
+    def part(start: int) -> list[T]:
+        return [f(i) for i in range(start, min(start + 64, count))]
+
+    terminal = sys.stderr.isatty()
+    bar = tqdm(
+        total=count,
+        desc=what,
+        unit="image",
+        mininterval=0.1 if terminal else 30,
+        delay=0 if terminal else 10,
+    )
+    with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            for results in pool.map(part, range(0, count, 64)):
+                yield from results
+                bar.update(len(results))
+        finally:
+            pool.shutdown(cancel_futures=True)
