@@ -4,7 +4,7 @@
 and shapes of parameters and statistics, on which checkpoints depend. `golden/configs.txt` has how
 every config differs from `configs/base.py`.
 
-`python tests/pinned.py` writes both again.
+`python tests/pinned.py` writes both again, and what `models/counts.tsv` lacks.
 """
 
 import difflib
@@ -21,11 +21,17 @@ from ml_collections import ConfigDict
 from configs import base
 from jaxcls import models, trees
 from jaxcls.config import differences
-from jaxcls.models.count import parameters
+from jaxcls.models.__main__ import COUNTS, counts
+from jaxcls.models.count import count, parameters
 
 ROOT = Path(__file__).parents[1]
 MODELS, CONFIGS = (ROOT / "tests" / "golden" / name for name in ("models.tsv", "configs.txt"))
 NETWORKS = [name for name in models.names() if not models.MODELS[name].alias_of]
+COUNTED = [  # networks, and names of them with images of another size
+    name
+    for name, spec in models.MODELS.items()
+    if not spec.alias_of or spec.size != models.MODELS[spec.alias_of].size
+]
 
 
 def trace(name: str, size: int = 96, channels: int = 3, **overrides: Any) -> tuple[Any, Any]:
@@ -94,6 +100,10 @@ def main() -> None:
         table({name: of_networks[spec.alias_of or name] for name, spec in models.MODELS.items()})
     )
     CONFIGS.write_text(text(configs()))
+    known = counts()
+    for name in set(COUNTED) - known.keys():
+        known[name] = count(models.build(name), models.MODELS[name].size)
+    COUNTS.write_text("".join("{}\t{params}\t{macs}\n".format(n, **known[n]) for n in COUNTED))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import jax
 
 from jaxcls.models.layers import (
     Classifier,
-    Conv,
+    ConvReLU,
     Dropout,
     Linear,
     adaptive_mean,
@@ -27,23 +27,6 @@ from jaxcls.models.spec import Ctx, Spec
 
 Array = jax.Array
 halve = partial(max_pool, window=3, stride=2)
-
-
-class Block(nn.Module):
-    """Convolution with bias and ReLU."""
-
-    c: Ctx
-    features: int
-    kernel: int
-    stride: int = 1
-    padding: int | None = None
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        conv = Conv(
-            self.c, self.features, self.kernel, self.stride, self.padding, bias=True, name="conv1"
-        )
-        return nn.relu(conv(x))
 
 
 class Neck(nn.Module):
@@ -71,13 +54,13 @@ class AlexNet(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
-        stem = Block(c, 64, 11, 4, 2, name="stem")
+        stem = ConvReLU(c, 64, 11, 4, 2, name="stem")
         stages = (((192, 5),), ((384, 3), (256, 3), (256, 3)))  # features, kernel
         return forward(
             c,
             at_least(images, 63),
             stem=lambda x: halve(stem(x)),
-            stages=[[partial(Block, features=n, kernel=k) for n, k in s] for s in stages],
+            stages=[[partial(ConvReLU, features=n, kernel=k) for n, k in s] for s in stages],
             pool=halve,
             neck=Neck(c, name="neck"),
             head=Classifier(c.replace(dropout=0.0), self.num_classes, name="head"),  # the neck's

@@ -14,6 +14,7 @@ from jaxcls.models.layers import (
     Classifier,
     ConvBN,
     DropPath,
+    Stem,
     drop_path_rates,
     forward,
     stages_of,
@@ -42,18 +43,6 @@ class Block(nn.Module):
         return x + DropPath(self.c, self.drop_path, name="drop_path")(y)
 
 
-class Stem(nn.Module):
-    """One 3x3 convolution that keeps the size."""
-
-    c: Ctx
-    width: int
-    act: Act
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        return ConvBN(self.c, self.width, 3, act=self.act, name="conv1")(x)
-
-
 class DarkNet(nn.Module):
     """Stem, stages of doubling width, head."""
 
@@ -75,7 +64,7 @@ class DarkNet(nn.Module):
         return forward(
             c,
             images,
-            stem=Stem(c, self.width, act, name="stem"),
+            stem=Stem(c, ((self.width, 3, 1),), pool=False, act=act, name="stem"),
             stages=stages_of(self.depths, block),
             head=Classifier(c, self.num_classes, name="head"),
         )

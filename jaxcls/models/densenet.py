@@ -15,11 +15,10 @@ from jaxcls.models.layers import (
     BNConv,
     BNReLU,
     Classifier,
-    ConvBN,
+    Stem,
     at_least,
     avg_pool,
     forward,
-    max_pool,
 )
 from jaxcls.models.spec import Ctx, Spec
 
@@ -50,18 +49,6 @@ class Transition(nn.Module):
         return avg_pool(x, (2, 2), (2, 2))
 
 
-class Stem(nn.Module):
-    """7x7 convolution and pooling, to a quarter of the size."""
-
-    c: Ctx
-    width: int
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        x = ConvBN(self.c, self.width, 7, 2, act=nn.relu, name="conv1")(x)
-        return max_pool(x, 3, 2, 1)
-
-
 class DenseNet(nn.Module):
     """Stem, stages of dense blocks, head."""
 
@@ -78,7 +65,7 @@ class DenseNet(nn.Module):
         return forward(
             c,
             at_least(images, 29),
-            stem=Stem(c, 2 * self.growth, name="stem"),
+            stem=Stem(c, ((2 * self.growth, 7, 2),), name="stem"),
             stages=[[Transition] * (i > 0) + [dense] * n for i, n in enumerate(self.depths)],
             neck=BNReLU(c, name="neck"),
             head=Classifier(c, self.num_classes, name="head"),

@@ -14,11 +14,10 @@ from jaxcls.models.layers import (
     BNConv,
     BNReLU,
     Classifier,
-    ConvBN,
     DropPath,
+    Stem,
     drop_path_rates,
     forward,
-    max_pool,
     stages_of,
 )
 from jaxcls.models.spec import Ctx, Spec
@@ -56,19 +55,6 @@ class Block(nn.Module):
         return jnp.concatenate([residual, dense, appended], -1)
 
 
-class Stem(nn.Module):
-    """One convolution and pooling, to a quarter of the size."""
-
-    c: Ctx
-    width: int
-    kernel: int
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        x = ConvBN(self.c, self.width, self.kernel, 2, act=nn.relu, name="conv1")(x)
-        return max_pool(x, 3, 2, 1)
-
-
 class DPN(nn.Module):
     """Stem, stages of doubling width, head."""
 
@@ -98,7 +84,7 @@ class DPN(nn.Module):
         return forward(
             c,
             images,
-            stem=Stem(c, *self.stem, name="stem"),
+            stem=Stem(c, ((*self.stem, 2),), name="stem"),
             stages=stages_of(self.depths, block),
             neck=BNReLU(c, name="neck"),
             head=Classifier(c, self.num_classes, name="head"),

@@ -18,6 +18,7 @@ from jaxcls.models.layers import (
     Classifier,
     ConvBN,
     DropPath,
+    Stem,
     drop_path_rates,
     outputs,
     run_stages,
@@ -58,17 +59,6 @@ class Bottleneck(nn.Module):
         if self.project:
             x = ConvBN(self.c, self.width * 4, name="short")(x)
         return nn.relu(x + DropPath(self.c, self.drop_path, name="drop_path")(y))
-
-
-class Stem(nn.Module):
-    """Two 3x3 convolutions that each halve the size."""
-
-    c: Ctx
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        x = ConvBN(self.c, 64, 3, 2, act=nn.relu, name="conv1")(x)
-        return ConvBN(self.c, 64, 3, 2, act=nn.relu, name="conv2")(x)
 
 
 class Down(nn.Module):
@@ -178,7 +168,9 @@ class HRNet(nn.Module):
             grow=j == 0,
         )
         stages = [bottlenecks, *stages_of(self.exchanges, exchange)]
-        x = Stem(c, name="stem")(images.astype(c.feature_dtype))
+        x = Stem(c, ((64, 3, 2), (64, 3, 2)), pool=False, name="stem")(
+            images.astype(c.feature_dtype)
+        )
         one, *several = run_stages(c, x, stages)
         largest = [one, *(branches[0] for branches in several)]
         head = Classifier(c, self.num_classes, name="head")

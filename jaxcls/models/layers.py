@@ -155,6 +155,30 @@ class ConvBN(nn.Module):
         return x if self.act is None else self.act(x)
 
 
+class ConvReLU(nn.Module):
+    """Convolution and ReLU, as before BatchNorm came."""
+
+    c: Ctx
+    features: int
+    kernel: int
+    stride: int = 1
+    padding: int | None = None
+    bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        conv = Conv(
+            self.c,
+            self.features,
+            self.kernel,
+            self.stride,
+            self.padding,
+            bias=self.bias,
+            name="conv1",
+        )
+        return nn.relu(conv(x))
+
+
 class BNConv(nn.Module):
     """BatchNorm, ReLU and convolution: the order of He et al. 2016, arxiv.org/abs/1603.05027."""
 
@@ -396,29 +420,36 @@ def adaptive_mean(x: Array, size: int) -> Array:
     return x
 
 
-class ResNetStem(nn.Module):
-    """ "conv7": one 7x7 convolution; "conv3": three 3x3; both end at a quarter of the size.
-
-    "small" is one 3x3 convolution that keeps the size, for images of up to about 64 pixels.
-    """
+class Stem(nn.Module):
+    """Convolutions, then 3x3 maxima at stride 2 where `pool` says so."""
 
     c: Ctx
-    kind: str
-    width: int
+    convs: Sequence[tuple[int, int, int]]  # features, kernel, stride
+    pool: bool = True
+    act: Callable[[Array], Array] = nn.relu
     conv: type[nn.Module] = ConvBN
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        convs = {
-            "conv7": ((self.width, 7, 2),),
-            "conv3": ((self.width // 2, 3, 2), (self.width // 2, 3, 1), (self.width, 3, 1)),
-            "small": ((self.width, 3, 1),),
-        }
-        if self.kind not in convs:
-            raise ValueError(f"stem={self.kind!r}: choose one of {', '.join(convs)}")
-        for i, (features, kernel, stride) in enumerate(convs[self.kind], 1):
-            x = self.conv(self.c, features, kernel, stride, act=nn.relu, name=f"conv{i}")(x)
-        return x if self.kind == "small" else max_pool(x, 3, 2, 1)
+        for i, shape in enumerate(self.convs, 1):
+            x = self.conv(self.c, *shape, act=self.act, name=f"conv{i}")(x)
+        return max_pool(x, 3, 2, 1) if self.pool else x
+
+
+def resnet_stem(c: Ctx, kind: str, width: int, conv: type[nn.Module] = ConvBN) -> Stem:
+    """Returns one of ResNet's stems.
+
+    "conv7" is one 7x7 convolution, "conv3" three 3x3; both end at a quarter of the size. "small" is
+    one 3x3 convolution that keeps the size, for images of up to about 64 pixels.
+    """
+    convs = {
+        "conv7": ((width, 7, 2),),
+        "conv3": ((width // 2, 3, 2), (width // 2, 3, 1), (width, 3, 1)),
+        "small": ((width, 3, 1),),
+    }
+    if kind not in convs:
+        raise ValueError(f"stem={kind!r}: choose one of {', '.join(convs)}")
+    return Stem(c, convs[kind], kind != "small", conv=conv, name="stem")
 
 
 class Shortcut(nn.Module):

@@ -18,11 +18,11 @@ from jaxcls.models.layers import (
     Classifier,
     ConvBN,
     DropPath,
-    ResNetStem,
     Shortcut,
     avg_pool,
     drop_path_rates,
     forward,
+    resnet_stem,
     stages_of,
 )
 from jaxcls.models.spec import Ctx, Spec
@@ -96,7 +96,7 @@ class Res2Net(nn.Module):
         return forward(
             c,
             images,
-            stem=ResNetStem(c, self.stem, self.width, name="stem"),
+            stem=resnet_stem(c, self.stem, self.width),
             stages=stages_of(self.depths, block),
             head=Classifier(c, self.num_classes, name="head"),
         )

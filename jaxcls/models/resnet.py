@@ -30,11 +30,11 @@ from jaxcls.models.layers import (
     ConvBN,
     DropPath,
     Linear,
-    ResNetStem,
     Shortcut,
     drop_path_rates,
     forward,
     global_mean,
+    resnet_stem,
     stages_of,
 )
 from jaxcls.models.spec import Ctx, Spec
@@ -216,7 +216,7 @@ class ResNet(nn.Module):
         return forward(
             c,
             images,
-            stem=ResNetStem(c, self.stem, self.stem_width or self.width, conv, name="stem"),
+            stem=resnet_stem(c, self.stem, self.stem_width or self.width, conv),
             stages=stages_of(self.depths, block),
             head=Classifier(c, self.num_classes, name="head"),
         )

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxcls.models.layers import Classifier, ConvBN, forward, max_pool, stages_of
+from jaxcls.models.layers import Classifier, ConvBN, Stem, forward, stages_of
 from jaxcls.models.spec import Ctx, Spec
 
 Array = jax.Array
@@ -59,18 +59,6 @@ class Short(nn.Module):
         return ConvBN(self.c, self.features, act=self.act, name="conv2")(x)
 
 
-class Stem(nn.Module):
-    """3x3 convolution and maximum, each at stride 2."""
-
-    c: Ctx
-    act: Act
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        x = ConvBN(self.c, 24, 3, 2, act=self.act, name="conv1")(x)
-        return max_pool(x, 3, 2, 1)
-
-
 class ShuffleNetV2(nn.Module):
     """Stem, three stages, 1x1 convolution, head."""
 
@@ -90,7 +78,7 @@ class ShuffleNetV2(nn.Module):
         return forward(
             c,
             images,
-            stem=Stem(c, self.act, name="stem"),
+            stem=Stem(c, ((24, 3, 2),), act=self.act, name="stem"),
             stages=stages_of((4, 8, 4), unit),
             neck=ConvBN(c, self.neck, act=self.act, name="neck"),
             head=Classifier(c, self.num_classes, name="head"),

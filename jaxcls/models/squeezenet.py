@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from jaxcls.models.layers import (
     Conv,
+    ConvReLU,
     Dropout,
     at_least,
     global_mean,
@@ -41,20 +42,6 @@ class Fire(nn.Module):
         y = Conv(self.c, expanded, bias=True, name="conv2")(x)
         z = Conv(self.c, expanded, 3, bias=True, name="conv3")(x)
         return nn.relu(jnp.concatenate((y, z), -1))
-
-
-class Stem(nn.Module):
-    """One convolution at stride 2."""
-
-    c: Ctx
-    features: int
-    kernel: int
-    padding: int
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        conv = Conv(self.c, self.features, self.kernel, 2, self.padding, bias=True, name="conv1")
-        return nn.relu(conv(x))
 
 
 class Head(nn.Module):
@@ -85,10 +72,11 @@ class SqueezeNet(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
-        _, kernel, padding = self.stem
+        features, kernel, padding = self.stem
         images = at_least(images, 28 + kernel - 2 * padding)  # 15 pixels for the first pool
         pool = partial(max_pool, window=3, stride=2, ceil_mode=self.ceil_mode)
-        x = pool(Stem(c, *self.stem, name="stem")(images.astype(c.feature_dtype)))
+        stem = ConvReLU(c, features, kernel, 2, padding, name="stem")
+        x = pool(stem(images.astype(c.feature_dtype)))
         stages = [[partial(Fire, squeezed=n) for n in stage] for stage in self.stages]
         *_, x = features = run_stages(c, x, stages, pool)
         head = Head(c, self.num_classes, name="head")

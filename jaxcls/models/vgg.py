@@ -14,7 +14,7 @@ import jax
 
 from jaxcls.models.layers import (
     Classifier,
-    Conv,
+    ConvReLU,
     Dropout,
     Linear,
     adaptive_mean,
@@ -27,18 +27,6 @@ from jaxcls.models.spec import Ctx, Spec
 
 Array = jax.Array
 halve = partial(max_pool, window=2, stride=2)
-
-
-class Block(nn.Module):
-    """3x3 convolution and ReLU."""
-
-    c: Ctx
-    features: int
-    bias: bool
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        return nn.relu(Conv(self.c, self.features, 3, bias=self.bias, name="conv1")(x))
 
 
 class Neck(nn.Module):
@@ -67,7 +55,9 @@ class VGG(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
-        block = lambda i, _: partial(Block, features=min(512, 64 * 2**i), bias=self.bias)
+        block = lambda i, _: partial(
+            ConvReLU, features=min(512, 64 * 2**i), kernel=3, bias=self.bias
+        )
         return forward(
             c,
             at_least(images, 32),

@@ -23,6 +23,7 @@ from jaxcls.models.layers import (
     ConvBN,
     Dropout,
     DropPath,
+    Stem,
     drop_path_rates,
     forward,
     max_pool,
@@ -105,17 +106,6 @@ class Tail(nn.Module):
         return x
 
 
-class Stem(nn.Module):
-    """Two 3x3 convolutions, to half of the size."""
-
-    c: Ctx
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        x = ConvBN(self.c, 32, 3, 2, act=nn.relu, name="conv1")(x)
-        return ConvBN(self.c, 64, 3, act=nn.relu, name="conv2")(x)
-
-
 class Xception(nn.Module):
     """Stem; entry flow in stages 1 to 3, middle flow in stage 3, exit flow in stage 4; head."""
 
@@ -150,7 +140,7 @@ class Xception(nn.Module):
         return forward(
             c,
             images,
-            stem=Stem(c, name="stem"),
+            stem=Stem(c, ((32, 3, 2), (64, 3, 1)), pool=False, name="stem"),
             stages=stages,
             neck=neck,
             head=Classifier(c, self.num_classes, name="head"),
