@@ -75,15 +75,13 @@ class Checkpoints:
             }
             return ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
-        def open_patiently():
-            return files.patiently(open_manager, self._directory, self._report)
+        def patiently(f):
+            return files.patiently(f, self._directory, self._report)
 
         # Orbax takes a folder that it cannot list for an empty one.
-        steps = files.patiently(
-            lambda: checksums.steps(self._directory), self._directory, self._report
-        )
+        steps = patiently(lambda: checksums.steps(self._directory))
         try:
-            self._manager = open_patiently()
+            self._manager = patiently(open_manager)
         except files.StorageError:
             raise
         except (ValueError, KeyError, TypeError):
@@ -95,7 +93,7 @@ class Checkpoints:
                 except checksums.DamageError as e:
                     damaged[step] = e
             self._set_aside(damaged, intact=len(damaged) < len(steps))
-            self._manager = open_patiently()
+            self._manager = patiently(open_manager)
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Returns which checkpoints stay, oldest first (orbax's PreservationPolicy)."""

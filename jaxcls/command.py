@@ -25,8 +25,6 @@ from jaxcls.recipes import of_run, override, read
 
 STATUS = re.compile(r"[A-Z_]+: ")  # begins XLA's errors; one of a collective may be a ValueError
 
-# -- The command line ------------------------------------------------------------------------------
-
 
 def define_config(values: flags.FlagValues) -> None:
     """Declares --config; `parse` sets it to the config itself."""
@@ -158,9 +156,6 @@ class Arguments(argparse.ArgumentParser):
         raise ValueError(f"{message}; see {self.prog} --help")
 
 
-# -- Errors and exit codes -------------------------------------------------------------------------
-
-
 def complain(error: Exception) -> int:
     """Prints a user's mistake; JAXCLS_DEBUG=1 shows where it was found. Returns 2."""
     if os.environ.get("JAXCLS_DEBUG"):
@@ -228,9 +223,6 @@ def quieten() -> None:
             report(unraisable)
 
     sys.unraisablehook = without_orphans
-
-
-# -- JAX -------------------------------------------------------------------------------------------
 
 
 def start_jax() -> None:

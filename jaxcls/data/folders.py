@@ -10,7 +10,6 @@ import stat
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -427,8 +426,7 @@ def _missing(root: str, paths: Sequence[str]) -> list[int]:
     """
     folders = [os.path.dirname(path) for path in paths]
     unique = sorted({*folders})
-    with ThreadPoolExecutor(16) as pool:
-        names = dict(zip(unique, pool.map(lambda f: _file_names(os.path.join(root, f)), unique)))
+    names = dict(zip(unique, in_threads(lambda f: _file_names(os.path.join(root, f)), unique)))
     # Of what is not in a list the system has the last word: it may not tell upper from lower case,
     # or keep a folder from being listed.
     return [

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxcls.data.access import Source
+from jaxcls.data.folders import some
 from jaxcls.data.sources import Data
 
-LISTED = 5  # classes, or places in the data, in a message
+LISTED = 5  # classes in a message
 
 
 def of(data: Data) -> dict[str, Any]:
@@ -46,8 +47,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         elif a.get("labels") != b.get("labels"):
             found.append(f"other labels of the {what}")
         elif others := _others(a.get("some", {}), b.get("some", {})):
-            more = f" and {len(others) - LISTED} more" * (len(others) > LISTED)
-            found.append(f"other {what}: those of {', '.join(others[:LISTED])}{more}")
+            found.append(f"other {what}: those of {some(others)}")
     return found
 
 

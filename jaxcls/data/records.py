@@ -11,7 +11,6 @@ import os
 import re
 import struct
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -212,8 +211,7 @@ def _records(files: tuple[str, ...], names: tuple[str, ...], max_bad_images: int
             reason = f": {error}" if str(error) else ""
             return 1, f"{file}: not an ArrayRecord file, or cut short{reason}"
 
-    with ThreadPoolExecutor(16) as pool:
-        counts, errors = zip(*pool.map(count, files))
+    counts, errors = zip(*in_threads(count, files))
     if errors := [*filter(None, errors)]:
         said = errors[0]
         if len(errors) > 1:
