@@ -521,7 +521,7 @@ def outputs(
       x: what the head sees, [B, D], or [B, H, W, D] to be averaged.
       head: pre_logits -> logits.
     """
-    out = {f"stage{i}": x for i, x in enumerate(features, 1)}
+    out = {f"stage{i}": after for i, after in enumerate(features, 1)}
     out["pre_logits"] = x if x.ndim == 2 else global_mean(x, c)
     return out | {"logits": head(out["pre_logits"])}
 
