@@ -20,7 +20,7 @@ def get_config(arg=None):
     c.duration = "90 epochs"  # length of the run; an epoch is floor(training images / batch_size)
     c.batch_size = 256  # images per step, over all devices and processes
 
-    # -- The network: jaxcls.models.build(**model) ----------------------------------------------
+    # -- The network: jaxcls.network.make(**model) ----------------------------------------------
     c.model = ConfigDict()
     c.model.name = "ResNet50"  # one of `python -m jaxcls.models`
     c.model.num_classes = 0  # 0: as many as the training data has
@@ -68,17 +68,11 @@ def get_config(arg=None):
     c.loader.workers = 0  # worker processes; 0: threads of this process only
     c.loader.prefetch = 4  # batches ready in advance, at least 1
 
-    # -- What happens to each image: jaxcls.data.ops.make(**image), jaxcls.data.device ----------
+    # -- How images reach the network: jaxcls.data.ops.Image(**image), stored with the weights ----
     c.image = ConfigDict()
     c.image.size = 224  # pixels, height and width, in training
     c.image.eval_size = 0  # pixels in evaluation; 0: size
     c.image.eval_resize = 256  # pixels of the short side before the central crop; 0: no resize
-    c.image.crop = "random_resized"  # in training; or "shift" (pad and crop), "center"
-    c.image.crop_scale = (0.08, 1.0)  # random_resized: share of the area
-    c.image.crop_ratio = (3 / 4, 4 / 3)  # random_resized: width / height
-    c.image.crop_log_ratio = False  # random_resized: uniform in its logarithm
-    c.image.shift = 0  # shift: pixels to each side at most
-    c.image.flip = 0.5  # probability of a left-right flip in training
     # "nearest", "bilinear", "area", "bicubic", "lanczos"; "random": bilinear or bicubic in training
     c.image.interpolation = "bilinear"
     # large JPEGs at 1/2, 1/4 or 1/8 of their size where crops still are shrunk, quicker and
@@ -88,6 +82,15 @@ def get_config(arg=None):
     c.image.exif = True  # turn photographs as their EXIF orientation says
     c.image.mean = (0.485, 0.456, 0.406)  # of each channel, pixels in [0, 1]
     c.image.std = (0.229, 0.224, 0.225)
+
+    # -- Which part of them trains: jaxcls.data.ops.training(**crop) ----------------------------
+    c.crop = ConfigDict()
+    c.crop.name = "random_resized"  # or "shift" (pad and crop), "center"
+    c.crop.scale = (0.08, 1.0)  # random_resized: share of the area
+    c.crop.ratio = (3 / 4, 4 / 3)  # random_resized: width / height
+    c.crop.log_ratio = False  # random_resized: uniform in its logarithm
+    c.crop.shift = 0  # shift: pixels to each side at most
+    c.crop.flip = 0.5  # probability of a left-right flip
 
     # -- Transforming images, on the host: jaxcls.data.augment.make(**augment) ------------------
     c.augment = ConfigDict()
@@ -141,8 +144,9 @@ def get_config(arg=None):
     c.mix.decay_power = 3.0  # fmix: the larger, the smoother the masks
     c.mix.max_soft = 0.0  # fmix: share of the pixels on either side of an edge that are blended
 
-    # -- The loss: jaxcls.objectives.supervised(**loss) -----------------------------------------
+    # -- The loss: jaxcls.objectives.make(**loss) -----------------------------------------------
     c.loss = ConfigDict()
+    c.loss.name = "supervised"  # cross-entropy with the labels
     c.loss.label_smoothing = 0.0
     c.loss.aux_weight = 0.3  # weight of each auxiliary head's loss, in networks that have them
 
@@ -192,11 +196,15 @@ def get_config(arg=None):
     c.ema.decay = 0.0  # of the moving average of parameters and statistics; 0: none
     c.ema.ramp = False  # begin with min(decay, (1 + step) / (10 + step))
 
-    # -- Devices: jaxcls.sharding.make_mesh(**mesh) ---------------------------------------------
+    # -- Devices: jaxcls.sharding.make(**mesh) --------------------------------------------------
     c.mesh = ConfigDict()
     c.mesh.data = -1  # devices along the batch; -1: all that are left
     c.mesh.fsdp = 1  # devices that share parameters and optimizer state (and the batch too)
     c.mesh.fsdp_min_size = 65536  # smaller parameters (in elements) stay whole on each device
+    # ((pattern, axes), ...): how parameters whose names match are cut, an axis of the mesh or None
+    # for each dimension, (("head/.*kernel$", (None, "fsdp")),); the first that matches counts, the
+    # others are cut by their shapes
+    c.mesh.rules = ()
 
     # -- Starting point: jaxcls.weights.initialize(**init) --------------------------------------
     c.init = ConfigDict()

@@ -8,7 +8,7 @@ What augmentation does where images are few, 7 minutes a run on one core:
 
     --config.data.fraction=0.1 --config.duration="40 epochs" --config.eval.every="40 epochs" \\
     --config.model.options='(("stem","conv3"),("depths",(1,1,1)),("width",32))' \\
-    --config.image.flip=0.0 --config.image.shift=0
+    --config.crop.flip=0.0 --config.crop.shift=0
 
 57.1, 58.0, 57.9 % top-1 for seeds 0, 1, 2; with --config.erase.name=random_erasing 59.5, 60.2
 and 59.3, with --config.mix.cutmix=1.0 61.7, 62.6 and 62.2, with
@@ -30,8 +30,8 @@ def get_config(arg=None):
     c.model.options = (("stem", "small"), ("depths", (1, 1, 1)), ("width", 16))
     c.image.size = 32
     c.image.eval_resize = 32
-    c.image.crop = "shift"
-    c.image.shift = 4
+    c.crop.name = "shift"
+    c.crop.shift = 4
     c.image.mean = (0.491, 0.482, 0.447)
     c.image.std = (0.247, 0.243, 0.262)
     c.optim.l2 = 5e-4

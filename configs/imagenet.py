@@ -70,7 +70,7 @@ RECIPES = (
     # Small networks
     ("MobileNetV1*", {"optim.l2": 3e-5}),
     ("MobileNetV2*", {"duration": "240 epochs", "lr.peak": 0.045, "optim.l2": 4e-5}),
-    ("MobileNetV2_x0_25 MobileNetV2_x0_5", {"optim.l2": 3e-5, "image.crop_ratio": (1.0, 1.0)}),
+    ("MobileNetV2_x0_25 MobileNetV2_x0_5", {"optim.l2": 3e-5, "crop.ratio": (1.0, 1.0)}),
     (
         "ShuffleNet*",
         {
@@ -83,10 +83,10 @@ RECIPES = (
     ),
     (
         "ShuffleNetV2_x0_*",
-        {"optim.l2": 3e-5, "image.crop_scale": (0.64, 1.0), "image.crop_ratio": (0.8, 1.2)},
+        {"optim.l2": 3e-5, "crop.scale": (0.64, 1.0), "crop.ratio": (0.8, 1.2)},
     ),
     ("ShuffleNetV2_x1_5 ShuffleNetV2_x2_0", {"batch_size": 512, "lr.peak": 0.25}),
-    ("ShuffleNetV2_x1_5", {"image.crop_ratio": (1.0, 1.0)}),
+    ("ShuffleNetV2_x1_5", {"crop.ratio": (1.0, 1.0)}),
     (
         "MobileNetV3*",
         {

@@ -1,3 +1,3 @@
 """jaxcls: image classifiers on TPUs and GPUs with JAX and Flax."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

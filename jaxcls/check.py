@@ -29,7 +29,7 @@ from jaxcls.command import define_config, exit_with, parse, told
 from jaxcls.config import plan
 from jaxcls.console import Console
 from jaxcls.data import sources
-from jaxcls.data.access import Source, for_all
+from jaxcls.data.access import Source, for_all, item_of
 from jaxcls.data.decode import BadImage, decode
 
 # Bits. Measured: at most 4 differ in every copy of 500 photographs at half the size, or as a JPEG
@@ -112,7 +112,7 @@ class Image(NamedTuple):
 def examine(source: Source, index: int, **how: Any) -> Image:
     """Reads and decodes an image; `how`: arguments of `decode`."""
     try:
-        item = source[index]
+        item = item_of(source, index)
         data = item["image"]
         pixels = decode(data, name=item["name"], **how)
     except BadImage as error:
@@ -146,7 +146,7 @@ class Split:
 
     def name(self, index: int) -> str:
         """Returns what error messages call an image."""
-        return self.source[index]["name"]
+        return item_of(self.source, index)["name"]
 
     def counts(self) -> np.ndarray:
         """Returns how many images can be read of each class."""

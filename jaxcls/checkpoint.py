@@ -6,6 +6,7 @@ and checksums (`jaxcls.checksums`). It is saved before it is evaluated; what cam
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -284,9 +285,12 @@ class Checkpoints:
             # Orbax casts dtypes silently and restores part of a tree into a larger one.
             metadata = functools.partial(self._manager.item_metadata, step)
             saved = files.patiently(metadata, path, self._report).state.tree
-            differences = _differences(saved, abstract_state)
+            old = "ema" in saved and hasattr(abstract_state, "averages")
+            target = _before_averages(abstract_state) if old else abstract_state
+            differences = trees.differences(saved, target)
             if not differences:
-                state = read("state", ocp.args.StandardRestore(abstract_state))
+                state = read("state", ocp.args.StandardRestore(target))
+                state = _with_averages(state, abstract_state) if old else state
         except Exception as e:  # on damaged files orbax raises errors of all types
             # If the files are what was written, or cannot be read, or memory is short, it is no
             # damage.
@@ -392,12 +396,12 @@ def _read_evaluation(path: epath.Path, step: int) -> dict[str, Any] | None:
     return None
 
 
-def _differences(saved: Any, abstract: Any) -> list[str]:
-    """Returns a line for each tensor that is not the same in both trees."""
-    theirs = dict(zip(trees.paths(saved), map(trees.spec, jax.tree.leaves(saved))))
-    ours = dict(zip(trees.paths(abstract), map(trees.spec, jax.tree.leaves(abstract))))
-    return [
-        f"{path}: {theirs.get(path, 'nothing')} in the checkpoint, {ours.get(path, 'nothing')} here"
-        for path in theirs | ours
-        if theirs.get(path) != ours.get(path)
-    ]
+def _before_averages(state: Any) -> dict[str, Any]:
+    """Returns a train state as versions before 0.2 saved it, with its one average as "ema"."""
+    tree = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return tree | {"ema": tree.pop("averages").get("ema")}
+
+
+def _with_averages(tree: dict[str, Any], state: Any) -> Any:
+    average = tree.pop("ema")
+    return state.replace(averages={"ema": average} if average else {}, **tree)

@@ -6,6 +6,7 @@ stands in the run's config.json, and stays when the run goes on.
 """
 
 import contextlib
+import dataclasses
 import io
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,8 +18,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxcls import config as configs
-from jaxcls import models, optim, record, weights
-from jaxcls.data import sources
+from jaxcls import network, optim, record, weights
+from jaxcls.data import loader, sampling, sources
+from jaxcls.data.access import Source
 from jaxcls.data.decode import FORMATS
 
 # Of this many parameters and more, a network takes hours to train on a few processor cores, where
@@ -49,15 +51,14 @@ def open_data(
     Raises:
       ValueError: something is wrong with `config.data` or with the checkpoint.
     """
-    if not _open_keys(config):
-        size = config.image.size
-        return config, sources.open(**config.data, image_size=size, training=training)
+    options = configs.consume(config, "loader", loader.Options)
     path = epath.Path(workdir) / record.FILE
-    if workdir and path.exists():
+    if _open_keys(config) and workdir and path.exists():
         with contextlib.suppress(ValueError):  # it is damaged, and will be written anew
             config = _with(config, configs.flatten(record.read(path)))
     size = config.image.size or 224
     data = sources.open(**config.data, image_size=size, training=training)
+    data = dataclasses.replace(data, loader=options)
     if _open_keys(config):
         config, line = settled(
             config,
@@ -67,6 +68,7 @@ def open_data(
             devices=jax.devices(),
         )
         report(line)
+    sampling.check(data.sampling, data.repeats, config.batch_size)
     return config, data
 
 
@@ -129,19 +131,11 @@ def settled(
         "lr.warmup": f"{steps // 20} steps",
         "eval.every": f"{max(steps // 10, 1)} steps",
         "checkpoint.every": f"{max(steps // 10, 1)} steps",
-        "optim.l2": l2 if "l2" in optim.OPTIMIZERS.get(config.optim.name, ()) else 0.0,
+        "optim.l2": l2 if _takes_l2(config.optim.name) else 0.0,
         "optim.frozen": FEATURES if freeze else (),
         "optim.lr_mults": FACTORS if weights and parameters >= LARGE and not freeze else (),
     }
     return _with(config, choice), what
-
-
-def network(config: ConfigDict) -> dict[str, Any]:
-    """Returns what a checkpoint keeps of `config.model`, to build the network again."""
-    options = dict(config.model.options)
-    if config.model.bn_epsilon is not None:
-        options["bn_epsilon"] = config.model.bn_epsilon
-    return {"name": config.model.name, "options": options}
 
 
 def _following(config: ConfigDict, choice: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,13 +147,17 @@ def _following(config: ConfigDict, choice: Mapping[str, Any]) -> dict[str, Any]:
         scale = config.image.size / choice["image.size"]
         follow["image.eval_size"] = 0
         follow["image.eval_resize"] = round(choice["image.eval_resize"] * scale)
-        follow["image.shift"] = int(choice["image.shift"] * scale)
-    if config.image.crop not in (None, "shift"):
-        follow["image.shift"] = 0
+        follow["crop.shift"] = int(choice["crop.shift"] * scale)
+    if config.crop.name not in (None, "shift"):
+        follow["crop.shift"] = 0
     return follow
 
 
-def short_side(source: sources.Source, samples: int = 16) -> int:
+def _takes_l2(optimizer: str) -> bool:
+    return optimizer in optim.OPTIMIZERS and "l2" in configs.keywords(optim.OPTIMIZERS[optimizer])
+
+
+def short_side(source: Source, samples: int = 16) -> int:
     """Returns the median of the pixels of the short sides of some images."""
     sides = []
     for index in np.linspace(0, len(source) - 1, samples).astype(int).tolist():
@@ -181,30 +179,23 @@ def _of_checkpoint(path: str) -> tuple[dict[str, Any], int, bool]:
     """Returns keys for a checkpoint, its number of parameters, and whether it says its options."""
     variables, meta = weights.load(path, report=lambda line: None)
     try:
-        return _of_meta(meta, sum(x.size for x in jax.tree.leaves(variables["params"])))
+        net = network.of_meta(meta, variables, path)
+        crop = (meta.get("crop") or {}).items()
+        keys = dataclasses.asdict(net.image) | (meta.get("image") or {})
+        images = {configs.MOVED.get(f"image.{k}", f"image.{k}"): v for k, v in keys.items()}
+        images |= {f"crop.{key}": value for key, value in crop}
+        images = {k: configs.from_json(k, v) for k, v in images.items()}
+        images = _images(**{k: v for k, v in images.items() if k in configs.OPEN})
     except (LookupError, TypeError, AttributeError, ValueError) as e:
         raise ValueError(
             f"config.init.checkpoint = {path!r}: its meta data do not tell network and images "
-            f"({configs.short(e)}): begin with a recipe that leaves nothing open, such as "
-            "configs/resnet50_vd.py"
+            f"({configs.short(e.__cause__ or e)}): begin with a recipe that leaves nothing open, "
+            "such as configs/resnet50_vd.py"
         ) from e
-
-
-def _of_meta(meta: Mapping[str, Any], parameters: int) -> tuple[dict[str, Any], int, bool]:
-    network = meta.get("network") or {"name": meta["model"], "options": meta.get("options") or {}}
-    size = models.MODELS[network["name"]].size
-    images = _images(size=size, eval_resize=round(size * 256 / 224)) | {
-        f"image.{key}": configs.from_json(f"image.{key}", value)
-        for key, value in meta.get("image", {}).items()
-    }
     # images of one size needed no resizing; those here may be larger, and training shrinks them
-    short = images["image.eval_size"] or images["image.size"]
-    images["image.eval_resize"] = images["image.eval_resize"] or short
-    choice = {
-        "model.name": network["name"],
-        "model.options": tuple((k, configs.tuples(v)) for k, v in network["options"].items()),
-        **images,
-    }
+    images["image.eval_resize"] = images["image.eval_resize"] or net.image.shown
+    choice = {"model.name": net.name, "model.options": tuple(net.options.items()), **images}
+    parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
     return choice, parameters, bool({"network", "options"} & meta.keys())
 
 
@@ -212,22 +203,23 @@ def _from_scratch(accelerator: bool, pixels: int) -> dict[str, Any]:
     """Returns network and images for a training without a checkpoint."""
     if accelerator:
         return {"model.name": "ResNet50_vd", "model.options": (), **_images()}
+    images: dict[str, Any] = {}
     if pixels <= 64:  # the whole image, shifted a little
         size = max(pixels // 8 * 8, 16)
         options = (("stem", "small"), ("depths", (1, 1, 1)), ("width", 32))
-        images = _images(size=size, eval_resize=size, crop="shift", shift=size // 8)
+        images = {"image.eval_resize": size, "crop.name": "shift", "crop.shift": size // 8}
     else:
         size = min(pixels // 32 * 32, 128)
         options = (("depths", (1, 1, 1, 1)), ("width", 32))
-        images = _images(size=size, eval_resize=round(size * 256 / 224))
+        images = {"image.eval_resize": round(size * 256 / 224)}
+    images = _images(**{"image.size": size}, **images)
     return {"model.name": "ResNet18_vd", "model.options": options, **images}
 
 
-def _images(**image: Any) -> dict[str, Any]:
-    """Returns the keys of `image`, with the defaults of configs/base.py for those not given."""
-    defaults = configs.defaults()[0]
-    keys = [key for key in configs.OPEN if key.startswith("image.")]
-    return {key: image.get(key.partition(".")[2], defaults[key]) for key in keys}
+def _images(**keys: Any) -> dict[str, Any]:
+    """Returns the keys of `image` and `crop`, those not given as in configs/base.py."""
+    of_images = (key for key in configs.OPEN if key.startswith(("image.", "crop.")))
+    return {key: configs.defaults()[0][key] for key in of_images} | keys
 
 
 def _open_keys(config: ConfigDict) -> list[str]:

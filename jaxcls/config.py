@@ -31,11 +31,11 @@ OPEN = (
     "image.size",
     "image.eval_size",
     "image.eval_resize",
-    "image.crop",
-    "image.shift",
-    "image.flip",
     "image.mean",
     "image.std",
+    "crop.name",
+    "crop.shift",
+    "crop.flip",
     "batch_size",
     "duration",
     "lr.peak",
@@ -46,6 +46,17 @@ OPEN = (
     "eval.every",
     "checkpoint.every",
 )
+# Keys that do nothing where another one is off.
+NEED = {"ema.decay": ("ema.ramp", "eval.ema"), "init.checkpoint": ("init.ema", "init.reset")}
+# Keys of versions before 0.2 that have another place now, for the config.json of their runs.
+MOVED = {
+    "image.crop": "crop.name",
+    "image.crop_scale": "crop.scale",
+    "image.crop_ratio": "crop.ratio",
+    "image.crop_log_ratio": "crop.log_ratio",
+    "image.shift": "crop.shift",
+    "image.flip": "crop.flip",
+}
 NONE = ("none", "null")  # how None is written on the command line, in any case
 BOOLS = {"true": True, "t": True, "1": True, "yes": True, "y": True, "on": True} | dict.fromkeys(
     ("false", "f", "0", "no", "n", "off"), False
@@ -199,7 +210,7 @@ def expect(right: bool, key: str, value: Any, want: str) -> None:
       ValueError: the message names the key and says what to write.
     """
     if not right:
-        raise ValueError(f"config.{key} = {value}: write {want}")
+        raise ValueError(f"config.{key} = {value!r}: write {want}")
 
 
 @contextlib.contextmanager
@@ -407,18 +418,37 @@ def refuse_unused(
         )
 
 
-def refuse_open(config: Mapping[str, Any]) -> None:
-    """Refuses a config that leaves keys open, where nothing chooses them.
+def check_complete(config: Mapping[str, Any]) -> None:
+    """Refuses a config that cannot be computed, as far as it alone tells.
 
     Raises:
-      ValueError: a key of `OPEN` is None; the message names them.
+      ValueError: `check`; a key of `OPEN` is None and nothing chooses it.
     """
+    check(config)
     values = flatten(config)
     # what `data.eval_fraction` is then is up to the source
     left = [k for k in OPEN if values[k] is None and k != "data.eval_fraction"]
     if left:
         keys = ", ".join(f"config.{key}" for key in left)
         raise ValueError(f"not set, and only chosen where images are read for a run: {keys}")
+    keep = values["checkpoint.keep"]
+    if keep < 1:
+        raise ValueError(f"config.checkpoint.keep = {keep}: keep at least 1 checkpoint")
+
+
+def refuse_idle(config: Mapping[str, Any]) -> None:
+    """Refuses keys of training that do nothing where another one is off.
+
+    Raises:
+      ValueError: there is one of `NEED`.
+    """
+    values = flatten(config)
+    for needed, keys in NEED.items():
+        for key in keys:
+            if not values[needed] and values[key] != defaults()[0][key]:
+                raise ValueError(
+                    f"config.{key} = {values[key]} does nothing without config.{needed}"
+                )
 
 
 def stage_mults(*factors: float) -> tuple[tuple[str, float], ...]:
@@ -446,6 +476,41 @@ class Plan:
     def epoch(self, step: int) -> float:
         """Returns the epochs that `step` steps are."""
         return step / self.steps_per_epoch
+
+    def rows(self, devices: int, micro_batches: int, group: int | None) -> int:
+        """Returns the images that are computed together: those of a micro-batch.
+
+        Raises:
+          ValueError: batches do not divide over devices, micro-batches and groups of BatchNorm.
+        """
+        batch = self.batch_size
+        if batch % (devices * micro_batches):
+            raise ValueError(
+                f"config.batch_size = {batch} does not divide over {devices} device(s) x "
+                f"config.optim.accumulate_steps = {micro_batches}: use a multiple of "
+                f"{devices * micro_batches}"
+            )
+        rows = batch // micro_batches
+        if group is not None and group < 1:
+            raise ValueError(
+                f"config.model.bn_group = {group}: write a number of images above 0, or None for "
+                "all"
+            )
+        if group is not None and rows % group:
+            raise ValueError(
+                f"config.model.bn_group = {group} does not divide the {rows} images that are "
+                "computed together (config.batch_size / config.optim.accumulate_steps)"
+            )
+        check_eval_batch(self.eval_batch_size, devices)
+        return rows
+
+
+def check_eval_batch(batch: int, devices: int) -> None:
+    """Refuses batches of evaluation that do not divide over devices."""
+    if batch < 1 or batch % devices:
+        raise ValueError(
+            f"config.eval.batch_size = {batch} does not divide over {devices} device(s)"
+        )
 
 
 def plan(config: ConfigDict, num_train: int) -> Plan:

@@ -169,25 +169,25 @@ class Console:
         """Takes a line for `describe`."""
         self.notes.append(text)
 
-    def describe(self, config: ConfigDict, workdir: Any, data: Any, program: Any) -> None:
+    def describe(self, workdir: Any, data: Any, program: Any) -> None:
         """Shows what a run is made of: images, devices, network, lengths."""
         self.classes = len(data.class_names)
-        plan, devices = program.plan, program.mesh.devices.flatten()
+        plan, devices = program.plan, program.layout.mesh.devices.flatten()
         kinds = " and ".join(sorted({device.device_kind for device in devices}))
         processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
         names = textwrap.shorten(", ".join(data.class_names), 55, placeholder=" ...")
-        size = f"{config.image.size}x{config.image.size}"
+        net, optimizer = program.network, program.optimizer
         network, *rest = parts(
             program.abstract_state.params,
-            frozen=config.optim.frozen,
-            lr_mults=config.optim.lr_mults,
+            frozen=optimizer.frozen,
+            lr_mults=optimizer.lr_mults,
         )
         evaluated = f"{len(data.eval):,}" if data.eval is not None else "none"
         lines = [
             f"images   {len(data.train):,} to train, {evaluated} to evaluate",
             f"classes  {self.classes:,}: {names}",
-            f"devices  {len(devices)} x {kinds}{processes}, {program.precision}",
-            f"network  {config.model.name} at {size} pixels, {network}",
+            f"devices  {len(devices)} x {kinds}{processes}, {net.precision}",
+            f"network  {net.name} at {net.image.size}x{net.image.size} pixels, {network}",
             *(f"         {line}" for line in rest),
             f"run      {plan.total_steps:,} steps of {plan.batch_size:,} images, "
             f"{plan.epoch(plan.total_steps):.4g} epochs, in {workdir}",

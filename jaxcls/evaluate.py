@@ -8,54 +8,58 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from jaxcls import choices, record, sharding, weights
+from jaxcls import choices, names, network, objectives, precision, record, sharding, steps, weights
+from jaxcls.config import check_complete, check_eval_batch, consume
 from jaxcls.console import Console
-from jaxcls.data import loader, sources
+from jaxcls.data import ops
+from jaxcls.data.feed import Feed
 from jaxcls.metrics import plain
-from jaxcls.program import Program, build, check_names, model_arguments, reading
 
 
 def evaluate(
-    program: Program,
-    config: ConfigDict,
-    data: sources.Data,
-    state: Any,
+    eval_step: Callable[..., dict[str, jax.Array]],
+    feed: Feed,
+    *variables: Any,
+    batch_size: int,
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int], None] = lambda images: None,
-) -> dict[str, float] | None:
-    """Returns {"loss", "top1", "top5", "images"}: means over all images (accuracies in [0, 1]).
+) -> list[dict[str, float]] | None:
+    """Returns {"loss", "top1", "top5", "images"} of each variables: means over all images.
+
+    Accuracies are in [0, 1]. The images are read once.
 
     Args:
-      program, config, data: of the run.
-      state: a train state.
+      eval_step: (variables, batch) -> sums, see `steps.make_eval_step`.
+      feed: of the images.
+      *variables: {"params", "batch_stats"} each: as trained, averaged, of several checkpoints.
+      batch_size: over all devices.
       stop: asked before each batch; the answer True gives up, and the result is None.
       progress: told the number of images that are done, before each batch.
     """
-    batches = loader.eval_batches(
-        data.eval,
-        program.eval_transform,
-        batch_size=program.plan.eval_batch_size,
-        rows=sharding.local_rows(program.batch_sharding, program.plan.eval_batch_size),
-        **reading(config, data),
-    )
-    totals: dict[str, float] = {}
-    late: dict[str, jax.Array] = {}
+    totals: list[dict[str, float]] = [{} for _ in variables]
+    late: list[dict[str, jax.Array]] = []
 
     def add(sums):
-        for name, value in jax.device_get(sums).items():
-            totals[name] = totals.get(name, 0.0) + float(value)  # float64: no image gets lost
+        for total, of_batch in zip(totals, jax.device_get(sums)):
+            for name, value in of_batch.items():
+                total[name] = total.get(name, 0.0) + float(value)  # float64: no image gets lost
 
-    with batches:
+    with feed.eval_batches(batch_size) as batches:
         for number, batch in enumerate(batches):
             if stop():
                 return None
-            progress(min(number * program.plan.eval_batch_size, len(data.eval)))
-            sums = program.eval_step(state, sharding.put(batch, program.batch_sharding))
+            progress(min(number * batch_size, len(feed.source)))
+            batch = feed.put(batch)
+            with jax.transfer_guard("disallow"):
+                sums = [eval_step(v, batch) for v in variables]
             add(late)  # one batch late, so that the device does not wait
             late = sums
     add(late)
-    images = int(totals.pop("count"))
-    return {name: value / images for name, value in totals.items()} | {"images": images}
+    images = [int(total.pop("count")) for total in totals]
+    return [
+        {name: value / n for name, value in total.items()} | {"images": n}
+        for total, n in zip(totals, images)
+    ]
 
 
 def run(config: ConfigDict, workdir: str) -> int:
@@ -67,7 +71,7 @@ def run(config: ConfigDict, workdir: str) -> int:
     if config.init.checkpoint and not weights.exists(workdir):
         path = config.init.checkpoint
     console = Console()
-    check_names(config)
+    names.check(config)
     console.status("looking at the images ...")
     begun = record.find(workdir)
     config, data = choices.open_data(
@@ -75,29 +79,44 @@ def run(config: ConfigDict, workdir: str) -> int:
     )
     if data.eval is None:
         raise ValueError(f"config.data: this {config.data.source} source has no evaluation images")
-    config = config.copy_and_resolve_references()
-    averaged = config.eval.ema
-    # the weights to evaluate are in the state itself
-    config.ema.decay, config.ema.ramp, config.eval.ema = 0.0, False, True
-    # its training images may be fewer than a batch: nothing is trained
-    few = len(data.train) < config.batch_size
-    images = config.batch_size * 1000 if few else len(data.train)
-    program = build(config, num_train=images, num_classes=len(data.class_names))
-    console.status("initialising the network ...")
-    state = program.init()
-    variables = weights.initialize(
-        {"params": state.params, "batch_stats": state.batch_stats},
-        num_classes=config.model.num_classes or len(data.class_names),
+    check_complete(config)
+    layout = consume(config, "mesh", sharding.make)
+    batch_size = config.eval.batch_size or config.batch_size
+    check_eval_batch(batch_size, layout.mesh.size)
+    numbers = consume(config, "precision", precision.make, platform=layout.platform)
+    net, _, outputs = consume(
+        config,
+        "model",
+        network.make,
+        classes=len(data.class_names),
         class_names=data.class_names,
-        model=config.model.name,
-        options=model_arguments(config),
+        image=consume(config, "image", ops.Image),
+        precision=numbers.name,
+    )
+    console.status("loading the network ...")
+    shapes = net.shapes
+    variables = weights.initialize(
+        jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            shapes,
+            layout.of(shapes),
+        ),
+        network=net.described(),
         checkpoint=path,
-        ema=averaged,
+        ema=config.eval.ema,
         strict=True,
         report=lambda line: print(line, file=sys.stderr),
     )
-    state = state.replace(**variables)
-    result = evaluate(program, config, data, state, progress=console.evaluating)
+    objective = consume(config, "loss", objectives.make, outputs=outputs)
+    eval_step = jax.jit(
+        steps.make_eval_step(net.predict, objective.per_image),
+        in_shardings=(layout.of(shapes), layout.rows),
+        out_shardings=layout.whole,
+    )
+    feed = Feed(data, data.eval, net.transform, layout)
+    [result] = evaluate(
+        eval_step, feed, variables, batch_size=batch_size, progress=console.evaluating
+    )
     console.erase()
     if jax.process_index() == 0:
         print(json.dumps({"checkpoint": path, **plain(result)}, allow_nan=False))

@@ -40,7 +40,6 @@ class Log:
         workdir: epath.Path,
         plan: Plan,
         *,
-        every: int,
         max_skipped: int,
         tensorboard: bool,
         from_step: int,
@@ -53,7 +52,6 @@ class Log:
         Args:
           workdir: local or remote.
           plan: of the run.
-          every: steps from one line to the next.
           max_skipped: skipped steps in a row that stop the run.
           tensorboard: write events too.
           from_step: where the run goes on.
@@ -65,7 +63,7 @@ class Log:
           ValueError: the log that is there is damaged.
         """
         enabled = jax.process_index() == 0
-        self.plan, self.every, self.max_skipped = plan, every, max_skipped
+        self.plan, self.max_skipped = plan, max_skipped
         self.window = Window(meta["window"])
         self.waiting: collections.deque = collections.deque()  # (step, metrics on the device)
         self.console, self.from_step = console, from_step
@@ -105,7 +103,7 @@ class Log:
                 self.window.add(values, self.plan.batch_size)
             latest = {k: values[k] for k in LAST}
             self.console.step(step, self.plan.epoch(step), self.window.means() | latest)
-            if due(step, self.every, self.plan.total_steps):
+            if due(step, self.plan.log_every, self.plan.total_steps):
                 self.report(step, "train", self.window.flush() | latest)
 
     def report(self, step: int, split: str, metrics: dict[str, Any]) -> None:
@@ -379,7 +377,7 @@ def finish(
 ) -> None:
     """Writes summary.json; prints the table at the end of a run, and what to do next."""
     summary = {
-        "model": meta["model"],
+        "model": meta["network"]["name"],
         "complete": complete,
         "steps": step,
         "epochs": plan.epoch(step),
@@ -395,7 +393,7 @@ def finish(
         if jax.process_count() == 1:
             print(f"  or:        {command(('workdir', workdir))}")
         return
-    print(f"\n{meta['model']}: {step} steps, {plan.epoch(step):g} epochs, {meta['seconds']} s")
+    print(f"\n{summary['model']}: {step} steps, {plan.epoch(step):g} epochs, {meta['seconds']} s")
     for which in ("best", "last"):
         if result := summary[which]:
             shown = f"top-1 {100 * result['top1']:6.2f} %"

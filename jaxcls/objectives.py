@@ -1,28 +1,62 @@
-"""What training minimises: objective(outputs, batch, aux) -> (loss, metrics), all scalars."""
+"""What training minimises, and what evaluation counts. An objective is a row of `OBJECTIVES`."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxcls import losses
+from jaxcls.config import choose, defaults, taken
 
-Batch = Mapping[str, jax.Array]
-Objective = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+Arrays = Mapping[str, jax.Array]
+METRICS = ("loss", "top1", "top5")  # of each image in evaluation
 
 
-def supervised(*, label_smoothing: float, aux_weight: float) -> Objective:
-    """Returns the objective of plain classification, for `config.loss`.
+class Objective(NamedTuple):
+    """The parts of an objective: functions of what the network returns, arrays in and out.
 
-    The objective is the mean cross-entropy over the batch, of "logits" plus `aux_weight` times that
-    of each auxiliary head ("aux1", "aux2", ...). A mixed batch has two labels: every cross-entropy
-    is lam CE(label) + (1 - lam) CE(label2), both smoothed. Its metrics are "loss" and, in [0, 1],
-    "top1" and "top5" (top-K where there are K < 5 classes); of a mixed batch, where being right is
-    a matter of degree, "top1_mixed" instead: top-1 of both labels, weighted like the loss.
+    `teachers` runs once a step, outside the gradient. Its variables are an argument of the step and
+    no constants of its program. `extra` is a module that is trained with the network, such as
+    projections of its features: `extra(outputs, batch, train)` returns further outputs. What it
+    learns stands in the variables as "extra", which exports drop.
+    """
+
+    loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]  # (outputs, batch, aux), scalars
+    per_image: Callable[[Arrays, Arrays], dict[str, jax.Array]]  # (outputs, batch) -> `METRICS` [B]
+    teachers: Callable[[Any, Arrays], Any] | None = None  # (teacher variables, batch) -> aux
+    teacher_variables: Any = None
+    extra: nn.Module | None = None
+
+
+def make(*, name: str, outputs: Arrays, **keys: Any) -> Objective:
+    """Returns the objective of `config.loss`.
+
+    Args:
+      name, ...: `config.loss`: a name of `OBJECTIVES` and what it takes.
+      outputs: shapes of what the network returns in training.
 
     Raises:
-      ValueError: `label_smoothing` outside [0, 1), `aux_weight` negative.
+      ValueError: an unknown name, a value out of range, a key that is not used.
+    """
+    method = OBJECTIVES[choose("config.loss.name", name, OBJECTIVES)]
+    return method(outputs=outputs, **taken("loss", name, method, keys))
+
+
+def supervised(*, label_smoothing: float, aux_weight: float, outputs: Arrays) -> Objective:
+    """Returns the objective of plain classification.
+
+    Its loss is the mean cross-entropy over the images that have a label, of "logits" plus
+    `aux_weight` times that of each auxiliary head ("aux1", "aux2", ...). A mixed batch has two
+    labels: every cross-entropy is lam CE(label) + (1 - lam) CE(label2), both smoothed. Its metrics
+    are "loss" and, in [0, 1], "top1" and "top5" (top-K where there are K < 5 classes); of a mixed
+    batch, where being right is a matter of degree, "top1_mixed" instead: top-1 of both labels,
+    weighted like the loss. In evaluation the loss is the cross-entropy without smoothing.
+
+    Raises:
+      ValueError: `label_smoothing` outside [0, 1), `aux_weight` negative, or set for a network
+        without auxiliary heads.
     """
     if not 0 <= label_smoothing < 1:
         raise ValueError(
@@ -30,18 +64,22 @@ def supervised(*, label_smoothing: float, aux_weight: float) -> Objective:
         )
     if not aux_weight >= 0:
         raise ValueError(f"config.loss.aux_weight = {aux_weight}: write a number of at least 0")
+    heads = lambda outputs: sorted(name for name in outputs if name.startswith("aux"))
+    if not heads(outputs) and aux_weight != defaults()[0]["loss.aux_weight"]:
+        raise ValueError(
+            f"config.loss.aux_weight = {aux_weight}: the network has no auxiliary heads"
+        )
 
-    def objective(outputs: Mapping[str, jax.Array], batch: Batch, aux: Any = None):
-        del aux  # teachers' outputs, for objectives that have teachers
+    def loss(outputs: Arrays, batch: Arrays, aux: Any = None):
+        del aux
 
         def mean_loss(logits):
             return _of_labels(lambda y: losses.cross_entropy(logits, y, label_smoothing), batch)
 
         logits = outputs["logits"]
         loss = mean_loss(logits)
-        for name in sorted(outputs):
-            if name.startswith("aux"):
-                loss += aux_weight * mean_loss(outputs[name])
+        for name in heads(outputs):
+            loss += aux_weight * mean_loss(outputs[name])
 
         def accuracy(k):
             return _of_labels(lambda y: (losses.rank(logits, y) < k).astype(jnp.float32), batch)
@@ -50,12 +88,27 @@ def supervised(*, label_smoothing: float, aux_weight: float) -> Objective:
             return loss, {"loss": loss, "top1_mixed": accuracy(1)}
         return loss, {"loss": loss, "top1": accuracy(1), "top5": accuracy(min(5, logits.shape[-1]))}
 
-    return objective
+    return Objective(loss, per_image)
 
 
-def _of_labels(value: Callable[[jax.Array], jax.Array], batch: Batch) -> jax.Array:
-    """Returns the mean of `value(labels)` [B], over both labels where the batch is mixed."""
-    values = value(batch["label"])
+def per_image(outputs: Arrays, batch: Arrays) -> dict[str, jax.Array]:
+    """Returns the cross-entropy of each image, and whether its label is the first or among five."""
+    logits, label = outputs["logits"], batch["label"]
+    rank = losses.rank(logits, label)
+    return {
+        "loss": losses.cross_entropy(logits, label),
+        "top1": rank < 1,
+        "top5": rank < min(5, logits.shape[-1]),
+    }
+
+
+def _of_labels(value: Callable[[jax.Array], jax.Array], batch: Arrays) -> jax.Array:
+    """Returns the mean of `value(labels)` [B] over the images with a label, or two if mixed."""
+    values, labelled = value(batch["label"]), losses.labelled(batch["label"])
     if "label2" in batch:
         values = batch["lam"] * values + (1 - batch["lam"]) * value(batch["label2"])
-    return values.mean()
+        labelled |= losses.labelled(batch["label2"])
+    return values.mean() * (labelled.size / jnp.maximum(labelled.sum(), 1))
+
+
+OBJECTIVES = {"supervised": supervised}

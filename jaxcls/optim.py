@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,53 +11,9 @@ import numpy as np
 import optax
 
 from jaxcls import trees
-from jaxcls.config import choose, refuse_unused, steps_of
+from jaxcls.config import choose, expect, steps_of, taken, tuples
 
 Schedule = Callable[[Any], jax.Array]
-
-# What each schedule takes besides peak, batch and warmup, and the defaults of configs/base.py.
-SCHEDULES = {
-    "constant": (),
-    "cosine": ("end",),
-    "piecewise": ("milestones", "gamma"),
-    "polynomial": ("end", "power"),
-    "exponential": ("gamma", "every"),
-}
-SCHEDULE_DEFAULTS = {
-    "end": 0.0,
-    "milestones": (),
-    "gamma": 0.1,
-    "every": "2.4 epochs",
-    "power": 1.0,
-}
-
-# What each optimizer takes besides no_decay, lr_mults, frozen and clip_norm, and the defaults.
-# adam has Paddle's coupled L2, adamw and lamb the decoupled decay that they were published with;
-# rmsprop's momentum is over whole updates, where a decoupled decay has no place.
-OPTIMIZERS = {
-    "sgd": ("l2", "weight_decay"),
-    "momentum": ("momentum", "nesterov", "l2", "weight_decay"),
-    "adam": ("betas", "epsilon", "l2"),
-    "adamw": ("betas", "epsilon", "weight_decay"),
-    "rmsprop": ("momentum", "rho", "epsilon", "l2"),
-    "adadelta": ("rho", "epsilon", "l2", "weight_decay"),
-    "lamb": ("betas", "epsilon", "weight_decay"),
-}
-OPTIMIZER_DEFAULTS = {
-    "momentum": 0.9,
-    "nesterov": False,
-    "betas": (0.9, 0.999),
-    "rho": 0.9,
-    "epsilon": None,
-    "l2": 0.0,
-    "weight_decay": 0.0,
-}
-EPSILONS = {"rmsprop": 1e-3, "adadelta": 1e-6}  # where epsilon is None; 1e-8 for the others
-
-
-def _require(ok: bool, key: str, value: Any, want: str) -> None:
-    if not ok:
-        raise ValueError(f"config.{key} = {value!r}: write {want}")
 
 
 def _number(x: Any) -> bool:
@@ -75,6 +31,82 @@ def _require_some(tree: Any, key: str, value: Any, problem: str) -> None:
         raise ValueError(f"config.{key} = {value!r} {problem}")
 
 
+# -- The learning rate ---------------------------------------------------------------------------
+
+
+class Lengths(NamedTuple):
+    """What a schedule may know of a run besides its own keys."""
+
+    peak: float
+    warmup: int  # w, steps
+    warmup_key: str  # where that is from
+    total: int  # T, steps
+    in_steps: Callable[..., int]  # (duration, key=)
+
+    def left(self, step: jax.Array) -> jax.Array:
+        """Returns the share of the decay to come: 1 after the warmup, 0 at the end."""
+        return jnp.maximum(self.total - step, 0) / max(self.total - self.warmup, 1)
+
+
+def constant(run: Lengths) -> Schedule:
+    """Returns the peak at all steps."""
+    return lambda step: jnp.full_like(step, run.peak, dtype=float)
+
+
+def cosine(run: Lengths, *, end: float) -> Schedule:
+    """Returns end + (peak - end) (1 + cos(pi (s - w) / (T - w))) / 2."""
+    _check_end(end, run)
+    # (1 + cos(pi x)) / 2 without its cancellation where the rate is small.
+    return lambda step: end + (run.peak - end) * jnp.sin(jnp.pi / 2 * run.left(step)) ** 2
+
+
+def polynomial(run: Lengths, *, end: float, power: float) -> Schedule:
+    """Returns end + (peak - end) (1 - (s - w) / (T - w))^power."""
+    _check_end(end, run)
+    expect(0 < power < math.inf, "lr.power", power, "a number above 0")
+    return lambda step: end + (run.peak - end) * run.left(step) ** power
+
+
+def piecewise(run: Lengths, *, milestones: Sequence[str], gamma: float) -> Schedule:
+    """Returns peak gamma^(milestones that are <= s, counted from the start of the run)."""
+    _check_gamma(gamma)
+    drops = [run.in_steps(m, key="lr.milestones") for m in milestones]
+    expect(
+        len(drops) > 0 and all(a < b for a, b in zip([0, *drops], drops)),
+        "lr.milestones",
+        milestones,
+        'one or more durations, each longer than the one before: ("30 epochs", "60 epochs")',
+    )
+    if drops[0] < run.warmup:
+        raise ValueError(
+            f"config.lr.milestones = {milestones!r} begin within the warmup, "
+            f"config.{run.warmup_key}: both count from the start of the run"
+        )
+    rates = run.peak * gamma ** np.arange(len(drops) + 1.0)
+    return lambda step: jnp.array(rates)[jnp.searchsorted(jnp.array(drops), step, side="right")]
+
+
+def exponential(run: Lengths, *, gamma: float, every: str) -> Schedule:
+    """Returns peak gamma^floor((s - w) / every)."""
+    _check_gamma(gamma)
+    interval = run.in_steps(every, key="lr.every")
+    expect(interval > 0, "lr.every", every, 'a duration of at least one step: "2.4 epochs"')
+    return lambda step: (
+        run.peak * gamma ** jnp.floor_divide(step - run.warmup, interval).astype(float)
+    )
+
+
+def _check_end(end: float, run: Lengths) -> None:
+    expect(0 <= end <= run.peak, "lr.end", end, f"a number from 0 to the peak, {run.peak:g}")
+
+
+def _check_gamma(gamma: float) -> None:
+    expect(0 < gamma <= 1, "lr.gamma", gamma, "a factor above 0, at most 1")
+
+
+SCHEDULES = {f.__name__: f for f in (constant, cosine, polynomial, piecewise, exponential)}
+
+
 def schedule(
     *,
     peak: float,
@@ -82,47 +114,27 @@ def schedule(
     schedule: str,
     warmup: str,
     warmup_if_scaled: str,
-    end: float,
-    milestones: Sequence[str],
-    gamma: float,
-    every: str,
-    power: float,
     total_steps: int,
     batch_size: int,
     steps_per_epoch: int,
+    **keys: Any,
 ) -> Schedule:
     """Returns the learning rate as a function of the step, for `config.lr`.
 
-    With `batch` set, the peak is peak * batch_size / batch (Goyal et al. 2017, arXiv:1706.02677).
-    The rate of step s in a run of T = `total_steps`, w of them warmup:
-
-        s < w        peak s / w
-        constant     peak
-        cosine       end + (peak - end) (1 + cos(pi (s - w) / (T - w))) / 2
-        polynomial   end + (peak - end) (1 - (s - w) / (T - w))^power
-        piecewise    peak gamma^(milestones that are <= s, counted from the start of the run)
-        exponential  peak gamma^floor((s - w) / every)
-
-    The function takes a Python int or an integer array, also under jit, and returns a float scalar.
+    In a run of T = `total_steps`, w of them warmup, step s < w has peak s / w, the others what the
+    function of `SCHEDULES` says. With `batch` set, the peak is peak * batch_size / batch (Goyal et
+    al. 2017, arXiv:1706.02677). It takes a Python int or an integer array, also under jit, and
+    returns a float scalar.
 
     Raises:
       ValueError: an unknown schedule, a value out of range or of the wrong form, a key that the
         chosen schedule does not take.
     """
-    choose("config.lr.schedule", schedule, SCHEDULES)
-    values = {
-        "end": end,
-        "milestones": tuple(milestones),
-        "gamma": gamma,
-        "every": every,
-        "power": power,
-    }
-    takes = SCHEDULES[schedule]
-    refuse_unused("lr", schedule, values, SCHEDULE_DEFAULTS, takes)
+    method = SCHEDULES[choose("config.lr.schedule", schedule, SCHEDULES)]
+    takes = taken("lr", schedule, method, {key: tuples(value) for key, value in keys.items()})
     in_steps = functools.partial(steps_of, batch_size=batch_size, steps_per_epoch=steps_per_epoch)
-
-    _require(0 <= peak < math.inf, "lr.peak", peak, "a number of at least 0")
-    _require(batch >= 0, "lr.batch", batch, "the batch size that peak is meant for, or 0")
+    expect(0 <= peak < math.inf, "lr.peak", peak, "a number of at least 0")
+    expect(batch >= 0, "lr.batch", batch, "the batch size that peak is meant for, or 0")
     if warmup_if_scaled and not batch:
         raise ValueError(
             f"config.lr.warmup_if_scaled = {warmup_if_scaled!r} does nothing without "
@@ -139,56 +151,8 @@ def schedule(
             f"config.{warmup_key} = {warmup!r} is {w} steps, the whole run is {total_steps}: "
             "shorten it, or lengthen config.duration"
         )
-
-    if "end" in takes:
-        _require(0 <= end <= peak, "lr.end", end, f"a number from 0 to the peak, {peak:g}")
-    if "gamma" in takes:
-        _require(0 < gamma <= 1, "lr.gamma", gamma, "a factor above 0, at most 1")
-
-    def left(step):  # share of the decay that is still to come: 1 after the warmup, 0 at the end
-        return jnp.maximum(total_steps - step, 0) / max(total_steps - w, 1)
-
-    if schedule == "constant":
-
-        def decayed(step):
-            return jnp.full_like(step, peak, dtype=float)
-
-    elif schedule == "cosine":
-
-        def decayed(step):
-            # (1 + cos(pi x)) / 2 without its cancellation where the rate is small.
-            return end + (peak - end) * jnp.sin(jnp.pi / 2 * left(step)) ** 2
-
-    elif schedule == "polynomial":
-        _require(0 < power < math.inf, "lr.power", power, "a number above 0")
-
-        def decayed(step):
-            return end + (peak - end) * left(step) ** power
-
-    elif schedule == "piecewise":
-        drops = [in_steps(m, key="lr.milestones") for m in milestones]
-        _require(
-            len(drops) > 0 and all(a < b for a, b in zip([0, *drops], drops)),
-            "lr.milestones",
-            milestones,
-            'one or more durations, each longer than the one before: ("30 epochs", "60 epochs")',
-        )
-        if drops[0] < w:
-            raise ValueError(
-                f"config.lr.milestones = {milestones!r} begin within the warmup, "
-                f"config.{warmup_key} = {warmup!r}: both count from the start of the run"
-            )
-        rates = peak * gamma ** np.arange(len(drops) + 1.0)
-
-        def decayed(step):
-            return jnp.array(rates)[jnp.searchsorted(jnp.array(drops), step, side="right")]
-
-    else:
-        interval = in_steps(every, key="lr.every")
-        _require(interval > 0, "lr.every", every, 'a duration of at least one step: "2.4 epochs"')
-
-        def decayed(step):
-            return peak * gamma ** jnp.floor_divide(step - w, interval).astype(float)
+    run = Lengths(peak, w, f"{warmup_key} = {warmup!r}", total_steps, in_steps)
+    decayed = method(run, **takes)
 
     def learning_rate(step):
         step = jnp.asarray(step)
@@ -197,16 +161,145 @@ def schedule(
     return learning_rate
 
 
+# -- The optimizers ------------------------------------------------------------------------------
+
+Part = tuple[str, optax.GradientTransformation]  # of a chain, by its name in the optimizer's state
+
+
+class Parts(NamedTuple):
+    """Makes the parts of a chain that depend on names of parameters."""
+
+    trained: Any  # tree of bool
+    decayed: Any  # tree of bool
+    frozen: bool  # whether any is
+
+    def on_trained(self, name: str, tx: optax.GradientTransformation) -> Part:
+        """Returns a part for all parameters that are trained; the others have no state."""
+        # a mask changes the structure of the state: only where it is needed
+        return name, optax.masked(tx, self.trained) if self.frozen else tx
+
+    def decay(self, name: str, factor: float) -> list[Part]:
+        """Returns the part that adds factor * parameter, where there is something to add."""
+        expect(0 <= factor < 1, f"optim.{name}", factor, "a number from 0 to below 1")
+        return [(name, optax.add_decayed_weights(factor, self.decayed))] if factor else []
+
+
+def sgd(p: Parts, *, l2: float, weight_decay: float) -> list[Part]:
+    """Returns g + l2 p, then + weight_decay p."""
+    return [
+        *p.decay("l2", l2),
+        p.on_trained("sgd", optax.identity()),
+        *p.decay("weight_decay", weight_decay),
+    ]
+
+
+def momentum(
+    p: Parts, *, momentum: float, nesterov: bool, l2: float, weight_decay: float
+) -> list[Part]:
+    """Returns sgd with v = mu v + g in the place of g; with `nesterov` g + mu v."""
+    _check_momentum(momentum)
+    if nesterov and not momentum:
+        raise ValueError("config.optim.nesterov = True does nothing without config.optim.momentum")
+    return [
+        *p.decay("l2", l2),
+        p.on_trained("momentum", optax.trace(momentum, nesterov=nesterov)),
+        *p.decay("weight_decay", weight_decay),
+    ]
+
+
+def adam(p: Parts, *, betas: tuple[float, float], epsilon: float | None, l2: float) -> list[Part]:
+    """Returns Adam with Paddle's coupled L2 (Kingma and Ba 2015, arXiv:1412.6980)."""
+    return [*p.decay("l2", l2), p.on_trained("adam", _adam(betas, epsilon))]
+
+
+def adamw(
+    p: Parts, *, betas: tuple[float, float], epsilon: float | None, weight_decay: float
+) -> list[Part]:
+    """Returns Adam with decoupled decay (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
+    return [
+        p.on_trained("adamw", _adam(betas, epsilon)),
+        *p.decay("weight_decay", weight_decay),
+    ]
+
+
+def rmsprop(
+    p: Parts, *, momentum: float, rho: float, epsilon: float | None, l2: float
+) -> list[Part]:
+    """Returns r = rho r + (1 - rho) g^2, g / sqrt(r + epsilon), and momentum over whole updates.
+
+    As in PaddlePaddle, the learning rate is inside the momentum: a falling rate does not shrink
+    what has been gathered, and a decoupled decay has no place.
+    """
+    _check_momentum(momentum)
+    _check_rho(rho)
+    scale = optax.scale_by_rms(rho, _epsilon(epsilon, 1e-3), initial_scale=0.0, eps_in_sqrt=True)
+    velocity = [p.on_trained("velocity", optax.trace(momentum))] if momentum else []
+    return [*p.decay("l2", l2), p.on_trained("rmsprop", scale), LEARNING_RATE, *velocity]
+
+
+def adadelta(
+    p: Parts, *, rho: float, epsilon: float | None, l2: float, weight_decay: float
+) -> list[Part]:
+    """Returns Adadelta (Zeiler 2012, arXiv:1212.5701)."""
+    _check_rho(rho)
+    return [
+        *p.decay("l2", l2),
+        p.on_trained("adadelta", optax.scale_by_adadelta(rho, _epsilon(epsilon, 1e-6))),
+        *p.decay("weight_decay", weight_decay),
+    ]
+
+
+def lamb(
+    p: Parts, *, betas: tuple[float, float], epsilon: float | None, weight_decay: float
+) -> list[Part]:
+    """Returns adamw times |p| / |update| of each parameter (You et al. 2020, arXiv:1904.00962)."""
+    return [
+        p.on_trained("lamb", _adam(betas, epsilon)),
+        *p.decay("weight_decay", weight_decay),
+        p.on_trained("trust_ratio", optax.scale_by_trust_ratio()),
+    ]
+
+
+def _adam(betas: tuple[float, float], epsilon: float | None) -> optax.GradientTransformation:
+    expect(
+        len(betas) == 2 and all(_number(b) and 0 <= b < 1 for b in betas),
+        "optim.betas",
+        betas,
+        "two numbers from 0 to below 1",
+    )
+    return optax.scale_by_adam(*betas, _epsilon(epsilon, 1e-8))
+
+
+def _epsilon(epsilon: float | None, default: float) -> float:
+    ok = epsilon is None or 0 < epsilon <= 1
+    expect(ok, "optim.epsilon", epsilon, "a number above 0, at most 1, or None")
+    return default if epsilon is None else epsilon
+
+
+def _check_momentum(momentum: float) -> None:
+    expect(0 <= momentum < 1, "optim.momentum", momentum, "a number from 0 to below 1")
+
+
+def _check_rho(rho: float) -> None:
+    expect(0 <= rho < 1, "optim.rho", rho, "a number from 0 to below 1")
+
+
+OPTIMIZERS = {f.__name__: f for f in (sgd, momentum, adam, adamw, rmsprop, adadelta, lamb)}
+LEARNING_RATE: Part = ("learning_rate", optax.identity())  # where `make` puts it, if not at the end
+
+
+class Optimizer(NamedTuple):
+    """What `config.optim` stands for."""
+
+    tx: optax.GradientTransformationExtraArgs
+    frozen: tuple[str, ...]  # patterns of parameters
+    lr_mults: tuple[tuple[str, float], ...]  # factors of the learning rate, by pattern
+    accumulate_steps: int  # micro-batches in a step
+
+
 def make(
     *,
     name: str,
-    momentum: float,
-    nesterov: bool,
-    betas: tuple[float, float],
-    rho: float,
-    epsilon: float | None,
-    l2: float,
-    weight_decay: float,
     no_decay: Sequence[str],
     lr_mults: Sequence[tuple[str, float]],
     frozen: Sequence[str],
@@ -214,35 +307,26 @@ def make(
     accumulate_steps: int,
     params: Any,
     learning_rate: Schedule,
-) -> optax.GradientTransformationExtraArgs:
+    **keys: Any,
+) -> Optimizer:
     """Returns the optimizer of `config.optim`.
 
-    `update(grads, opt_state, params, step=step)` returns what to add to the parameters. The
+    `tx.update(grads, opt_state, params, step=step)` returns what to add to the parameters. The
     learning rate is that of `step`, not of a count in the optimizer's state: a skipped step must
     not hold the schedule back. With g the gradient, p the parameter, m its factor of `lr_mults`,
     the chain is, each part only where it is on:
 
         clip_norm      g min(1, clip_norm / |g|), |g| over all parameters that are trained
-        l2             g + l2 p
-        sgd            g
-        momentum       v = mu v + g;  v, with nesterov g + mu v
-        adam(w), lamb  Kingma and Ba 2015, arXiv:1412.6980, with bias correction
-        rmsprop        r = rho r + (1 - rho) g^2;  g / sqrt(r + epsilon)
-        adadelta       Zeiler 2012, arXiv:1212.5701
-        weight_decay   + weight_decay p
-        trust_ratio    lamb: times |p| / |update| of each parameter (arXiv:1904.00962)
+        ...            the function of `OPTIMIZERS`; PaddlePaddle's formulas
         lr_mults       times m
         learning_rate  times -learning_rate(step)
-        velocity       rmsprop: v = mu v + update;  v
         frozen         0
 
-    These are PaddlePaddle's formulas. In its RMSProp the learning rate is inside the momentum:
-    a falling rate does not shrink what has been gathered. Frozen parameters have no state; the
-    state of all others is float32, or float64 for float64 parameters.
+    Frozen parameters have no state; the state of all others is float32, or float64 for float64
+    parameters.
 
     Args:
-      name, ..., clip_norm: `config.optim`.
-      accumulate_steps: is for the train step; only its range is checked here.
+      name, ...: `config.optim`: a name of `OPTIMIZERS` and what it takes.
       params: the parameters, or their `jax.eval_shape`: names and shapes for the rules.
       learning_rate: from `schedule`.
 
@@ -250,45 +334,18 @@ def make(
       ValueError: an unknown optimizer, a value out of range, a key that the optimizer does not
         take, a pattern that matches no parameter.
     """
-    choose("config.optim.name", name, OPTIMIZERS)
-    values = {
-        "momentum": momentum,
-        "nesterov": nesterov,
-        "betas": tuple(betas),
-        "rho": rho,
-        "epsilon": epsilon,
-        "l2": l2,
-        "weight_decay": weight_decay,
-    }
-    refuse_unused("optim", name, values, OPTIMIZER_DEFAULTS, OPTIMIZERS[name])
-    _require(0 <= momentum < 1, "optim.momentum", momentum, "a number from 0 to below 1")
-    _require(
-        len(betas) == 2 and all(_number(b) and 0 <= b < 1 for b in betas),
-        "optim.betas",
-        betas,
-        "two numbers from 0 to below 1",
-    )
-    _require(0 <= rho < 1, "optim.rho", rho, "a number from 0 to below 1")
-    _require(
-        epsilon is None or 0 < epsilon <= 1,
-        "optim.epsilon",
-        epsilon,
-        "a number above 0, at most 1, or None",
-    )
-    _require(0 <= l2 < 1, "optim.l2", l2, "a number from 0 to below 1")
-    _require(
-        0 <= weight_decay < 1, "optim.weight_decay", weight_decay, "a number from 0 to below 1"
-    )
-    _require(
+    method = OPTIMIZERS[choose("config.optim.name", name, OPTIMIZERS)]
+    takes = taken("optim", name, method, {key: tuples(value) for key, value in keys.items()})
+    expect(
         0 <= clip_norm < math.inf, "optim.clip_norm", clip_norm, "a norm above 0, or 0.0 for none"
     )
-    _require(
+    expect(
         all(map(_is_rule, lr_mults)),
         "optim.lr_mults",
         lr_mults,
         'pairs of a pattern and a factor of at least 0: (("^stem/", 0.1),)',
     )
-    _require(accumulate_steps >= 1, "optim.accumulate_steps", accumulate_steps, "at least 1")
+    expect(accumulate_steps >= 1, "optim.accumulate_steps", accumulate_steps, "at least 1")
     trees.check(no_decay, params, "optim.no_decay")
     trees.check([pattern for pattern, _ in lr_mults], params, "optim.lr_mults")
     trees.check(frozen, params, "optim.frozen")
@@ -297,48 +354,28 @@ def make(
     trained = jax.tree.map(lambda f: not f, is_frozen)
     decayed = jax.tree.map(lambda t, n: t and not n, trained, trees.mask(params, no_decay))
     factors = trees.multipliers(params, lr_mults)
+    parts = Parts(trained, decayed, bool(frozen))
+    chain = method(parts, **takes)
     _require_some(trained, "optim.frozen", frozen, "freezes every parameter: none would be trained")
     _require_some(factors, "optim.lr_mults", lr_mults, "is 0 for every parameter: none would learn")
-    if l2 or weight_decay:
+    if {"l2", "weight_decay"} & {part for part, _ in chain}:
         _require_some(decayed, "optim.no_decay", no_decay, "leaves nothing that would decay")
     elif no_decay:
         raise ValueError(
             f"config.optim.no_decay = {no_decay!r}: nothing decays, config.optim.l2 and "
             "config.optim.weight_decay are 0"
         )
-    eps = EPSILONS.get(name, 1e-8) if epsilon is None else epsilon
-    b1, b2 = betas
-
-    def on_trained(tx):  # a mask changes the structure of the state: only where it is needed
-        return optax.masked(tx, trained) if frozen else tx
-
-    directions = {
-        "sgd": optax.identity(),
-        "momentum": optax.trace(momentum, nesterov=nesterov),
-        "adam": optax.scale_by_adam(b1, b2, eps),
-        "adamw": optax.scale_by_adam(b1, b2, eps),
-        "rmsprop": optax.scale_by_rms(rho, eps, initial_scale=0.0, eps_in_sqrt=True),
-        "adadelta": optax.scale_by_adadelta(rho, eps),
-        "lamb": optax.scale_by_adam(b1, b2, eps),
-    }
-    chain = []
     if clip_norm:
-        chain.append(("clip_norm", on_trained(optax.clip_by_global_norm(clip_norm))))
-    if l2:
-        chain.append(("l2", optax.add_decayed_weights(l2, decayed)))
-    chain.append((name, on_trained(directions[name])))
-    if weight_decay:
-        chain.append(("weight_decay", optax.add_decayed_weights(weight_decay, decayed)))
-    if name == "lamb":
-        chain.append(("trust_ratio", on_trained(optax.scale_by_trust_ratio())))
-    if lr_mults:
-        chain.append(("lr_mults", _scale_by_factors(factors)))
-    chain.append(("learning_rate", _scale_by_learning_rate(learning_rate)))
-    if name == "rmsprop" and momentum:
-        chain.append(("velocity", on_trained(optax.trace(momentum))))
+        chain.insert(0, parts.on_trained("clip_norm", optax.clip_by_global_norm(clip_norm)))
+    place = chain.index(LEARNING_RATE) if LEARNING_RATE in chain else len(chain)
+    rates = [("lr_mults", _scale_by_factors(factors))] if lr_mults else []
+    rates.append((LEARNING_RATE[0], _scale_by_learning_rate(learning_rate)))
+    chain[place : place + 1] = rates
     if frozen:
         chain.append(("frozen", optax.transforms.freeze(is_frozen)))
-    return _in_float32(optax.named_chain(*chain))
+    return Optimizer(
+        _in_float32(optax.named_chain(*chain)), tuple(frozen), tuple(lr_mults), accumulate_steps
+    )
 
 
 def _scale_by_factors(factors: Any) -> optax.GradientTransformation:

@@ -22,11 +22,12 @@ from absl import flags
 from ml_collections import ConfigDict
 from PIL import Image, ImageDraw, ImageFont
 
-from jaxcls import choices, sharding
+from jaxcls import choices
 from jaxcls.command import define_config, exit_with, parse, told
 from jaxcls.console import Console
 from jaxcls.data.decode import decode
-from jaxcls.program import build, train_batches
+from jaxcls.data.feed import Feed
+from jaxcls.program import build
 
 TILE = (96, 320)  # pixels: smaller images are enlarged to at least that, larger ones made smaller
 GAP = 8  # pixels around tiles
@@ -92,19 +93,21 @@ def preview(
     if images < 1:
         raise ValueError(f"--images={images}: write a number of at least 1")
     # nothing is read ahead for a step that does not come
-    program = program._replace(plan=dataclasses.replace(program.plan, total_steps=step + 1))
-    transform = program.train_transform
+    plan = dataclasses.replace(program.plan, total_steps=step + 1)
+    transform = program.transform
     size = min(max(transform.size, TILE[0]), TILE[1])
     original = Original(size, transform.channels, transform.exif)
 
-    def batch_of(program):
-        with train_batches(config, data, program, start_step=step) as batches:
+    def batch_of(feed):
+        with feed.train_batches(plan, config.seed, start_step=step) as batches:
             return next(batches)
 
-    before = batch_of(program._replace(train_transform=original))
-    batch = program.prepare(np.int32(step), sharding.put(batch_of(program), program.batch_sharding))
+    feed = Feed(data, data.train, transform, program.layout)
+    before = batch_of(dataclasses.replace(feed, transform=original))
+    batch = program.prepare(np.int32(step), feed.put(batch_of(feed)))
     rows = {key: np.asarray(value[:images]) for key, value in batch.items()}
-    mean, std = np.array(config.image.mean), np.array(config.image.std)
+    image = program.network.image
+    mean, std = np.array(image.mean), np.array(image.std)
     pixels = np.clip(255 * (rows["image"] * std + mean), 0, 255).round().astype(np.uint8)
     names = [[(1.0, data.class_names[label])] for label in rows["label"]]
     if "lam" in rows:

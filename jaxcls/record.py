@@ -55,7 +55,7 @@ def read(path: Path | epath.Path) -> ConfigDict:
     keys = configs.defaults()[0]
     config = configs.run_file(configs.BASE)["get_config"]()
     typed = {}
-    for key, value in configs.flatten(values).items():
+    for key, value in values.items():
         if key not in keys:
             raise ValueError(
                 f"{path}: config.{key} is not a key of this version: give the config of the run "
@@ -71,9 +71,9 @@ def read(path: Path | epath.Path) -> ConfigDict:
 
 
 def _values(path: Path | epath.Path) -> dict[str, Any]:
-    """Returns the keys of the config in a config.json."""
-    values = _content(path)
-    return {key: value for key, value in values.items() if key not in (HISTORY, ABOUT)}
+    """Returns {"section.key": value} of the config in a config.json, by the names of today."""
+    values = {key: value for key, value in _content(path).items() if key not in (HISTORY, ABOUT)}
+    return {configs.MOVED.get(key, key): value for key, value in configs.flatten(values).items()}
 
 
 def _content(path: Path | epath.Path) -> dict[str, Any]:
@@ -112,7 +112,8 @@ def write(
         except ValueError as e:
             print(f"{path} {e}: it is written anew", flush=True)
     if before is not None:
-        changes = configs.differences(ours, before)
+        added = json.loads(json.dumps(configs.defaults()[0]))  # keys that it did not have yet
+        changes = configs.differences(ours, added | before)
         for key, (old, new) in changes.items():
             print(f"config.{key} was {old!r} before, now {new!r}", flush=True)
         if not changes and _content(path).get(ABOUT) == about:

@@ -1,73 +1,159 @@
 """Devices: the mesh, where the state and the batch lie on it, which rows a process feeds."""
 
-from typing import Any
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-BATCH = PartitionSpec(("data", "fsdp"))
+from jaxcls import trees
+
+AXES = ("data", "fsdp")
+Rule = tuple[str, tuple[str | None, ...]]  # (pattern of names, an axis for each dimension)
 
 
-def make_mesh(*, data: int, fsdp: int) -> Mesh:
-    """Returns the mesh of `data` x `fsdp` devices; the batch is split over both axes.
+class Layout(NamedTuple):
+    """Devices, and what lies where on them."""
+
+    mesh: Mesh  # `AXES`; the batch is split over both
+    fsdp_min_size: int
+    rules: tuple[Rule, ...]
+
+    @property
+    def platform(self) -> str:
+        """ "cpu", "gpu" or "tpu"."""
+        platform = self.mesh.devices.flat[0].platform
+        return "gpu" if platform == "cuda" else platform
+
+    @property
+    def whole(self) -> NamedSharding:
+        """The sharding of what every device holds whole."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def rows(self) -> NamedSharding:
+        """The sharding of a batch: rows over all devices."""
+        return NamedSharding(self.mesh, PartitionSpec(AXES))
+
+    def of(self, tree: Any) -> Any:
+        """Returns the sharding of every leaf of a state, or of a part of it, by name and shape.
+
+        The first of the `rules` whose pattern is found in the name of a parameter counts, also for
+        its momentum and its average. Others of at least `fsdp_min_size` elements are cut along
+        their longest dimension that the axis `fsdp` divides.
+
+        Raises:
+          ValueError: a rule that a parameter cannot be cut by.
+        """
+        paths = trees.paths(tree)
+        params = {path.partition("params/")[2] for path in paths} - {""} or {*paths}
+
+        def of_leaf(path, leaf):  # of a momentum the name is the end of the path
+            parts = path.split("/")
+            ends = ("/".join(parts[i:]) for i in range(len(parts)))
+            return self._of_leaf(next(filter(params.__contains__, ends), None), leaf)
+
+        return trees.map_with_path(of_leaf, tree)
+
+    def _of_leaf(self, name: str | None, leaf: Any) -> NamedSharding:
+        for pattern, axes in self.rules if name else ():
+            if re.search(pattern, name) and len(axes) == len(leaf.shape):
+                sizes = [self.mesh.shape[axis] if axis else 1 for axis in axes]
+                if any(n % size for n, size in zip(leaf.shape, sizes)):
+                    raise ValueError(
+                        f"config.mesh.rules: {(pattern, axes)} does not divide {name}, "
+                        f"{list(leaf.shape)}, on a mesh of {dict(self.mesh.shape)}"
+                    )
+                return NamedSharding(self.mesh, PartitionSpec(*axes))
+        fsdp = self.mesh.shape["fsdp"]
+        cuts = [d for d, n in enumerate(leaf.shape) if n % fsdp == 0]
+        if fsdp == 1 or np.prod(leaf.shape) < self.fsdp_min_size or not cuts:
+            return self.whole
+        axis = max(cuts, key=lambda d: leaf.shape[d])
+        return NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, "fsdp"))
+
+    def check(self, params: Any) -> None:
+        """Refuses rules that match no parameter, or none of so many dimensions."""
+        trees.check([pattern for pattern, _ in self.rules], params, "mesh.rules")
+        for pattern, axes in self.rules:
+            shapes = dict(zip(trees.paths(params), (x.shape for x in jax.tree.leaves(params))))
+            found = {path: shape for path, shape in shapes.items() if re.search(pattern, path)}
+            if all(len(shape) != len(axes) for shape in found.values()):
+                path, shape = next(iter(found.items()))
+                raise ValueError(
+                    f"config.mesh.rules: {(pattern, axes)} has {len(axes)} axes, but {path} is "
+                    f"{list(shape)}: write one for each dimension, or None"
+                )
+
+
+def make(
+    *,
+    data: int,
+    fsdp: int,
+    fsdp_min_size: int,
+    rules: Sequence[Rule],
+    devices: Sequence[jax.Device] | None = None,
+) -> Layout:
+    """Returns the layout of `config.mesh` on `data` x `fsdp` devices.
 
     Args:
       data: devices along the batch; -1 takes all that `fsdp` leaves. Fewer than there are is
         possible in a single process: the first ones are used.
       fsdp: devices that share one copy of large parameters and of the optimizer's state.
+      fsdp_min_size, rules: of `Layout.of`.
+      devices: to compile for, also ones that are not here (`jax.experimental.topologies`); None:
+        those that are.
 
     Raises:
-      ValueError: there are not so many devices, or a process would have none of them.
+      ValueError: there are not so many devices, or a process would have none of them; rules that
+        are none.
     """
-    there = jax.device_count()
+    here = devices is None
+    devices = list(jax.devices() if here else devices)
     if fsdp < 1:
         raise ValueError(f"config.mesh.fsdp = {fsdp}: write a number of devices above 0")
     if data < 1 and data != -1:
         raise ValueError(
             f"config.mesh.data = {data}: write a number of devices above 0, or -1 for all"
         )
+    if fsdp_min_size < 0:
+        raise ValueError(
+            f"config.mesh.fsdp_min_size = {fsdp_min_size}: write a number of elements, 0 for all"
+        )
+    there = len(devices)
     if data == -1:
         if there % fsdp:
             raise ValueError(f"config.mesh.fsdp = {fsdp} does not divide the {there} devices")
         data = there // fsdp
-    if data * fsdp > there or (jax.process_count() > 1 and data * fsdp != there):
+    needed = data * fsdp
+    if needed > there or (here and jax.process_count() > 1 and needed != there):
         raise ValueError(
-            f"config.mesh.data = {data} x config.mesh.fsdp = {fsdp} needs {data * fsdp} devices, "
+            f"config.mesh.data = {data} x config.mesh.fsdp = {fsdp} needs {needed} devices, "
             f"{there} are there in {jax.process_count()} process(es)"
         )
-    devices = None if data * fsdp == there else jax.devices()[: data * fsdp]
-    return jax.make_mesh(
-        (data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices
+    if not all(map(_is_rule, rules)):
+        raise ValueError(
+            f"config.mesh.rules = {rules}: write pairs of a pattern and an axis for each "
+            'dimension, "data", "fsdp" or None, such as (("head/.*kernel$", (None, "fsdp")),)'
+        )
+    trees.check_regexes([pattern for pattern, _ in rules], "mesh.rules")
+    mesh = jax.make_mesh(
+        (data, fsdp),
+        AXES,
+        axis_types=(AxisType.Auto,) * 2,
+        devices=None if here and needed == there else devices[:needed],
     )
+    return Layout(mesh, fsdp_min_size, tuple(rules))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of what every device holds whole."""
-    return NamedSharding(mesh, PartitionSpec())
-
-
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of a batch: rows over all devices."""
-    return NamedSharding(mesh, BATCH)
-
-
-def state_shardings(mesh: Mesh, state: Any, fsdp_min_size: int) -> Any:
-    """Returns the sharding of every leaf of a train state, by its shape alone.
-
-    With an `fsdp` axis, leaves of at least `fsdp_min_size` elements are cut along their longest
-    dimension that it divides: a parameter, its momentum and its average are cut alike.
-    """
-    fsdp = mesh.shape["fsdp"]
-
-    def of(leaf):
-        cuts = [d for d, n in enumerate(leaf.shape) if n % fsdp == 0]
-        if fsdp == 1 or np.prod(leaf.shape) < fsdp_min_size or not cuts:
-            return replicated(mesh)
-        axis = max(cuts, key=lambda d: leaf.shape[d])
-        return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
-
-    return jax.tree.map(of, state)
+def _is_rule(rule: Any) -> bool:
+    if not (isinstance(rule, (tuple, list)) and len(rule) == 2):
+        return False
+    axes = rule[1]
+    named = [axis for axis in axes if axis is not None] if isinstance(axes, (tuple, list)) else [0]
+    return all(axis in AXES for axis in named) and len({*named}) == len(named)
 
 
 def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:

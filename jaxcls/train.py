@@ -2,39 +2,52 @@
 
 import contextlib
 import functools
-import json
 import signal
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxcls import checkpoint, choices, files, metrics, record, sharding, signals, steps
-from jaxcls.config import due
+from jaxcls import checkpoint, choices, files, meta, metrics, names, record, signals, steps, weights
+from jaxcls.config import consume, due
 from jaxcls.console import Console
-from jaxcls.data import cache, identity, sources
+from jaxcls.data import cache, sources
 from jaxcls.data.decode import BadImage
+from jaxcls.data.feed import Feed
 from jaxcls.data.ops import transformed
 from jaxcls.evaluate import evaluate
-from jaxcls.program import Program, build, check_names, start, train_batches
-
-# Of the meta data of a checkpoint, what has to be of the same type here.
-MADE_OF = {"model": "", "class_names": [], "data": {}, "log": {}, "window": {}, "seconds": 0.0}
+from jaxcls.program import Program, build
 
 
 def setup(config: ConfigDict) -> tuple[steps.TrainState, Callable, Callable]:
     """Returns (state, train_step, eval_step) as a run uses them, for tests and notebooks.
 
     train_step(state, batch) -> (state, metrics), which consumes the state it is given;
-    eval_step(state, batch) -> sums of loss, top1, top5 and count. A batch is
+    eval_step(variables, batch) -> sums of loss, top1, top5 and count, the variables being
+    {"params", "batch_stats"}: state.variables(), or state.variables("ema"). A batch is
     {"image": uint8 [B, H, W, C], or floating and already normalised, "label": int32 [B]}.
     """
     config, data = choices.open_data(config)
-    program = build(config, num_train=len(data.train), num_classes=len(data.class_names))
-    return start(config, program, data.class_names), program.train_step, program.eval_step
+    program = _build(config, data)
+    teachers = jax.device_put(program.teachers, program.layout.whole)
+    train_step = lambda state, batch: program.train_step(state, batch, *teachers)
+    return _start(config, program), train_step, program.eval_step
+
+
+def _build(config: ConfigDict, data: sources.Data) -> Program:
+    classes = data.class_names
+    return build(config, num_train=len(data.train), num_classes=len(classes), class_names=classes)
+
+
+def _start(
+    config: ConfigDict, program: Program, report: Callable[[str], None] = print
+) -> steps.TrainState:
+    """Returns the state at step 0; `report` is told what is not taken from `init.checkpoint`."""
+    given = {"network": program.network.described(), "report": report}
+    start = functools.partial(weights.start, program.init, program.abstract_state, **given)
+    return consume(config, "init", start)
 
 
 def run(config: ConfigDict, workdir: str) -> int:
@@ -46,15 +59,15 @@ def run(config: ConfigDict, workdir: str) -> int:
     """
     console = Console()
     record.check_workdir(workdir)
-    check_names(config)
+    names.check(config)
     console.status("looking at the images ...")
     # What is wrong with config and data is found before anything is written.
     config, data = choices.open_data(config, workdir=workdir, report=console.later)
     console.status("building the network ...")
-    program = build(config, num_train=len(data.train), num_classes=len(data.class_names))
+    program = _build(config, data)
     if data.eval is not None:
         with contextlib.suppress(BadImage):  # whether it may be skipped is up to the evaluation
-            transformed(data.eval[0], program.eval_transform, None)
+            transformed(data.eval[0], program.network.transform, None)
     with signals.watched(jax.process_count()) as stop, files.lock(workdir) as keep:
         return _run(config, epath.Path(workdir), data, program, console, stop, keep)
 
@@ -71,22 +84,7 @@ def _run(
     began, main_process = time.time(), jax.process_index() == 0
     plan, total = program.plan, program.plan.total_steps
     files.check_kinds(workdir)
-    images = identity.of(data)
-    meta = {
-        "model": config.model.name,
-        "network": choices.network(config),
-        "image": config.image.to_dict(),
-        **images,
-        "log": metrics.NO_LINES,
-        "window": {},  # means since its last line
-        "seconds": 0.0,
-        "bad_images": [],  # numbers of the unreadable training images met so far
-    }
-    if files.differs(json.dumps(images)):
-        raise ValueError(
-            "config.data: the processes see different images or classes; each needs the same "
-            "files in config.data.root"
-        )
+    known = meta.new(program.network, config.crop, data)
     saved = checkpoint.Checkpoints(
         workdir / "checkpoints",
         keep=config.checkpoint.keep,
@@ -99,15 +97,14 @@ def _run(
         eval_step=console.announced("compiling the evaluation step", program.eval_step),
     )
     console.status("looking for checkpoints ...")
-    check = functools.partial(_check, meta, config.checkpoint.changed_data, console.say)
+    accept = config.checkpoint.changed_data == "accept"
+    check = functools.partial(meta.check, known, accept=accept, report=console.say)
     if restored := saved.restore(program.abstract_state, check):
         state, before = restored
-        if identity.same_order(before, meta):
-            meta["bad_images"] = before["bad_images"]
-        meta |= {key: before.get(key) for key in ("log", "window", "seconds")}
+        known |= meta.taken_up(before, known)
     else:
-        console.describe(config, workdir, data, program)
-        state = start(config, program, data.class_names, report=console.say)
+        console.describe(workdir, data, program)
+        state = _start(config, program, report=console.say)
 
     def complete(step):  # with the evaluation of its last step
         return step > total or (step == total and (data.eval is None or evaluated(total)))
@@ -117,16 +114,14 @@ def _run(
 
     def finish(step):
         if main_process:
-            meta["seconds"] = elapsed()
+            now = {"seconds": elapsed(), "best": saved.best, "last": saved.last}
             skipped = int(state.loss_scale.skipped)
-            evaluations = {"best": saved.best, "last": saved.last}
-            known = meta | evaluations
-            metrics.finish(config, workdir, plan, step, skipped, known, complete(step))
+            metrics.finish(config, workdir, plan, step, skipped, known | now, complete(step))
 
     def elapsed():
         return round(seconds + time.time() - began, 1)
 
-    first, seconds = int(state.step), meta["seconds"] or 0.0
+    first, seconds = int(state.step), known["seconds"]
     if complete(first):
         saved.close()
         if main_process:
@@ -134,11 +129,15 @@ def _run(
         finish(first)
         return 0
     if first:
-        console.describe(config, workdir, data, program)
+        console.describe(workdir, data, program)
         console.say(f"resuming at step {first} of {total}")
-    data, program = cache.use(config, data, program)
-    batches = train_batches(config, data, program, start_step=first)
-    batches.know_bad_images(meta["bad_images"])
+    feed = cache.use(Feed(data, data.train, program.transform, program.layout), "training")
+    if data.eval is not None:
+        eval_feed = Feed(data, data.eval, program.network.transform, program.layout)
+        eval_feed = cache.use(eval_feed, "evaluation")
+    teachers = jax.device_put(program.teachers, program.layout.whole)
+    batches = feed.train_batches(plan, config.seed, start_step=first)
+    batches.know_bad_images(known["bad_images"])
     if main_process:
         about = {"class_names": list(data.class_names), **metrics.environment()}
         record.write(config, workdir, step=first, about=about)
@@ -147,11 +146,10 @@ def _run(
     log = metrics.Log(
         workdir,
         plan,
-        every=plan.log_every,
         max_skipped=program.max_skipped,
         tensorboard=config.log.tensorboard,
         from_step=first,
-        meta=meta,
+        meta=known,
         console=console,
         evaluation=saved.last,
     )
@@ -172,34 +170,33 @@ def _run(
             log.drain(keep=0 if saving or stopping else 1)
             if (saving or stopping) and saved.latest_step() != step:
                 with log.window.paused():
-                    meta["log"] = log.sync()
-                    meta["window"] = log.window.sums
-                    meta["seconds"] = elapsed()
-                    meta["bad_images"] = files.union(batches.bad_images)
-                    batches.know_bad_images(meta["bad_images"])
-                    saved.save(step, state, meta)
+                    known |= {"log": log.sync(), "window": log.window.sums, "seconds": elapsed()}
+                    known["bad_images"] = files.union(batches.bad_images)
+                    batches.know_bad_images(known["bad_images"])
+                    saved.save(step, state, known)
             if evaluating and not stopping:
                 with log.window.paused():
-                    result = evaluate(
-                        program,
-                        config,
-                        data,
-                        state,
+                    results = evaluate(
+                        program.eval_step,
+                        eval_feed,
+                        state.variables("ema" if config.eval.ema else ""),
+                        batch_size=plan.eval_batch_size,
                         stop=lambda: bool(stop.received),
                         progress=console.evaluating,
                     )
-                    if result:
+                    if results:
                         saved.wait()
-                        log.report(step, "eval", result)
+                        log.report(step, "eval", results[0])
                         log.sync()
-                        saved.evaluated(step, metrics.plain(result))
+                        saved.evaluated(step, metrics.plain(results[0]))
                 stopping = bool(stop.received)
             console.saved(saved.finished())
             if stopping or step == total:
                 break
             with log.window.waiting():
-                batch = sharding.put(next(batches), program.batch_sharding)
-            state, values = program.train_step(state, batch)
+                batch = feed.put(next(batches))
+            with jax.transfer_guard("disallow"):  # all that a step takes is on the devices
+                state, values = program.train_step(state, batch, *teachers)
             log.add(step + 1, values)
             if step == first:  # compiled and under way: from here on there is something to save
                 keep()
@@ -219,24 +216,3 @@ def _run(
         saved.close()
     finish(step)
     return 0 if complete(step) else 128 + (stop.received or signal.SIGTERM)
-
-
-def _check(
-    ours: dict[str, Any],
-    changed_data: str,
-    report: Callable[[str], None],
-    theirs: dict[str, Any],
-    path: epath.Path,
-) -> None:
-    """Refuses a checkpoint (`theirs`, its meta data) that is not of this network and this data."""
-    if any(not isinstance(theirs.get(key, value), type(value)) for key, value in MADE_OF.items()):
-        raise ValueError(f"checkpoint {path} is damaged: its meta data are not those of a run")
-    if theirs.get("model", ours["model"]) != ours["model"]:
-        raise ValueError(
-            f"checkpoint {path} is {theirs['model']}, the config asks for {ours['model']}: choose "
-            "another --workdir"
-        )
-    if "data" not in theirs:
-        report(f"checkpoint {path} does not know its data: only the classes are compared")
-    before = {"data": ours["data"], "class_names": ours["class_names"]} | theirs
-    identity.check(before, ours, accept=changed_data == "accept", path=path)

@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
+EXTRA = "extra"  # top-level name of what an objective trains besides the network
+
 
 def _join(key_path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(key_path, simple=True, separator="/")
@@ -28,6 +30,17 @@ def spec(x: Any) -> str:
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.eval_shape(jax.random.key_data, x)  # what orbax stores
     return f"{np.dtype(x.dtype).name}[{','.join(map(str, x.shape))}]"
+
+
+def differences(saved: Any, ours: Any, *, dtypes: bool = True) -> list[str]:
+    """Returns a line for each array that is not the same in both trees, in shape and dtype."""
+    show = spec if dtypes else lambda x: f"[{','.join(map(str, x.shape))}]"
+    theirs, here = (dict(zip(paths(t), map(show, jax.tree.leaves(t)))) for t in (saved, ours))
+    return [
+        f"{path}: {theirs.get(path, 'nothing')} in the checkpoint, {here.get(path, 'nothing')} here"
+        for path in theirs | here
+        if theirs.get(path) != here.get(path)
+    ]
 
 
 def map_with_path(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:

@@ -1,7 +1,8 @@
 """Weights of a run, a checkpoint or an export: for evaluation and fine-tuning.
 
 An export is a checkpoint (`jaxcls.checkpoint`) without optimizer state: `state` is {"params",
-"batch_stats"}.
+"batch_stats"}. The meta data of both have a "network", what `jaxcls.network` needs to use them.
+What was trained besides the network, "extra" in both trees, is left out.
 """
 
 import functools
@@ -17,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from jaxcls import checksums, files, trees
+from jaxcls import averages, checksums, files, trees
 from jaxcls.checksums import CHECKSUMS
 
 # What the meta data of a checkpoint from anywhere may say, or not, of its network.
@@ -33,7 +34,7 @@ def export(path: str | os.PathLike, variables: Variables, meta: Mapping[str, Any
     Args:
       path: directory that does not exist yet.
       variables: {"params", "batch_stats"}.
-      meta: what JSON can hold: {"model": name, "class_names": [...] or None, ...}.
+      meta: what JSON can hold, with "network": `Network.described()`.
 
     Raises:
       ValueError: `path` exists.
@@ -42,7 +43,7 @@ def export(path: str | os.PathLike, variables: Variables, meta: Mapping[str, Any
     path = files.absolute(path)
     if path.exists():
         raise ValueError(f"{path} exists: choose another directory for the export, or remove it")
-    state = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+    state = {name: _without_extra(variables.get(name, {})) for name in ("params", "batch_stats")}
     options = ocp.options.AsyncOptions(
         post_finalization_callback=lambda: checksums.add(path.parent, path.name)
     )
@@ -61,14 +62,14 @@ def export(path: str | os.PathLike, variables: Variables, meta: Mapping[str, Any
 
 
 def load(
-    path: str | os.PathLike, *, ema: bool = True, report: Callable[[str], None] = print
+    path: str | os.PathLike, *, average: str = "ema", report: Callable[[str], None] = print
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the weights and the meta data of a run, a checkpoint or an export.
 
     Args:
       path: a run's workdir (its newest intact checkpoint is taken), the checkpoints in it, one of
         them, or an export.
-      ema: take the moving average where there is one.
+      average: take the average of that name where there is one; "": the parameters as trained.
       report: is given a line about each checkpoint that is damaged.
 
     Returns:
@@ -89,7 +90,7 @@ def load(
             verified = checksums.verify(candidate, report)
             if not verified:
                 report(f"checkpoint {candidate} has no {CHECKSUMS}: it is used unverified")
-            return files.patiently(functools.partial(_read, candidate, ema), candidate, report)
+            return files.patiently(functools.partial(_read, candidate, average), candidate, report)
         except files.StorageError:
             raise
         except Exception as e:  # on damaged files orbax raises errors of all types
@@ -98,6 +99,13 @@ def load(
             damage = files.line(e)
             report(f"checkpoint {candidate} is damaged ({damage})")
     raise ValueError(f"{os.fspath(path)}: no intact checkpoint ({damage})")
+
+
+def described(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what meta data say of the network, also those of versions before 0.2."""
+    known = {"name": meta.get("model"), "options": meta.get("options") or {}}
+    known |= {key: meta[key] for key in ("class_names", "image") if meta.get(key)}
+    return known | (meta.get("network") or {})
 
 
 def nothing_at(path: str | os.PathLike) -> str:
@@ -122,10 +130,7 @@ def exists(path: str | os.PathLike) -> bool:
 def initialize(
     variables: Variables,
     *,
-    num_classes: int,
-    class_names: Sequence[str] = (),
-    model: str = "",
-    options: Mapping[str, Any] | None = None,
+    network: Mapping[str, Any],
     checkpoint: str | os.PathLike,
     ema: bool = True,
     reset: Sequence[str] = (),
@@ -141,11 +146,8 @@ def initialize(
 
     Args:
       variables: {"params", "batch_stats"} as initialised; their dtypes and shardings are kept.
-      num_classes: of the model.
-      class_names: of the training data.
-      model: its name, for messages.
-      options: arguments that the model was built with, to be compared with those that converted
-        weights need: some change what is computed but no shape.
+      network: that they are of, `Network.described()`. What converted weights need of its options
+        is compared: some change what is computed but no shape.
       checkpoint: see `load`.
       ema: take the moving average where there is one.
       reset: patterns of tensors that keep their fresh values; one that only the checkpoint has is
@@ -159,9 +161,11 @@ def initialize(
         another shape.
     """
     report = files.only_process_0(report)
-    source, meta = load(checkpoint, ema=ema, report=report)
-    for name, value in (meta.get("options") or {}).items():
-        ours = json.loads(json.dumps((options or {}).get(name)))
+    source, meta = load(checkpoint, average="ema" if ema else "", report=report)
+    told, num_classes = described(meta), network["num_classes"]
+    converted = meta.get("source") or "network" not in meta
+    for name, value in told["options"].items() if converted else ():
+        ours = json.loads(json.dumps(network["options"].get(name)))
         if ours != value:
             raise ValueError(
                 f"the weights of {os.fspath(checkpoint)} are for a model with {name} = {value!r}, "
@@ -171,12 +175,8 @@ def initialize(
     ours = dict(zip(trees.paths(variables), jax.tree.leaves(variables)))
     names = {path: path.partition("/")[2] for path in theirs | ours}  # without "params/"
     trees.check(reset, dict.fromkeys(names.values(), 0), "init.reset")
-    before, now = list(meta.get("class_names") or ()), list(class_names)
-    renamed = [
-        f"class {i} is {a!r} there, {b!r} here"
-        for i, (a, b) in enumerate(zip(before, now))
-        if a != b
-    ]
+    pairs = zip(told.get("class_names") or (), network["class_names"])
+    renamed = [f"class {i} is {a!r} there, {b!r} here" for i, (a, b) in enumerate(pairs) if a != b]
 
     headless = not any(re.match(HEADS, names[path]) for path in theirs)
     fresh, wrong = {}, {}
@@ -186,6 +186,8 @@ def initialize(
             fresh[path] = "config.init.reset"
         elif a is None and headless and re.match(HEADS, name):
             fresh[path] = "the checkpoint has no classifier"
+        elif name.startswith(f"{trees.EXTRA}/"):
+            fresh[path] = "it is no part of a network"
         elif a is None:
             wrong[path] = "not in the checkpoint"
         elif b is None:
@@ -196,11 +198,11 @@ def initialize(
             fresh[path] = RENAMED
         elif a.shape != b.shape:
             wrong[path] = f"{trees.spec(a)} in the checkpoint, {trees.spec(b)} in the model"
-    theirs_is = meta.get("model")
-    if wrong and model and theirs_is and theirs_is != model:
+    if wrong and told["name"] not in (None, network["name"]):
         raise ValueError(
-            f"checkpoint {os.fspath(checkpoint)} is {theirs_is}, the config asks for {model}: set "
-            f"config.model.name = {theirs_is!r}, or choose another checkpoint"
+            f"checkpoint {os.fspath(checkpoint)} is {told['name']}, the config asks for "
+            f"{network['name']}: set config.model.name = {told['name']!r}, or choose another "
+            "checkpoint"
         )
     if strict and RENAMED in fresh.values():
         raise ValueError(
@@ -230,26 +232,79 @@ def initialize(
     return trees.map_with_path(place, dict(variables))
 
 
-def _read(path: epath.Path, ema: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+def start(
+    init: Callable[[], Any],
+    abstract_state: Any,
+    *,
+    checkpoint: str,
+    ema: bool,
+    reset: Sequence[str],
+    network: Mapping[str, Any],
+    report: Callable[[str], None] = print,
+) -> Any:
+    """Returns the train state at step 0, with the weights of `config.init`, if there are any.
+
+    Args:
+      init: makes the state.
+      abstract_state: its shapes and shardings.
+      checkpoint, ema, reset: `config.init`.
+      network, report: of `initialize`.
+    """
+    if checkpoint and not exists(checkpoint):
+        raise ValueError(f"config.init.checkpoint = {checkpoint!r}: {nothing_at(checkpoint)}")
+    state = init()
+    if not checkpoint:
+        return state
+    variables = initialize(
+        state.variables(),
+        network=network,
+        checkpoint=checkpoint,
+        ema=ema,
+        reset=reset,
+        report=report,
+    )
+    average = {name: averages.start(variables) for name in state.averages}
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
+    return jax.device_put(state.replace(**variables, averages=average), shardings)
+
+
+def _without_extra(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: part for name, part in tree.items() if name != trees.EXTRA}
+
+
+def _read(path: epath.Path, average: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns (variables, meta), reading no more than that."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         tree = checkpointer.metadata(path / "state").item_metadata.tree
-        averaged = ema and tree.get("ema") is not None
-        weights = tree["ema"] if averaged else tree
-        if "params" not in weights:
+        # where the average stands; before version 0.2 it was beside the parameters
+        places = [p for p in (("averages", average), (average,)) if average and _at(tree, p)]
+        place = places[0] if places else ()
+        kept = _at(tree, place)
+        if "params" not in kept:
             raise ValueError(f"{path}: its state has no params, so it is not from jaxcls")
-        item = {"params": weights["params"], "batch_stats": weights.get("batch_stats", {})}
-        item = {"ema": item} if averaged else item
+        item = {"params": _without_extra(kept["params"])}
+        if batch_stats := _without_extra(kept.get("batch_stats", {})):
+            item["batch_stats"] = batch_stats
+        for name in place[::-1]:
+            item = {name: item}
         to_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
         args = ocp.args.PyTreeRestore(item=item, restore_args=to_numpy, partial_restore=True)
-        variables = checkpointer.restore(path / "state", args=args)
+        variables = {"batch_stats": {}} | _at(
+            checkpointer.restore(path / "state", args=args), place
+        )
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
         meta = checkpointer.restore(path / "meta", args=ocp.args.JsonRestore())
     if not isinstance(meta, dict) or any(
         not isinstance(meta.get(key), kind | None) for key, kind in META.items()
     ):
         raise ValueError(f"{path}: its meta data are not those of jaxcls")
-    return variables["ema"] if averaged else variables, meta
+    return variables, meta
+
+
+def _at(tree: Mapping[str, Any], place: Sequence[str]) -> Any:
+    for name in place:
+        tree = (tree.get(name) if isinstance(tree, Mapping) else None) or {}
+    return tree
 
 
 def _reasons(reasons: Mapping[str, str]) -> str:

@@ -1,6 +1,7 @@
 """A cache changes nothing in a batch, wherever the images stay; and when it cannot be had."""
 
 import collections
+import dataclasses
 import types
 
 import cv2
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 import runs
 
-from jaxcls import program, sharding
-from jaxcls.data import cache, folders, loader, ops, sources
-from jaxcls.program import reading
+from jaxcls import choices, program, sharding
+from jaxcls.data import cache, folders, ops
+from jaxcls.data.feed import Feed
 
 KINDS = ("encoded", "decoded", "device")
 
@@ -33,70 +34,60 @@ def photos(tmp_path_factory):
     return root
 
 
-def config_for(root, **image):
+def config_for(root, name="shift", shift=1, **image):
     config = runs.tiny("plain")
     config.data.source, config.data.root = "folder", str(root)
     config.batch_size, config.eval.batch_size = 8, 8
+    config.crop.update(name=name, shift=shift)
     config.image.update(size=8, eval_resize=9, mean=(0.5,) * 3, std=(0.5,) * 3, **image)
     return config
 
 
-def open_all(config):
-    data = sources.open(**config.data, image_size=config.image.size)
-    return data, program.build(config, num_train=len(data.train), num_classes=2)
+def feeds_of(config):
+    """Returns the feeds of training and evaluation, without a cache."""
+    _, data = choices.open_data(config)
+    built = program.build(config, num_train=len(data.train), num_classes=2)
+    train = Feed(data, data.train, built.transform, built.layout)
+    return train, Feed(data, data.eval, built.network.transform, built.layout)
 
 
-def batches(config, data, built, steps=6):
+def use(feeds):
+    return [cache.use(feed, what) for feed, what in zip(feeds, ("training", "evaluation"))]
+
+
+def batches(feeds, steps=6):
     """Returns the training and the evaluation batches of a run, as they come from the loader."""
-    train = loader.train_batches(
-        data.train,
-        built.train_transform,
-        batch_size=8,
-        seed=3,
-        start_step=1,
-        num_steps=steps,
-        **reading(config, data),
-    )
-    options = reading(config, data)
-    return list(train), list(
-        loader.eval_batches(data.eval, built.eval_transform, batch_size=8, **options)
-    )
+    plan = types.SimpleNamespace(batch_size=8, total_steps=steps)
+    train, evaluation = feeds
+    return list(train.train_batches(plan, 3, start_step=1)), list(evaluation.eval_batches(8))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("devices", "image"),
     [
-        (1, {"crop": "shift", "shift": 1}),
-        (8, {"crop": "shift", "shift": 7}),
-        (2, {"crop": "center", "shift": 0}),
-        (1, {"crop": "random_resized", "shift": 0}),
-        (1, {"crop": "shift", "shift": 2, "scaled_decode": "always", "interpolation": "area"}),
+        (1, {"shift": 1}),
+        (8, {"shift": 7}),
+        (2, {"name": "center", "shift": 0}),
+        (1, {"name": "random_resized", "shift": 0}),
+        (1, {"shift": 2, "scaled_decode": "always", "interpolation": "area"}),
     ],
 )
 def test_the_step_gets_the_same_images(photos, kind, devices, image):
     config = config_for(photos, **image)
     config.mesh.data = devices
-    data, built = open_all(config)
-    expected = batches(config, data, built)
-
-    def record(state, batch):
-        return {key: np.asarray(value) for key, value in batch.items()}
-
-    built = built._replace(train_step=record, eval_step=record)  # in place of the network
+    expected = batches(feeds_of(config))
     config.data.cache = kind
-    data = sources.open(**config.data)
-    if kind == "device" and image["crop"] == "random_resized":
-        with pytest.raises(ValueError, match=r'"device" needs config.image.crop = "shift" or'):
-            cache.use(config, data, built)
+    feeds = feeds_of(config)
+    if kind == "device" and image.get("name") == "random_resized":
+        with pytest.raises(ValueError, match=r'"device" needs config.crop.name = "shift" or'):
+            use(feeds)
         return
-    data, cached = cache.use(config, data, built)
+    feeds = use(feeds)
     for _ in range(2):  # when they are read, and when they stay
-        ours = batches(config, data, cached)
-        for step, got, want in zip((cached.train_step, cached.eval_step), ours, expected):
-            assert len(got) == len(want) > 1
-            for a, b in zip(got, want):
-                a = step(None, sharding.put(a, built.batch_sharding))
+        for feed, ours, want in zip(feeds, batches(feeds), expected):
+            assert len(ours) == len(want) > 1
+            for a, b in zip(map(feed.put, ours), want):
                 assert a.keys() == b.keys()
                 for key in a:
                     assert a[key].dtype == b[key].dtype
@@ -118,17 +109,16 @@ def test_images_are_read_and_decoded_once(photos, monkeypatch):
 
     monkeypatch.setattr(folders, "_read", counting_read)
     monkeypatch.setattr(ops, "decode", counting_decode)
-    config = config_for(photos, crop="shift", shift=1)
+    config = config_for(photos)
     config.image.scaled_decode = "never"  # else large images stay encoded
     config.loader.threads = 1  # two might read the same image
     for kind in KINDS:
         config.data.cache = kind
-        data, built = open_all(config)
-        data, built = cache.use(config, data, built)
+        feeds = use(feeds_of(config))
         read.clear()  # of the estimate
         decoded.clear()
         for _ in range(3):
-            batches(config, data, built, steps=9)
+            batches(feeds, steps=9)
         assert len(read) == (0 if kind == "device" else 31)
         assert set(read.values()) <= {1}
         assert len(decoded) == (0 if kind == "device" else 31)
@@ -137,8 +127,8 @@ def test_images_are_read_and_decoded_once(photos, monkeypatch):
 
 def test_nothing_is_sent_between_devices(photos):
     """Every device has all images and cuts its own rows."""
-    mesh = sharding.make_mesh(data=8, fsdp=1)
-    whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    layout = sharding.make(data=8, fsdp=1, fsdp_min_size=0, rules=())
+    whole, rows = layout.whole, layout.rows
     cut = jax.jit(
         lambda images, places: cache.gather(images, places, size=8),
         in_shardings=(whole, rows),
@@ -161,24 +151,18 @@ def test_unreadable_images(photos, tmp_path, kind):
     bad = [tmp_path / "train/b/05.png", tmp_path / "val/a/24.jpg"]
     for path in bad:
         path.write_bytes(path.read_bytes()[:-40])
-    config = config_for(tmp_path, crop="shift", shift=1)
+    config = config_for(tmp_path)
     config.data.on_bad_image = "skip"
-    data, built = open_all(config)
-    expected = batches(config, data, built)
-
+    expected = batches(feeds_of(config))
     config.data.cache = kind
-    data, built = open_all(config)
-    data, built = cache.use(config, data, built)
-    ours = batches(config, data, built)
-    for got, want in zip(ours, expected):
+    for got, want in zip(batches(use(feeds_of(config))), expected):
         for a, b in zip(got, want):
             assert np.array_equal(a["label"], b["label"])
             if "mask" in b:
                 assert np.array_equal(a["mask"], b["mask"])
     config.data.on_bad_image = "error"
-    data, built = open_all(config)
     with pytest.raises(ValueError, match=r"(05\.png|24\.jpg): cannot decode"):
-        batches(config, *cache.use(config, data, built))
+        batches(use(feeds_of(config)))
 
 
 # -- which one -------------------------------------------------------------------------------------
@@ -186,14 +170,13 @@ def test_unreadable_images(photos, tmp_path, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_worker_processes_have_no_cache(photos, kind):
-    config = config_for(photos, crop="shift", shift=1)
+    config = config_for(photos)
     config.loader.workers = 2
-    data, built = open_all(config)
-    assert cache.use(config, data, built) == (data, built)  # auto
+    train, _ = feeds_of(config)
+    assert cache.use(train, "training") is train  # auto
     config.data.cache = kind
-    data, built = open_all(config)
     with pytest.raises(ValueError, match=rf"cache = '{kind}'.* config.loader.workers = 2 reads"):
-        cache.use(config, data, built)
+        use(feeds_of(config))
 
 
 class Chip:
@@ -206,9 +189,10 @@ class Chip:
         return self.memory and {"bytes_limit": self.memory}
 
 
-def on(built, chip):
-    """Returns the program as if it were for such a device."""
-    return built._replace(mesh=types.SimpleNamespace(local_devices=[chip]))
+def on(feeds, chip):
+    """Returns the feeds as if they were for such a device."""
+    layout = types.SimpleNamespace(mesh=types.SimpleNamespace(local_devices=[chip]))
+    return [dataclasses.replace(feed, layout=layout) for feed in feeds]
 
 
 @pytest.mark.parametrize(
@@ -222,39 +206,35 @@ def on(built, chip):
     ],
 )
 def test_auto(photos, monkeypatch, capsys, platform, crop, limit, kinds):
-    config = config_for(photos, crop=crop, shift=int(crop == "shift"))
-    data, built = open_all(config)
+    feeds = feeds_of(config_for(photos, name=crop, shift=int(crop == "shift")))
     monkeypatch.setattr(cache, "AUTO_BYTES", limit)
-    monkeypatch.setattr(cache, "_with_images", lambda *_: None)
-    chosen, _ = cache.use(config, data, on(built, Chip(platform)))
-    for ours, source, kind in (
-        (chosen.train, data.train, kinds[0]),
-        (chosen.eval, data.eval, kinds[1]),
-    ):
+    monkeypatch.setattr(cache, "_cut", lambda *_: None)
+    for ours, plain, kind in zip(use(on(feeds, Chip(platform))), feeds, kinds):
         if kind == "none":
-            assert ours is source
+            assert ours.source is plain.source
         else:
-            assert type(ours) is {"device": cache.Numbered, "decoded": cache.Cached}[kind]
+            assert type(ours.source) is {"device": cache.Numbered, "decoded": cache.Cached}[kind]
     said = [line.split()[-4].rstrip(",") for line in capsys.readouterr().out.splitlines()]
     assert said == [kind for kind in kinds if kind != "none"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cache_larger_than_the_memory(photos, monkeypatch, kind):
-    config = config_for(photos, crop="shift", shift=1)
+    config = config_for(photos)
     config.data.cache = kind
-    data, built = open_all(config)
-    monkeypatch.setattr(cache.os, "sysconf", lambda name: 2)  # pages of 2 bytes, 2 of them
-    with pytest.raises(ValueError, match=rf"cache = '{kind}' needs about .* GiB, there are .*none"):
-        cache.use(config, data, built)
-    monkeypatch.undo()
-    chip = on(built, Chip("gpu", memory=1000))
-    monkeypatch.setattr(cache, "_with_images", lambda *_: None)
+    feeds = feeds_of(config)
+    with monkeypatch.context() as patched:
+        patched.setattr(cache.os, "sysconf", lambda name: 2)  # pages of 2 bytes, 2 of them
+        message = rf"cache = '{kind}' needs about .* GiB, there are .*none"
+        with pytest.raises(ValueError, match=message):
+            use(feeds)
+    feeds = on(feeds, Chip("gpu", memory=1000))
+    monkeypatch.setattr(cache, "_cut", lambda *_: None)
     if kind == "device":
         with pytest.raises(ValueError, match="'device' needs"):
-            cache.use(config, data, chip)
+            use(feeds)
     else:
-        cache.use(config, data, chip)
+        use(feeds)
 
 
 def test_no_image_can_be_read(photos, tmp_path):
@@ -263,8 +243,7 @@ def test_no_image_can_be_read(photos, tmp_path):
             (tmp_path / split / name).mkdir(parents=True)
             for i in range(9):
                 (tmp_path / split / name / f"{i}.png").write_bytes(b"")
-    config = config_for(tmp_path, crop="shift", shift=1)
+    config = config_for(tmp_path)
     config.data.cache, config.data.on_bad_image = "device", "skip"
-    data, built = open_all(config)
     with pytest.raises(ValueError, match=r"none of the 18 training images can be read: .*empty"):
-        cache.use(config, data, built)
+        use(feeds_of(config))

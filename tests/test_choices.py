@@ -60,8 +60,8 @@ def test_choices_follow_what_is_set():
     assert settled(optim_name="adamw")[0].optim.l2 == 0.0
     assert settled(model_name="GoogLeNet")[0].model.options == ()
     assert settled(image_size=256)[0].image.eval_resize == 292
-    assert settled(pixels=32, image_crop="random_resized")[0].image.shift == 0
-    assert [settled(pixels=40, image_size=n)[0].image.shift for n in (1, 40, 80)] == [0, 5, 10]
+    assert settled(pixels=32, crop_name="random_resized")[0].crop.shift == 0
+    assert [settled(pixels=40, image_size=n)[0].crop.shift for n in (1, 40, 80)] == [0, 5, 10]
     assert settled(model_name="GoogLeNet")[1].startswith("GoogLeNet from scratch")
     for config in (settled(optim_name="adamw")[0], settled(pixels=32, image_size=24)[0]):
         config.mesh.data = 1
@@ -108,8 +108,8 @@ def test_a_checkpoint_brings_its_network(tmp_path):
     config, line = settled(weights=small)
     assert line == f"ResNet18_vd of {small}"
     assert dict(config.model.options) == {"depths": (1, 1), "width": 8}
-    image = config.image
-    assert (image.size, image.mean, image.crop, image.shift) == (48, (0.5,), "shift", 3)
+    image, crop = config.image, config.crop
+    assert (image.size, image.mean, crop.name, crop.shift) == (48, (0.5,), "shift", 3)
     assert (config.optim.frozen, config.optim.lr_mults, config.duration) == ((), (), "600 steps")
     config.mesh.data = 1
     program.build(config, num_train=400, num_classes=5)  # the rules match its names
@@ -146,8 +146,8 @@ def test_larger_images_than_those_of_the_checkpoint(tmp_path):
     config, data = choices.open_data(config)
     built = program.build(config, num_train=len(data.train), num_classes=2)
     item = data.eval[0]
-    trained = transformed(item, built.train_transform, np.random.default_rng(0))
-    np.testing.assert_array_equal(transformed(item, built.eval_transform, None), trained)
+    trained = transformed(item, built.transform, np.random.default_rng(0))
+    np.testing.assert_array_equal(transformed(item, built.network.transform, None), trained)
 
 
 def test_a_checkpoint_that_does_not_say_its_options(tmp_path):
@@ -164,7 +164,10 @@ def test_a_checkpoint_that_does_not_say_its_options(tmp_path):
         ({"options": [1]}, "its meta data are not those of jaxcls"),
         ({"class_names": "cat"}, "its meta data are not those of jaxcls"),
         ({"network": ["VGG11"]}, "its meta data are not those of jaxcls"),
-        ({"network": {"name": "VGG"}}, "do not tell network and images .KeyError..VGG"),
+        (
+            {"network": {"name": "VGG"}},
+            "network and images .ValueError..unknown model 'VGG': did you",
+        ),
         ({"network": {"name": ["VGG11"], "options": {}}}, "do not tell network and images"),
         ({"network": {"name": "VGG11", "options": [1]}}, "do not tell network and images"),
         ({"model": None}, "do not tell network and images"),

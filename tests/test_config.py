@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from configs import base, resnet50_vd
 from jaxcls import config as c
-from jaxcls import precision
-from jaxcls.data import augment, erasing, mixing, sources
+from jaxcls import objectives, optim, precision
+from jaxcls.data import augment, erasing, mixing, ops, sources
 
 
 def steps(text, batch=10, per_epoch=7):
@@ -80,6 +80,10 @@ def test_unused_keys_are_refused():
 
 
 TAKERS = {  # of sections whose consumer takes **keys, for methods that it chooses among
+    "crop": (ops.training, *ops.CROPS.values()),
+    "loss": (objectives.make, *objectives.OBJECTIVES.values()),
+    "optim": (optim.make, *optim.OPTIMIZERS.values()),
+    "lr": (optim.schedule, *optim.SCHEDULES.values()),
     "augment": (augment.make, augment.Augment, *augment.POLICIES.values()),
     "erase": (erasing.make, *erasing.METHODS.values()),
     "mix": (mixing.make, *mixing.KINDS.values()),

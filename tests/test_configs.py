@@ -75,7 +75,7 @@ def assert_shapes_of_the_step(config):
     assert all(m.shape == () for m in metrics.values())
 
     n, size = built.plan.eval_batch_size, config.image.eval_size or size
-    sums = jax.eval_shape(built.eval_step, state, batch(n, size, mask=jnp.bool_))
+    sums = jax.eval_shape(built.eval_step, state.variables(), batch(n, size, mask=jnp.bool_))
     assert {k: v.shape for k, v in sums.items()} == dict.fromkeys(
         ("loss", "top1", "top5", "count"), ()
     )
@@ -141,6 +141,6 @@ def test_lengths_and_rates_of_every_recipe(name):
     rates = np.asarray(rate(np.linspace(0, lengths.total_steps - 1, 5, dtype=np.int32)))
     assert min(rates) >= 0
     assert rates[-1] < max(rates) < 1.0001 * config.lr.peak
-    transforms = [ops.make(**config.image, train=train) for train in (True, False)]
-    assert all(map(callable, transforms))
+    image = ops.Image(**config.image)
+    assert all(map(callable, (ops.training(**config.crop, image=image), image.transform)))
     assert lengths.batch_size % config.model.bn_group == 0

@@ -359,4 +359,4 @@ def test_the_number_of_channels_is_no_option_of_the_result(tmp_path):
     np.savez(tmp_path / "w.npz", **arrays_for(name, in_channels=1))
     command = [f"--from={tmp_path / 'w.npz'}", f"--to={tmp_path / 'to'}", "--style=torch"]
     assert main([name, *command, "--option", "in_channels=1"]) == 0
-    assert weights.load(tmp_path / "to")[1]["options"] == {}
+    assert weights.load(tmp_path / "to")[1]["network"]["options"] == {}

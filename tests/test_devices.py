@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import runs
 
-from jaxcls import evaluate, models, program, sharding
-from jaxcls.data import loader, sources
+from jaxcls import choices, evaluate, models, program, sharding
+from jaxcls.data.feed import Feed
 
 pytestmark = pytest.mark.ci
 
@@ -44,17 +44,9 @@ def build(config):
 
 def batches_of(config, built):
     """Returns the batches of all steps, this process's rows."""
-    data = sources.open(**config.data)
-    return loader.train_batches(
-        data.train,
-        built.train_transform,
-        batch_size=BATCH,
-        seed=config.seed,
-        start_step=0,
-        num_steps=STEPS,
-        rows=sharding.local_rows(built.batch_sharding, BATCH),
-        **program.reading(config, data),
-    )
+    _, data = choices.open_data(config)
+    feed = Feed(data, data.train, built.transform, built.layout)
+    return feed.train_batches(built.plan, config.seed, start_step=0)
 
 
 def put(built, state):
@@ -72,7 +64,7 @@ def record(config):
     state, steps = built.init(), []
     for batch in batches_of(config, built):
         before = jax.device_get(state)
-        state, metrics = built.train_step(state, sharding.put(batch, built.batch_sharding))
+        state, metrics = built.train_step(state, sharding.put(batch, built.layout.rows))
         gradients = jax.device_get(state.opt_state["momentum"].trace)
         steps.append((before, batch, float(metrics["loss"]), gradients))
     return steps
@@ -86,14 +78,12 @@ def recorded():
 def assert_steps_agree(config, steps):
     """Asserts that every step, from the recorded state, has the recorded loss and gradients."""
     built = build(config)
-    rows = sharding.local_rows(built.batch_sharding, BATCH)
+    rows = sharding.local_rows(built.layout.rows, BATCH)
     assert len(steps) == STEPS
     for (state, whole, loss, gradients), batch in zip(steps, batches_of(config, built)):
         for name, values in batch.items():
             np.testing.assert_array_equal(values, whole[name][rows])
-        after, metrics = built.train_step(
-            put(built, state), sharding.put(batch, built.batch_sharding)
-        )
+        after, metrics = built.train_step(put(built, state), sharding.put(batch, built.layout.rows))
         assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-6)
         ours = jax.tree.leaves(jax.device_get(after.opt_state["momentum"].trace))
         theirs = jax.tree.leaves(gradients)
@@ -153,7 +143,7 @@ def run_freely(variant, data, fsdp):
     built = build(config)
     state, losses = built.init(), []
     for batch in batches_of(config, built):
-        state, metrics = built.train_step(state, sharding.put(batch, built.batch_sharding))
+        state, metrics = built.train_step(state, sharding.put(batch, built.layout.rows))
         losses.append(float(metrics["loss"]))
     assert {x.dtype for x in jax.tree.leaves(state.params)} == {np.dtype(np.float64)}
     leaves = [np.ravel(x) for x in jax.tree.leaves((state.params, state.batch_stats))]
@@ -210,17 +200,24 @@ def test_evaluation_is_exact(devices, batch_size):
     config.precision.name = "float32"
     config.mesh.data = devices
     config.eval.batch_size = batch_size
-    data = sources.open(**config.data)
+    _, data = choices.open_data(config)
     built = build(config)
     state = built.init()
     # fresh networks say nearly the same about every image
     head = jax.tree.map(lambda x: 30 * x, state.params["head"])
     state = state.replace(params={**state.params, "head": head})
-    result = evaluate.evaluate(built, config, data, state)
+    feed = Feed(data, data.eval, built.network.transform, built.layout)
+    halved = jax.tree.map(lambda x: x / 2, state.variables())
+    results = evaluate.evaluate(
+        built.eval_step, feed, state.variables(), halved, batch_size=built.plan.eval_batch_size
+    )
+    result, other = results
+    assert other["images"] == result["images"]
+    assert other["loss"] != result["loss"]
 
     items = [data.eval[i] for i in range(len(data.eval))]
     label = np.array([item["label"] for item in items])
-    image = np.stack([built.eval_transform(item["image"], None) for item in items])
+    image = np.stack([built.network.transform(item["image"], None) for item in items])
     image = (image / 255 - config.image.mean[0]) / config.image.std[0]
     options = dict(config.model.options)
     module = models.build(config.model.name, num_classes=10, **options)
@@ -260,7 +257,7 @@ def noise():
 
 def bits(state):
     """Returns all that a skipped step may not touch."""
-    kept = (state.params, state.batch_stats, state.opt_state, state.ema, state.rng)
+    kept = (state.params, state.batch_stats, state.opt_state, state.averages, state.rng)
     return [np.asarray(x).tobytes() for x in jax.tree.leaves(kept)]
 
 

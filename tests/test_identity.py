@@ -165,3 +165,9 @@ def test_labels_in_records(tmp_path):
         "other training images: those of record 1 of train.array_record, "
         "record 3 of train.array_record"
     ]
+    (tmp_path / "classes.txt").write_text("ant\nbee\n")
+    write(0, 2, -1)
+    train = records.open_array_record(root=str(tmp_path), train="", eval="")[0]
+    for i, label in ((1, 2), (2, -1)):
+        with pytest.raises(ValueError, match=f"{i}.png: the label {label} is out of range, there"):
+            train[i]

@@ -1,5 +1,6 @@
 """The log of a run: means, files, what is cut back."""
 
+import dataclasses
 import json
 import math
 import struct
@@ -28,8 +29,7 @@ STEP = {"grad_norm": 1.0, "finite": 1.0, "skipped": 0, "skipped_in_a_row": 0, "l
 def open_log(workdir, from_step=0, window=None, max_skipped=1, tensorboard=False, every=4):
     return metrics.Log(
         epath.Path(workdir),
-        PLAN,
-        every=every,
+        dataclasses.replace(PLAN, log_every=every),
         max_skipped=max_skipped,
         tensorboard=tensorboard,
         from_step=from_step,

@@ -15,7 +15,7 @@ import pytest
 import runs
 from absl import flags
 
-from jaxcls import command, evaluate, output, program, recipes, record, train
+from jaxcls import choices, command, evaluate, names, output, program, recipes, record, train
 from jaxcls.config import OPEN, consuming, defaults, flatten, run_file
 from jaxcls.data import sources
 from jaxcls.synonyms import SYNONYMS
@@ -40,16 +40,19 @@ def parsed(*arguments):
     return values.config
 
 
-@functools.cache
-def images(*data):
-    return sources.open(**dict(data), image_size=16)
+@pytest.fixture(autouse=True, scope="module")
+def images_that_are_opened_once():
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sources, "open", functools.cache(sources.open))
+        yield
 
 
 def said(*arguments, config=DIGITS):
     """Returns what is said of mistakes in addition to a good command; "ok" if nothing is."""
     try:
         built = parsed(f"--config={config}", "--workdir=run", "--config.mesh.data=1", *arguments)
-        data = images(*built.data.items())
+        names.check(built)
+        built, data = choices.open_data(built)
         program.build(built, num_train=len(data.train), num_classes=len(data.class_names))
     except ValueError as e:
         return output.one_line(e)
@@ -65,7 +68,16 @@ def test_what_was_typed(arguments, text):
 
 # -- Every key with every kind of rubbish ----------------------------------------------------------
 
-OTHERS = ("data", "image", "augment", "erase", "mix", "loader", "precision")  # tested with them
+OTHERS = (
+    "data",
+    "image",
+    "crop",
+    "augment",
+    "erase",
+    "mix",
+    "loader",
+    "precision",
+)  # tested with them
 RUBBISH = ("", "None", "abc", "-1", "nan", "1e30", str(2**64), "((1,2),('a',))", "{'a':1}", "0")
 MORE = (
     *("null", "1", "2", "inf", "-inf", "1e-30", "1e39", str(2**31), f"-{2**64}", "0.5", "()"),
@@ -79,7 +91,8 @@ def named_or_fine(key, text):
     line = said(f"--config.{key}={text}")
     section = key.partition(".")[0]
     # two keys of an image can be at odds; a share of the data may leave too few for a batch
-    near = f"config.{section}" in line or (section == "data" and "config.batch_size" in line)
+    others = {"image": "config.crop", "data": "config.batch_size"}
+    near = f"config.{section}" in line or others.get(section, "config.?") in line
     assert line == "ok" or f"config.{key}" in line or (section in OTHERS and near)
     assert len(line) < 1500
 
@@ -187,7 +200,7 @@ def test_small_images_are_blamed_on_their_size():
         ("eval.ema=False", "config.eval.ema = False does nothing without config.ema.decay"),
         ("init.reset=head", "config.init.reset = ('head',) does nothing without config.init.che"),
         ("init.ema=False", "config.init.ema = False does nothing without config.init.checkpoint"),
-        ("loss.aux_weight=0.5", "config.loss.aux_weight = 0.5: ResNet18_vd has no auxiliary heads"),
+        ("loss.aux_weight=0.5", "config.loss.aux_weight = 0.5: the network has no auxiliary heads"),
         ("eval.every=0.001 epochs", "config.eval.every = '0.001 epochs' is less than a step"),
         ("log.every=1 examples", "config.log.every = '1 examples' is less than a step"),
         ("eval.every=1e12 steps", "config.eval.every = '1e12 steps' is 2^31 steps or more"),
@@ -228,7 +241,9 @@ def test_none_is_refused_where_base_has_another_value(text):
     assert said(f"--config.checkpoint.keep={text}") == (
         f"config.checkpoint.keep = '{text}': write a whole number"
     )
-    assert said(f"--config.lr.peak={text}").startswith("not set, and only chosen")  # of OPEN
+    config = parsed(f"--config={DIGITS}", "--workdir=run", f"--config.lr.peak={text}")  # of OPEN
+    with pytest.raises(ValueError, match="^not set, and only chosen"):
+        program.build(config, num_train=898, num_classes=10)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +257,7 @@ def test_none_is_refused_where_base_has_another_value(text):
         ("optim.frozen", "[]", ()),
         ("optim.frozen", "", ()),
         ("optim.lr_mults", "[['stem', 0.1]]", (("stem", 0.1),)),
-        ("image.crop_scale", "(1, 0.5)", (1, 0.5)),
+        ("crop.scale", "(1, 0.5)", (1, 0.5)),
         ("image.exif", "no", False),
         ("image.exif", "TRUE", True),
         ("lr.peak", "1e-3", 1e-3),
@@ -400,6 +415,11 @@ BEGIN = "from configs import base\n\n\ndef get_config():\n    c = base.get_confi
         (BEGIN + "    c.lr.peak = 'a'\n", "{path}:6: TypeError: peak = a: it is a str, not a"),
         (BEGIN + "    c.lr = 0.1\n", "TypeError: lr = 0.1: it is a section: write c.lr.peak = 0.1"),
         (BEGIN + "    c.epochs = 3\n", "there is no epochs: did you mean config.duration?"),
+        (
+            BEGIN + "    c.image.crop = 'shift'\n",
+            "there is no crop: did you mean config.crop.name?",
+        ),
+        (BEGIN + "    c.image.crop_scale = 3\n", "crop_scale: did you mean config.crop.scale?"),
         (BEGIN + "    c.nonsense = 3\n", "{path}:6: AttributeError: there is no nonsense"),
         (BEGIN + "    c.unlock()\n    c.mine = 1\n    return c\n", "there is no config.mine"),
         (BEGIN + "    c.unlock()\n    del c.lr\n    return c\n", "config.lr.batch is missing"),

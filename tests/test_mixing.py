@@ -15,14 +15,19 @@ from scipy.special import logsumexp
 
 from configs import base
 from jaxcls import objectives
-from jaxcls.data import device, erasing, mixing
+from jaxcls.data import device, erasing, mixing, ops
+from jaxcls.keys import Keys
 
 N = 10_000
 
 
-def prepare(train=True, **changes):
-    dtype = changes.pop("dtype", jnp.float32)
-    return device.make(**(dict(base.get_config().image) | changes), train=train, dtype=dtype)
+def prepare(flip=0.0, dtype=jnp.float32, **changes):
+    """Returns f(key, batch) -> batch: flipped and normalised, as the config says."""
+    image = ops.Image(**(dict(base.get_config().image) | changes))
+    transform = ops.training(**(dict(base.get_config().crop) | {"flip": flip}), image=image)
+    normalise = partial(device.normalise, mean=image.mean, std=image.std, dtype=dtype)
+    whole = device.make(flip=transform.flip, normalise=normalise, erase=None, mix=None)
+    return lambda key, batch: whole(Keys(key, None, None, None), batch, 0)
 
 
 def pixels(n=32, size=6, channels=3, seed=0):
@@ -42,29 +47,28 @@ def normalised(n=32, size=4, seed=0, dtype=np.float32):
 
 def test_normalises():
     batch = pixels()
-    got = prepare(train=False)(jax.random.key(0), batch)
+    got = prepare()(jax.random.key(0), batch)
     mean, std = np.array((0.485, 0.456, 0.406)), np.array((0.229, 0.224, 0.225))
     assert got["image"].dtype == jnp.float32
     want = (np.asarray(batch["image"]) / 255.0 - mean) / std
     np.testing.assert_allclose(got["image"], want, atol=1e-6)
     np.testing.assert_array_equal(got["label"], batch["label"])
     with jax.enable_x64(True):
-        got = prepare(train=False, dtype=jnp.float64)(jax.random.key(0), batch)["image"]
+        got = prepare(dtype=jnp.float64)(jax.random.key(0), batch)["image"]
         assert got.dtype == jnp.float64
         np.testing.assert_allclose(got, want, atol=1e-14)
 
 
-@pytest.mark.parametrize("train", [True, False])
-def test_floating_images_stay_as_they_are(train):
+def test_floating_images_stay_as_they_are():
     batch = normalised(dtype=np.float16)
-    got = prepare(train=train, flip=1.0)(jax.random.key(0), batch)
+    got = prepare(flip=1.0)(jax.random.key(0), batch)
     assert got["image"].dtype == np.float16
     np.testing.assert_array_equal(got["image"], batch["image"])
 
 
 def test_each_image_is_flipped_or_not():
     batch = pixels(n=2000, size=3)
-    plain = prepare(train=False)(jax.random.key(0), batch)["image"]
+    plain = prepare()(jax.random.key(0), batch)["image"]
     got = prepare(flip=0.3)(jax.random.key(0), batch)["image"]
     kept = (got == plain).all((1, 2, 3))
     mirrored = (got == plain[:, :, ::-1]).all((1, 2, 3))
@@ -76,12 +80,12 @@ def test_each_image_is_flipped_or_not():
     assert (again != got).any()
 
 
-@pytest.mark.parametrize(("train", "flip", "mirrored"), [(1, 1.0, 1), (1, 0.0, 0), (0, 1.0, 0)])
-def test_flip_of_all_or_none(train, flip, mirrored):
+@pytest.mark.parametrize("flip", [1.0, 0.0])
+def test_flip_of_all_or_none(flip):
     batch = pixels()
-    plain = prepare(train=False)(jax.random.key(0), batch)["image"]
-    got = prepare(train=bool(train), flip=flip)(jax.random.key(0), batch)["image"]
-    np.testing.assert_array_equal(got, plain[:, :, ::-1] if mirrored else plain)
+    plain = prepare()(jax.random.key(0), batch)["image"]
+    got = prepare(flip=flip)(jax.random.key(0), batch)["image"]
+    np.testing.assert_array_equal(got, plain[:, :, ::-1] if flip else plain)
 
 
 def test_grey_images():
@@ -89,7 +93,7 @@ def test_grey_images():
     message = r"1 channel\(s\).* have 3: write 1-tuples, such as \(0\.5,\)"
     with pytest.raises(ValueError, match=message):
         prepare()(jax.random.key(0), batch)
-    got = prepare(mean=(0.5,), std=(0.25,), train=False)(jax.random.key(0), batch)
+    got = prepare(mean=(0.5,), std=(0.25,))(jax.random.key(0), batch)
     want = (np.asarray(batch["image"]) / 255 - 0.5) / 0.25
     np.testing.assert_allclose(got["image"], want, atol=1e-6)
 
@@ -97,7 +101,7 @@ def test_grey_images():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"flip": 1.5}, r"config\.image\.flip = 1\.5"),
+        ({"flip": 1.5}, r"config\.crop\.flip = 1\.5"),
         ({"mean": (0.5,)}, "as many means as standard deviations"),
         ({"mean": (123.7, 116.3, 103.5)}, "pixels are numbers from 0 to 1 here; divide"),
         ({"std": (58.4, 57.1, 57.4)}, "pixels are numbers from 0 to 1 here; divide"),
@@ -461,14 +465,14 @@ def test_kinds_of_each_image_are_drawn_as_often_as_asked():
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_soft_labels_sum_to_one_and_give_the_loss(smoothing, each_image):
     classes, rng = 7, np.random.default_rng(0)
-    objective = objectives.supervised(label_smoothing=smoothing, aux_weight=0.3)
+    objective = objectives.supervised(label_smoothing=smoothing, aux_weight=0.3, outputs={})
     mix = jax.jit(make(**ALL, prob=0.7, each=each_image))
     batch = normalised(n=16) | {"label": rng.integers(0, classes, 16).astype(np.int32)}
     seen = set()
     for seed in range(12):
         got = mix(jax.random.key(seed), batch)
         logits = 3 * rng.standard_normal((16, classes)).astype(np.float32)
-        loss, metrics = objective({"logits": logits}, got)
+        loss, metrics = objective.loss({"logits": logits}, got)
         lam = np.float64(got["lam"])[:, None]
         hot = lam * np.eye(classes)[got["label"]] + (1 - lam) * np.eye(classes)[got["label2"]]
         soft = (1 - smoothing) * hot + smoothing / classes

@@ -33,10 +33,11 @@ def jpeg(image, quality=95, **options):
 
 
 def transform(train=True, **changes):
-    config = base.get_config()
-    augment = changes.pop("augment", None)
-    config.image.update(changes)
-    return ops.make(**config.image, augment=augment, train=train)
+    """Returns the transform with these keys of `crop` and of `image`."""
+    config, augment = base.get_config(), changes.pop("augment", None)
+    crop = dict(config.crop) | {key: changes.pop(key) for key in config.crop if key in changes}
+    image = ops.Image(**dict(config.image) | changes)
+    return ops.training(**crop, image=image, augment=augment) if train else image.transform
 
 
 # -- random_resized_crop ---------------------------------------------------------------------------
@@ -64,7 +65,7 @@ def crop_box(monkeypatch, image, rng, **changes):
         return np.zeros((height, width, 3), np.uint8)
 
     monkeypatch.setattr(ops, "_resize", note)
-    f = transform(crop="random_resized", size=32, **changes)
+    f = transform(name="random_resized", size=32, **changes)
     for _ in range(2000):
         f(image, rng)
     return np.array(boxes)
@@ -92,7 +93,7 @@ def test_random_resized_crop_draws_like_paddleclas(monkeypatch):
 
 def test_crop_ratio_can_be_uniform_in_its_logarithm(monkeypatch):
     """Square images and small parts: every ratio fits, and rounding hardly changes it."""
-    changes = {"crop_scale": (0.2, 0.25), "crop_ratio": (0.25, 4.0), "crop_log_ratio": True}
+    changes = {"scale": (0.2, 0.25), "ratio": (0.25, 4.0), "log_ratio": True}
     image = np.zeros((2000, 2000, 3), np.uint8)
     _, _, h, w = crop_box(monkeypatch, image, np.random.default_rng(0), **changes).T
     expected = np.random.default_rng(1).uniform(np.log(0.25), np.log(4), 20000)
@@ -100,15 +101,13 @@ def test_crop_ratio_can_be_uniform_in_its_logarithm(monkeypatch):
 
 
 def test_random_resized_crop_of_the_whole_image(monkeypatch):
-    boxes = crop_box(
-        monkeypatch, coordinates(50, 50), RNG, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0)
-    )
+    boxes = crop_box(monkeypatch, coordinates(50, 50), RNG, scale=(1.0, 1.0), ratio=(1.0, 1.0))
     assert np.array_equal(np.unique(boxes, axis=0), [(0, 0, 50, 50)])
 
 
 def test_random_resized_crop_resizes_with_opencv():
     image = photo(50, 50)
-    f = transform(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), size=32, interpolation="bicubic")
+    f = transform(scale=(1.0, 1.0), ratio=(1.0, 1.0), size=32, interpolation="bicubic")
     expected = cv2.resize(image, (32, 32), interpolation=cv2.INTER_CUBIC)
     assert np.array_equal(f(image, RNG), expected)
 
@@ -135,7 +134,7 @@ def test_random_interpolation_is_bilinear_or_bicubic():
     """PaddleClas's "random", each as often; the crop is drawn as with any other."""
     image = RNG.integers(0, 256, (40, 50, 3), np.uint8)
     random, *choices = (
-        transform(size=16, crop_scale=(0.5, 1.0), interpolation=i) for i in ("random", *KERNELS)
+        transform(size=16, scale=(0.5, 1.0), interpolation=i) for i in ("random", *KERNELS)
     )
     counts = np.zeros(2, int)
     for seed in range(400):
@@ -166,8 +165,6 @@ def test_augment_comes_last_and_draws_after_the_crop():
     assert np.array_equal(given, plain)
     assert np.array_equal(out, 255 - plain)
     assert drawn == np.random.default_rng(3).random(5)[4]
-    evaluation = {"train": False, "size": 16, "eval_resize": 16}
-    assert transform(**evaluation, augment=invert).augment is None
 
 
 # -- from encoded images ---------------------------------------------------------------------------
@@ -196,8 +193,8 @@ def decibels(image, other):
 
 SETTINGS = [
     {"size": 32},
-    {"size": 32, "interpolation": "random", "crop_log_ratio": True},
-    {"size": 32, "crop": "shift", "shift": 5},
+    {"size": 32, "interpolation": "random", "log_ratio": True},
+    {"size": 32, "name": "shift", "shift": 5},
     {"train": False, "size": 24, "eval_resize": 32},
     {"train": False, "size": 24, "eval_resize": 0},
 ]
@@ -241,7 +238,7 @@ def test_decoding_at_a_smaller_size_costs_little(size, interpolation):
     look at few of the pixels that they shrink, are further from the mean without it.
     """
     data = jpeg(landscape(), subsampling="4:2:0")
-    changes = {"size": size, "crop_scale": (0.5, 1.0), "interpolation": interpolation}
+    changes = {"size": size, "scale": (0.5, 1.0), "interpolation": interpolation}
     scaled = transform(**changes)
     whole = transform(**changes, scaled_decode="never")
     mean = transform(**changes | {"interpolation": "area"}, scaled_decode="never")
@@ -272,7 +269,7 @@ def test_evaluation_decodes_at_a_smaller_size_if_it_may():
 
 def test_training_and_evaluation_see_the_same():
     data = jpeg(landscape())
-    trained = transform(size=100, crop="center")(data, np.random.default_rng(0))
+    trained = transform(size=100, name="center")(data, np.random.default_rng(0))
     evaluated = transform(train=False, size=100, eval_resize=100)
     assert np.array_equal(trained, evaluated(data, None))
     evaluated = transform(train=False, size=100, eval_resize=100, scaled_decode="train")
@@ -306,7 +303,7 @@ def test_errors_begin_with_the_name():
 def test_shift_is_pad_and_crop():
     rng = np.random.default_rng(0)
     image = rng.integers(1, 256, (12, 12, 3), np.uint8)
-    f = transform(crop="shift", size=12, shift=2)
+    f = transform(name="shift", size=12, shift=2)
     padded = np.pad(image, [(2, 2), (2, 2), (0, 0)])
     windows = {padded[y : y + 12, x : x + 12].tobytes(): (y, x) for y in range(5) for x in range(5)}
     seen = [windows[f(image, rng).tobytes()] for _ in range(1000)]
@@ -318,7 +315,7 @@ def test_shift_is_pad_and_crop():
 
 def test_center_and_evaluation_crop_the_centre():
     image = photo(41, 80)
-    assert np.array_equal(transform(crop="center", size=41)(image, RNG), image[:, 19:60])
+    assert np.array_equal(transform(name="center", size=41)(image, RNG), image[:, 19:60])
     f = transform(train=False, size=21, eval_resize=41)
     assert np.array_equal(f(image, None), image[10:31, 29:50])
     f = transform(train=False, size=99, eval_size=20, eval_resize=0)
@@ -333,7 +330,7 @@ def test_evaluation_resizes_the_short_side():
 
 
 def test_grey_images_keep_their_channel():
-    for changes in ({"crop": "shift", "shift": 2}, {"crop": "center"}, {"train": False}):
+    for changes in ({"name": "shift", "shift": 2}, {"name": "center"}, {"train": False}):
         f = transform(size=16, eval_resize=16, **changes, **GREY)
         assert f(photo(20, 30, 1), RNG).shape == (16, 16, 1)
 
@@ -341,27 +338,27 @@ def test_grey_images_keep_their_channel():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"crop": "random_resize"}, "did you mean random_resized"),
+        ({"name": "random_resize"}, "did you mean random_resized"),
         ({"interpolation": "cubic"}, "did you mean bicubic"),
         ({"size": 0}, "config.image.size = 0"),
         ({"size": -1}, "config.image.size = -1: write a number of pixels above 0"),
         ({"size": 10**9}, "config.image.size = 1000000000: write at most 16384 pixels"),
         ({"eval_resize": 10**9}, "config.image.eval_resize = 1000000000: write at most 16384"),
-        ({"crop_ratio": (1e-300, 1e300)}, "config.image.crop_ratio = .*0.001 <= low"),
-        ({"crop_ratio": ()}, r"config.image.crop_ratio = \(\): write"),
-        ({"crop_scale": (1.0,)}, r"config.image.crop_scale = \(1.0,\): write"),
+        ({"ratio": (1e-300, 1e300)}, "config.crop.ratio = .*0.001 <= low"),
+        ({"ratio": ()}, r"config.crop.ratio = \(\): write"),
+        ({"scale": (1.0,)}, r"config.crop.scale = \(1.0,\): write"),
         ({"size": 288}, "crops 288 pixels .* eval_resize = 256"),
         ({"eval_size": -1}, "config.image.eval_size = -1 is negative"),
-        ({"crop": "shift", "shift": -1}, "config.image.shift = -1 is negative"),
-        ({"crop": "shift", "shift": 224}, "config.image.shift = 224 moves all"),
-        ({"crop_scale": (0.0, 1.0)}, "config.image.crop_scale = .*0 < low"),
-        ({"crop_scale": (0.5, 1.5)}, "config.image.crop_scale = .*high <= 1"),
-        ({"crop_ratio": (2.0, 1.0)}, "config.image.crop_ratio"),
-        ({"shift": 4}, "config.image.shift: not used by 'random_resized'"),
-        ({"crop": "center", "crop_log_ratio": True}, "config.image.crop_log_ratio: not used"),
+        ({"name": "shift", "shift": -1}, "config.crop.shift = -1 is negative"),
+        ({"name": "shift", "shift": 224}, "config.crop.shift = 224 moves all"),
+        ({"scale": (0.0, 1.0)}, "config.crop.scale = .*0 < low"),
+        ({"scale": (0.5, 1.5)}, "config.crop.scale = .*high <= 1"),
+        ({"ratio": (2.0, 1.0)}, "config.crop.ratio"),
+        ({"shift": 4}, "config.crop.shift: not used by 'random_resized'"),
+        ({"name": "center", "log_ratio": True}, "config.crop.log_ratio: not used"),
         ({"scaled_decode": "eval"}, "unknown config.image.scaled_decode 'eval'"),
         ({"mean": (0.5, 0.5)}, "config.image.mean has 2 numbers: write 3 "),
-        ({"crop": "center", "crop_scale": (0.5, 1.0)}, "config.image.crop_scale: not used"),
+        ({"name": "center", "scale": (0.5, 1.0)}, "config.crop.scale: not used"),
     ],
 )
 def test_settings_that_make_no_sense(changes, message):
@@ -373,11 +370,6 @@ def test_an_image_smaller_than_the_crop():
     f = transform(train=False, size=24, eval_resize=0)
     with pytest.raises(ValueError, match=r"20x30 pixels is smaller .* 24x24"):
         f(photo(30, 20), None)
-
-
-def test_defaults_are_those_of_the_base_config():
-    config = base.get_config()
-    assert {key: config.image[key] for key in ops.DEFAULTS} == ops.DEFAULTS
 
 
 def test_a_transform_pickles():

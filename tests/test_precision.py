@@ -170,7 +170,7 @@ def test_every_level_learns(name):
     config = runs.tiny("plain")
     config.precision.name = name
     config.batch_size = 64
-    config.image.flip = 0.0
+    config.crop.flip = 0.0
     config.mix.mixup = 0.0
     config.lr.peak, config.lr.warmup = 0.3, ""
     config.duration = "70 steps"
@@ -181,7 +181,7 @@ def test_every_level_learns(name):
 
     def batch(rows):
         rows = {"image": images[rows], "label": labels[rows]}
-        return sharding.put(rows, built.batch_sharding)
+        return sharding.put(rows, built.layout.rows)
 
     state, losses = built.init(), []
     step = built.train_step.trace(state, batch(slice(64)))
@@ -195,7 +195,7 @@ def test_every_level_learns(name):
             assert metrics["loss"].dtype == jnp.float32
             losses.append(float(metrics["loss"]))
     assert np.mean(losses[-14:]) < np.mean(losses[:14]) / 2
-    sums = built.eval_step(state, batch(slice(899, 1795)))
+    sums = built.eval_step(state.variables(), batch(slice(899, 1795)))
     assert float(sums["top1"]) / 896 > 0.6  # of digits that were not trained on
 
     compute, _, param, norm, head = map(jnp.dtype, precision.DTYPES[name])

@@ -10,8 +10,10 @@ import runs
 from PIL import Image, ImageDraw, ImageFont
 
 from configs import augment
-from jaxcls import precision, preview, program, steps
-from jaxcls.data import sources
+from jaxcls import choices, precision, preview, program, steps
+from jaxcls.data import device, sources
+from jaxcls.data.feed import Feed
+from jaxcls.objectives import Objective
 
 
 class Remember(nn.Module):
@@ -29,22 +31,22 @@ def test_it_is_what_the_train_step_gives_to_the_network(k):
     batch = {"image": np.arange(16 * 12, dtype=np.float32).reshape(16, 2, 2, 3),
              "label": np.arange(16, dtype=np.int32)}  # fmt: skip
 
-    def prepare(rng, batch, step):
-        noise = jax.random.normal(rng, batch["image"].shape)
+    def prepare(keys, batch, step):
+        noise = jax.random.normal(keys.erase, batch["image"].shape)
         return {**batch, "image": batch["image"] + noise + 1000 * step}
 
     model, tx = Remember(), optax.with_extra_args_support(optax.sgd(0.1))
     train_step = steps.make_train_step(
         model,
         tx,
-        lambda outputs, batch: (outputs["logits"].sum() * 1e-9, {}),
+        Objective(lambda outputs, batch, aux: (outputs["logits"].sum() * 1e-9, {}), None),
         prepare=prepare,
         learning_rate=lambda step: 0.1,
         accumulate_steps=k,
     )
     scale = precision.make(**runs.tiny("plain").precision, platform="cpu").initial_loss_scale()
-    state = steps.init_state(model, tx, scale, (2, 2, 3), seed=7, ema=False)
-    prepared = steps.make_prepare(prepare, seed=7, accumulate_steps=k)
+    state = steps.init_state(model, tx, scale, (2, 2, 3), seed=7)
+    prepared = device.in_a_run(prepare, seed=7, accumulate_steps=k)
     for step in range(3):
         shown = jax.jit(prepared)(step, batch)
         np.testing.assert_array_equal(shown["label"], batch["label"])
@@ -57,7 +59,7 @@ def test_it_is_what_the_train_step_gives_to_the_network(k):
 def digits(**changes):
     """Returns a config whose images reach the network unchanged but for what `changes` say."""
     config = runs.tiny("plain")
-    config.image.crop, config.image.shift, config.image.flip = "center", 0, 0.0
+    config.crop.name, config.crop.shift, config.crop.flip = "center", 0, 0.0
     config.image.size, config.mix.mixup, config.mesh.data = 16, 0.0, 1  # 16: as in the data
     config.update_from_flattened_dict(changes)
     return config
@@ -117,11 +119,12 @@ def test_augmented_images_are_those_of_training():
         "mix.cutmix": 1.0,
         "mix.prob": 0.9,
     }
-    config = digits(**changes, **{"image.crop": "shift", "image.shift": 2, "image.flip": 0.5})
+    config = digits(**changes, **{"crop.name": "shift", "crop.shift": 2, "crop.flip": 0.5})
     _, images, labels = preview.preview(config, images=128, step=5)
-    data = sources.open(**config.data, image_size=16)
+    config, data = choices.open_data(config)
     built = program.build(config, num_train=len(data.train), num_classes=10)
-    with program.train_batches(config, data, built, start_step=0) as batches:
+    feed = Feed(data, data.train, built.transform, built.layout)
+    with feed.train_batches(built.plan, config.seed, start_step=0) as batches:
         batch = [next(batches) for _ in range(6)][5]
     prepared = built.prepare(np.int32(5), batch)
     normal = (images / 255 - config.image.mean[0]) / config.image.std[0]
@@ -262,7 +265,7 @@ def test_recipes_can_be_built(name):
     epochs, batch = (360, 1024) if name == "ssld_v2" else (300, 256)
     assert built.plan.total_steps == epochs * (1_281_167 // batch)
     policy = {"autoaugment", "randaugment", "ssld_v2"}
-    assert (built.train_transform.augment is not None) == (name in policy)
+    assert (built.transform.augment is not None) == (name in policy)
     image = jax.ShapeDtypeStruct((batch, 224, 224, 3), jnp.uint8)
     label = jax.ShapeDtypeStruct((batch,), jnp.int32)
     step = jax.ShapeDtypeStruct((), jnp.int32)

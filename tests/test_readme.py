@@ -19,6 +19,10 @@ import oracle
 import pinned
 import pytest
 import runs
+import test_network
+from PIL import Image
+
+from jaxcls import weights
 
 README = (runs.ROOT / "README.md").read_text()
 OUTSIDE = re.sub(r"```.*?```", "", README, flags=re.DOTALL).replace("\n", " ")
@@ -41,12 +45,12 @@ EXTRA = {
     "-m jaxcls.main": SHORT,
     "-m jaxcls.models": [],
     "-m jaxcls.convert": [],
-    "-m jaxcls.data.check --config=configs/cifar10.py": [
+    "-m jaxcls.check --config=configs/cifar10.py": [
         "--config.data.root=photos", "--config.data.eval=", "--config.data.eval_fraction=0.2",
         "--config.batch_size=8",
     ],
-    "-m jaxcls.data.check": [],
-    "-m jaxcls.data.preview": [],
+    "-m jaxcls.check": [],
+    "-m jaxcls.preview": [],
     "-m jaxcls.benchmark loop": ["--steps=2", "--repetitions=1"],
     "-m jaxcls.benchmark train": [
         "--batch=4", "--repetitions=1", "--config.model.bn_group=2",
@@ -221,6 +225,9 @@ SNIPPETS = [
 @pytest.mark.parametrize("text", SNIPPETS)
 def test_a_snippet_runs(text, commands, tmp_path):
     program = CONFIG + text if re.match(r"c\.", text) else text
+    net, zeros = test_network.small()
+    weights.export(tmp_path / "runs/mine", zeros, {"network": net.described()})
+    Image.new("RGB", (30, 20)).save(tmp_path / "cat.jpg")
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,

@@ -234,7 +234,8 @@ def test_batches_on_hosts_and_from_a_step_on(sampling):
     whole = images()
     assert np.array_equal(whole[:6].ravel(), Order(50, 8, 2**64 - 1, sampling, 2, labels)(0))
     assert np.array_equal(images(13), whole[13:])
-    assert np.array_equal(images(workers=1, threads=2), whole)
+    options = loader.Options(threads=2, workers=1, prefetch=4)
+    assert np.array_equal(images(options=options), whole)
     parts = [images(rows=np.arange(8)[i::2]) for i in range(2)]
     assert np.array_equal(np.stack(parts, -1).reshape(20, 8), whole)
 
@@ -289,8 +290,8 @@ def test_every_epoch_is_one_order_for_all_threads():
     pixels = np.zeros((150, 1, 1, 3), np.uint8)
     pixels[:, 0, 0, 0] = np.arange(150)
     source = sources.Arrays("numbered", pixels, SHUFFLED, tuple("abcdefgh"))
-    batches = loader.train_batches(
-        source, same, batch_size=5, seed=5, start_step=0, num_steps=90, sampling="sqrt", threads=8
-    )
+    how = {"batch_size": 5, "seed": 5, "start_step": 0, "num_steps": 90, "sampling": "sqrt"}
+    options = loader.Options(threads=8, workers=0, prefetch=4)
+    batches = loader.train_batches(source, same, **how, options=options)
     images = np.concatenate([batch["image"].ravel()[::3] for batch in batches])
     assert np.array_equal(images, list(itertools.chain(*map(made, range(3)))))

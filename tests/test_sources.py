@@ -821,11 +821,12 @@ def test_damaged_records_in_worker_processes(records, caplog):
     data = bytearray(path.read_bytes())
     data[data.index(b'"name": "3.jpg"')] ^= 1
     path.write_bytes(data)
-    transform = ops.make(**base.get_config().image, train=False)
+    transform = ops.Image(**base.get_config().image).transform
 
     def batches(workers, **options):
         source = open_data("array_record", root=str(records)).train
-        how = {"batch_size": 3, "seed": 0, "start_step": 0, "num_steps": 3, "workers": workers}
+        how = {"batch_size": 3, "seed": 0, "start_step": 0, "num_steps": 3}
+        how["options"] = loader.Options(threads=0, workers=workers, prefetch=4)
         with loader.train_batches(source, transform, **how, **options) as made:
             return list(made), dict(made.bad_images)
 

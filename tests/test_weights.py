@@ -29,15 +29,15 @@ def test_load_accepts_a_workdir_its_checkpoints_one_of_them_and_an_export(tmp_pa
     save(tmp_path / "run/checkpoints", 1, 2)
     names = ["a", "b", "c", "d"]
     for path, step in (("run", 2), ("run/checkpoints", 2), ("run/checkpoints/1", 1)):
-        variables, meta = weights.load(tmp_path / path, ema=False)
+        variables, meta = weights.load(tmp_path / path, average="")
         assert_same(variables, variables_of(make_state(step)))
         assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(variables))
         assert meta == {"step": step, "class_names": names} | NOTHING
-        variables, _ = weights.load(tmp_path / path, ema=True)
+        variables, _ = weights.load(tmp_path / path)
         assert_same(variables, make_state(step).ema)
     weights.export(tmp_path / "out/weights", variables, {"model": "Tiny", "class_names": names})
-    for ema in (True, False):
-        exported, meta = weights.load(tmp_path / "out/weights", ema=ema)
+    for average in ("ema", ""):
+        exported, meta = weights.load(tmp_path / "out/weights", average=average)
         assert_same(exported, variables)
         assert meta == {"model": "Tiny", "class_names": names}
 
@@ -51,7 +51,7 @@ def test_a_home_directory_that_the_shell_has_left_alone(tmp_path, monkeypatch):
 
 def test_load_takes_the_weights_where_there_is_no_average(tmp_path):
     save(tmp_path, 1, ema=False)
-    variables, _ = weights.load(tmp_path, ema=True)
+    variables, _ = weights.load(tmp_path)
     assert_same(variables, variables_of(make_state(1, ema=False)))
 
 
@@ -91,7 +91,9 @@ def test_an_export_that_cannot_be_written_leaves_nothing(tmp_path):
 def initialize(variables, directory, **changes):
     """Returns (variables, the report)."""
     lines = []
-    arguments = {"num_classes": 4, "checkpoint": directory, "ema": False} | changes
+    network = {"name": "", "options": {}, "num_classes": 4, "class_names": ()}
+    network = {key: changes.pop(key, value) for key, value in network.items()}
+    arguments = {"network": network, "checkpoint": directory, "ema": False} | changes
     return weights.initialize(variables, report=lines.append, **arguments), lines
 
 
@@ -194,7 +196,7 @@ def test_fine_tuning_from_another_network_names_both(tmp_path):
     other = variables_of(make_state(9, width=16))
     for strict in (False, True):
         with pytest.raises(ValueError, match="is ResNet18_vd, the config asks for ResNet50_vd"):
-            initialize(other, tmp_path, model="ResNet50_vd", strict=strict)
+            initialize(other, tmp_path, name="ResNet50_vd", strict=strict)
 
 
 def test_a_long_list_of_tensors_is_cut(tmp_path):

@@ -5,6 +5,7 @@ By default shapes are tested on a network of each family, bfloat16 and the promi
 promises of every name.
 """
 
+import functools
 import re
 
 import flax.linen as nn
@@ -15,7 +16,6 @@ import oracle
 import pinned
 import pytest
 
-from configs import base
 from jaxcls import models, objectives, precision, sharding, trees
 from jaxcls.data import device
 from jaxcls.models import __main__ as table
@@ -231,11 +231,8 @@ def keeps_its_promises(name, overrides, *, devices=(), precisions=(), remat=(Fal
     size = AT_LEAST.get(models.family_of(name), 32)
     images = np.clip(40 * oracle.images(size, 8)[..., :1] + 128, 0, 255).astype(np.uint8)
     labels = np.arange(8) % CLASSES
-    image = base.get_config().image
-    image.mean, image.std = (0.5,), (0.25,)
-    normalise = device.make(**image, train=False, dtype=jnp.float32)
-    prepare = lambda images: normalise(jax.random.key(0), {"image": images})["image"]
-    objective = objectives.supervised(label_smoothing=0.1, aux_weight=0.3)
+    prepare = functools.partial(device.normalise, mean=(0.5,), std=(0.25,))
+    objective = objectives.supervised(label_smoothing=0.1, aux_weight=0.3, outputs={})
 
     def train(module):
         def loss(params, batch_stats, images, labels):
@@ -245,7 +242,7 @@ def keeps_its_promises(name, overrides, *, devices=(), precisions=(), remat=(Fal
                 train=True,
                 mutable=["batch_stats"],
             )
-            loss, _ = objective(out, {"label": labels})
+            loss, _ = objective.loss(out, {"label": labels})
             return loss, (out["logits"], new.get("batch_stats", {}))
 
         arguments = params, batch_stats, images, labels
@@ -281,8 +278,8 @@ def keeps_its_promises(name, overrides, *, devices=(), precisions=(), remat=(Fal
     assert np.all(np.any(among_others[1:] != logits[1:], axis=1))
 
     for n in devices:
-        mesh = sharding.make_mesh(data=n, fsdp=1)
-        rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+        layout = sharding.make(data=n, fsdp=1, fsdp_min_size=1, rules=())
+        rows, whole = layout.rows, layout.whole
         spread = evaluate(module, in_shardings=(whole, rows), out_shardings=rows)(
             jax.device_put(variables, whole), jax.device_put(images, rows)
         )

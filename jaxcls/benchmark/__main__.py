@@ -9,7 +9,7 @@ from absl import flags
 from jaxcls import benchmark
 from jaxcls.benchmark import compile, input, loop, train
 from jaxcls.command import define_config, exit_with, parse, told
-from jaxcls.config import choose, refuse_open
+from jaxcls.config import check_complete, choose
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] = sys.argv) -> int:
         )
         return 0
     parse([argv[0], *rest], options)
-    refuse_open(options.config)
+    check_complete(options.config)
     chosen.run(options.config, options)
     return 0
 

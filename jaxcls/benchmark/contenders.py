@@ -43,7 +43,7 @@ def loaded(config: ConfigDict, images: int, threads: int) -> Pass:
 
     def run(seed):
         steps = images // config.batch_size
-        options = {**config.loader, "threads": threads}
+        options = loader.Options(**{**config.loader, "threads": threads})
         with loader.train_batches(
             source,
             transform,
@@ -51,7 +51,7 @@ def loaded(config: ConfigDict, images: int, threads: int) -> Pass:
             seed=seed,
             start_step=0,
             num_steps=steps,
-            **options,
+            options=options,
         ) as batches:
             for batch in batches:
                 assert len(batch["image"]) == config.batch_size
@@ -122,8 +122,9 @@ KINDS = {"loader": loaded, "bare": bare, "whole": whole, "pillow": with_pillow}
 def open_training(config: ConfigDict) -> tuple[sources.Source, ops.Transform]:
     """Returns the training images and their transform, which flips too."""
     source = sources.open(**config.data, image_size=config.image.size).train
-    flip = Flip(config.image.flip, augment.make(**config.augment))
-    return source, ops.make(**config.image, augment=flip, train=True)
+    flip = Flip(config.crop.flip, augment.make(**config.augment))
+    image = ops.Image(**config.image)
+    return source, ops.training(**config.crop, image=image, augment=flip)
 
 
 def visits(count: int, images: int, rng: np.random.Generator) -> Iterator[int]:

@@ -78,7 +78,7 @@ class Contender:
             paths = [os.path.join(files.root, path) for path in files.paths]
             image = self.config.image
             spec |= {"files": paths, "batch": self.config.batch_size, "size": image.size}
-            spec |= {"scale": image.crop_scale, "ratio": image.crop_ratio}
+            spec |= {"scale": self.config.crop.scale, "ratio": self.config.crop.ratio}
         else:
             command = [self.python, "-m", contenders.__name__]
             spec |= {"kind": self.kind, "config": self.config.to_dict()}
@@ -133,11 +133,9 @@ def field(config: ConfigDict, options: flags.FlagValues) -> list[Contender]:
     for name in options.compare:
         choose("value of --compare", name, COMPARE)
     source = sources.open(**config.data, image_size=config.image.size).train
-    if options.compare and not (
-        isinstance(source, Files) and config.image.crop == "random_resized"
-    ):
+    if options.compare and not (isinstance(source, Files) and config.crop.name == "random_resized"):
         raise ValueError(
-            '--compare needs config.data.source = "folder" or "list" and config.image.crop = '
+            '--compare needs config.data.source = "folder" or "list" and config.crop.name = '
             '"random_resized"'
         )
     variants = [("", config)]

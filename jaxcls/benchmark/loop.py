@@ -86,16 +86,16 @@ def run(config: ConfigDict, options: flags.FlagValues) -> None:
                 seconds[name].append(measure[name]())
 
     ratios = np.divide(seconds["loop"], seconds["bare step"])
-    device = built.mesh.devices.flat[0].device_kind
+    device = built.layout.mesh.devices.flat[0].device_kind
     if options.json:
         row = {"model": config.model.name, "batch": config.batch_size, "size": config.image.size}
-        row |= {"data": config.data.source, "device": device, "devices": built.mesh.size}
+        row |= {"data": config.data.source, "device": device, "devices": built.layout.mesh.size}
         row |= {"steps": options.steps, "ratio": float(np.median(ratios))}
         print(json.dumps(row | {"bare_s": seconds["bare step"], "loop_s": seconds["loop"]}))
         return
     print(
         f"{config.model.name}, batch {config.batch_size}, {config.image.size}x{config.image.size}, "
-        f"{config.data.source} data, {built.mesh.size} x {device}: "
+        f"{config.data.source} data, {built.layout.mesh.size} x {device}: "
         f"{options.repetitions} x {options.steps} steps of each, in turn"
     )
     for name, values in seconds.items():

@@ -67,4 +67,4 @@ def device_batch(config: ConfigDict, built: program.Program) -> dict[str, jax.Ar
     shape = (batch, size, size, len(config.image.mean))
     labels = rng.integers(0, num_classes(config), batch).astype(np.int32)
     batch = {"image": rng.integers(0, 256, shape, np.uint8), "label": labels}
-    return sharding.put(batch, built.batch_sharding)
+    return sharding.put(batch, built.layout.rows)

@@ -132,9 +132,10 @@ def time_train(config: ConfigDict, built: program.Program, repetitions: int) -> 
     "flops_per_image" is three times the network's forward pass (backward is taken as twice
     forward), "xla_flops_per_image" what XLA says of the compiled step.
     """
-    device, batch_size = built.mesh.devices.flat[0], built.plan.batch_size
+    device, batch_size = built.layout.mesh.devices.flat[0], built.plan.batch_size
     batch = device_batch(config, built)
-    macs = count.multiply_adds(built.eval_step, built.abstract_state, batch) / batch_size
+    variables = built.abstract_state.variables()
+    macs = count.multiply_adds(built.eval_step, variables, batch) / batch_size
     began = time.perf_counter()
     compiled = built.train_step.lower(built.abstract_state, batch).compile()
     compile_seconds = time.perf_counter() - began
@@ -148,7 +149,9 @@ def time_train(config: ConfigDict, built: program.Program, repetitions: int) -> 
         memory += stats.output_size_in_bytes - stats.alias_size_in_bytes
         source = "compiler"
     per_second = batch_size / float(np.median(times))
-    xla_flops = (compiled.cost_analysis() or {}).get("flops", 0.0) * built.mesh.size / batch_size
+    xla_flops = (
+        (compiled.cost_analysis() or {}).get("flops", 0.0) * built.layout.mesh.size / batch_size
+    )
     return {
         "images_per_sec": per_second,
         **summary(times),
@@ -180,10 +183,10 @@ def run(config: ConfigDict, options: flags.FlagValues) -> None:
     jobs, peaks = [], {}
     for c in combinations(config, options):
         built = program.build(c, num_train=NUM_TRAIN, num_classes=num_classes(c))
-        device = built.mesh.devices.flat[0]
+        device = built.layout.mesh.devices.flat[0]
         numbers = precision.make(**c.precision, platform=device.platform)
         if options.compare:
-            pytorch.check_timm(c, numbers, built.mesh)
+            pytorch.check_timm(c, numbers, built.layout.mesh)
         jobs.append((c, built, numbers))
 
     # a compile time from the cache would not be one
@@ -193,7 +196,7 @@ def run(config: ConfigDict, options: flags.FlagValues) -> None:
 
     common = {
         "device": device.device_kind,
-        "devices": built.mesh.size,
+        "devices": built.layout.mesh.size,
         "size": config.image.size,
         "jax": jax.__version__,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
@@ -220,7 +223,7 @@ def run(config: ConfigDict, options: flags.FlagValues) -> None:
         row |= unless_too_large(time_train, c, built, options.repetitions)
         if "error" not in row:
             peak, source = peaks[numbers.name]
-            share = row["flops_per_sec"] / (peak * built.mesh.size)
+            share = row["flops_per_sec"] / (peak * built.layout.mesh.size)
             row |= {"peak_flops_per_sec": peak, "peak_from": source, "peak_share": share}
         if "images_per_sec" in row and "images_per_sec" in row.get("timm", {}):
             row["ratio"] = row["images_per_sec"] / row["timm"]["images_per_sec"]

@@ -19,7 +19,8 @@ from jaxcls import convert, models, weights
 from jaxcls.command import Arguments, exit_with, told
 from jaxcls.config import choose, short
 from jaxcls.convert import readers
-from jaxcls.program import OURS, is_option
+from jaxcls.data import ops
+from jaxcls.network import OURS, Network, is_option, published_image
 
 
 @told
@@ -66,11 +67,20 @@ def main(argv: list[str] | None = None) -> int:
     variables = from_their(
         args.name, arrays, num_classes=args.num_classes, head=not args.no_head, **options
     )
-    options.pop("in_channels", None)  # the shapes say it
+    channels = options.pop("in_channels", 3)  # the shapes say it
+    image = published_image(args.name)
+    if channels != 3:
+        image |= {"mean": (0.5,) * channels, "std": (0.5,) * channels}
+    network = Network(
+        name=args.name,
+        options=options,
+        num_classes=0 if args.no_head else args.num_classes,
+        class_names=(),
+        image=ops.Image(**image),
+        precision="float32",
+    )
     meta = {
-        "model": args.name,
-        "options": options,
-        "class_names": None,
+        "network": network.described(),
         "source": {
             "file": Path(args.file).name,
             "sha256": _sha256(args.file),

@@ -3,7 +3,8 @@
 A source has `len(source)`, `source.class_names`, `source.labels` (int [N]; records have to be read
 for it) and `source[i]`, a dict of
   image  bytes (encoded) or uint8 [H, W, C]
-  label  int, 0 <= label < len(class_names): the loader makes sure of it
+  label  int below len(class_names), -1 where it has none; or a mark for each class, [K]; it is
+         the source that makes sure of it
   name   str, what error messages call the image
 `source.identity` tells it from others: digests {"images", "labels"} of what the images are called
 below their root and of their labels; of records, which would have to be read for both, one of their
@@ -24,6 +25,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+MAX_CLASSES = 10_000_000
 SOME = 1000  # classes or records that are looked at, to tell images from others of the same name
 
 T = TypeVar("T")
@@ -37,6 +39,33 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+class BadLabel(ValueError):
+    """A label that no class has."""
+
+    item: dict[str, Any]  # that has it
+
+
+def check_label(item: dict[str, Any], classes: int) -> None:
+    """Refuses the label of an item, a number, that no class has.
+
+    Raises:
+      BadLabel: it is so.
+    """
+    label, name = item["label"], item["name"]
+    if not 0 <= label < classes:
+        error = BadLabel(f"{name}: the label {label} is out of range, there are {classes} classes")
+        error.item = item
+        raise error
+
+
+def item_of(source: Source, index: int) -> dict[str, Any]:
+    """Returns an item whatever its label is, for looking at it."""
+    try:
+        return source[index]
+    except BadLabel as error:
+        return error.item
 
 
 def digest(things: Any) -> str:

@@ -10,6 +10,7 @@ processes import this module: it needs neither JAX nor grain.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -51,29 +52,31 @@ class MakeBatch:
 
         rng = np.random.Generator(np.random.Philox(0))
         bad: dict[int, str] = {}
-        images, labels = None, np.empty(len(indices), np.int32)
+        images, labels = None, []
         for row, (index, example) in enumerate(zip(indices.tolist(), examples.tolist())):
             if row and not mask[row]:
-                images[row], labels[row] = images[0], labels[0]
+                images[row] = images[0]
+                labels.append(labels[0])
                 continue
-            image, labels[row], found = self._read(index, example, rng, bad)
+            image, label, found = self._read(index, example, rng, bad)
+            labels.append(label)
             if found != index and not self.order:
                 mask[row] = False
             if images is None:
                 images = np.empty((len(indices), *image.shape), image.dtype)
             images[row] = image
 
-        batch = {"image": images, "label": labels}
+        batch = {"image": images, "label": np.asarray(labels, np.int32)}
         return batch if self.order else batch | {"mask": mask}, list(bad.items())
 
     def _read(
         self, index: int, example: int, rng: np.random.Generator, bad: dict[int, str]
-    ) -> tuple[np.ndarray, int, int]:
+    ) -> tuple[np.ndarray, Any, int]:
         """Returns the first readable image from `index` on, transformed, its label, and which.
 
         Raises:
           BadImage: `index` is unreadable and not to be skipped.
-          ValueError: too many are unreadable; a label out of range.
+          ValueError: too many are unreadable.
         """
         for candidate in range(index, index + len(self.source)):
             candidate %= len(self.source)
@@ -88,11 +91,6 @@ class MakeBatch:
                 if len(bad) > self.max_bad_images:
                     refuse(bad, self.max_bad_images)
                 continue
-            if not 0 <= item["label"] < len(self.source.class_names):
-                raise ValueError(
-                    f"{item['name']}: the label {item['label']} is out of range, there are "
-                    f"{len(self.source.class_names)} classes"
-                )
             return image, item["label"], candidate
         raise ValueError(f"none of the {len(self.source)} images can be read: {bad[index]}")
 

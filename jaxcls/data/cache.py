@@ -13,68 +13,46 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from jaxcls import sharding
 from jaxcls.data import ops
 from jaxcls.data.access import Source, for_all
 from jaxcls.data.decode import BadImage
-from jaxcls.data.sources import Data
-from jaxcls.program import Program
+from jaxcls.data.feed import Feed
+from jaxcls.sharding import Layout
 
 AUTO_BYTES = 2**30  # for training images, and as much for evaluation
 SAMPLES = 8  # images that the size of all is estimated from
 
 
-def use(config: ConfigDict, data: Data, program: Program) -> tuple[Data, Program]:
-    """Returns the data and the program of a run with the cache that `config.data.cache` asks for.
+def use(feed: Feed, what: str) -> Feed:
+    """Returns the feed with the cache that `config.data.cache` asks for.
 
     "encoded": files are read once; "decoded": and decoded once; both as they are needed.
     "device": all images are read now and lie on every device, as far as the transform of one is the
       same in every epoch: whole in evaluation, before the shift of the crops "shift" and "center"
       in training. A batch from the loader then has (number, y, x), int32 [L, 3], in place of the
-      images; `train_step` and `eval_step` of the result cut the images out before the step.
+      images, which `Feed.put` cuts out.
     "auto": "device" on an accelerator where that is possible, or else "decoded", if it takes at
       most `AUTO_BYTES`; "none" otherwise, and with worker processes.
+
+    Args:
+      feed: of images as they lie.
+      what: "training" or "evaluation", for messages.
 
     Raises:
       ValueError: a cache with worker processes, one larger than the memory, "device" with a
         transform that it cannot have; from "device" also an unreadable image.
     """
-    kind, workers = data.cache, config.loader.workers
+    source, transform, kind = feed.source, feed.transform, feed.data.cache
+    workers = feed.data.loader.workers
     if kind == "none" or (kind == "auto" and workers):
-        return data, program
+        return feed
     if workers:
         raise ValueError(
             f"config.data.cache = {kind!r} keeps images in one process, config.loader.workers = "
             f'{workers} reads in others: write config.loader.workers = 0, or cache = "none"'
         )
-    with_cache = functools.partial(_with_cache, data, program.mesh)
-    train, train_transform, train_step = with_cache(
-        "training", data.train, program.train_transform, program.train_step
-    )
-    data = dataclasses.replace(data, train=train)
-    program = program._replace(train_transform=train_transform, train_step=train_step)
-    if data.eval is not None:
-        eval, eval_transform, eval_step = with_cache(
-            "evaluation", data.eval, program.eval_transform, program.eval_step
-        )
-        data = dataclasses.replace(data, eval=eval)
-        program = program._replace(eval_transform=eval_transform, eval_step=eval_step)
-    return data, program
-
-
-def _with_cache(
-    data: Data,
-    mesh: Mesh,
-    what: str,
-    source: Source,
-    transform: ops.Transform,
-    step: Callable,
-) -> tuple[Source, ops.Transform, Callable]:
-    """Returns source, transform and step of `what`, "training" or "evaluation", as `use` says."""
-    device, kind = mesh.local_devices[0], data.cache
+    device = feed.layout.mesh.local_devices[0]
     fixed = _without_shift(transform)
     entry = {
         "encoded": lambda item: item["image"],
@@ -86,10 +64,10 @@ def _with_cache(
         small = (option for option in options if _estimate(source, entry[option]) <= AUTO_BYTES)
         kind = next(small, "none")
     if kind == "none":
-        return source, transform, step
+        return feed
     if kind == "device" and not fixed:
         raise ValueError(
-            'config.data.cache = "device" needs config.image.crop = "shift" or "center", one '
+            'config.data.cache = "device" needs config.crop.name = "shift" or "center", one '
             'interpolation and no config.augment: write config.data.cache = "decoded"'
         )
     needed = _estimate(source, entry[kind])
@@ -97,10 +75,15 @@ def _with_cache(
     if jax.process_index() == 0:
         print(f"cache of {what} images: {kind}, about {needed / 2**20:.3g} MiB", flush=True)
     if kind != "device":
-        return Cached(source, entry[kind]), transform, step
-    items, pixels = _read_all(source, entry[kind], what, skip=data.on_bad_image == "skip")
-    place = functools.partial(_place, shift=transform.crop.shift)
-    return Numbered(source, items), place, _with_images(step, pixels, transform.size, mesh)
+        return dataclasses.replace(feed, source=Cached(source, entry[kind]))
+    skip = feed.data.on_bad_image == "skip"
+    items, pixels = _read_all(source, entry[kind], what, skip=skip)
+    return dataclasses.replace(
+        feed,
+        source=Numbered(source, items),
+        transform=functools.partial(_place, shift=transform.crop.shift),
+        images=_cut(pixels, transform.size, feed.layout),
+    )
 
 
 def _without_shift(transform: ops.Transform) -> ops.Transform | None:
@@ -236,14 +219,14 @@ def _place(number: int, rng: np.random.Generator | None, *, shift: int) -> np.nd
     return np.array([number, *ops.shifts(rng, shift)], np.int32)
 
 
-def _with_images(step: Callable, pixels: np.ndarray, size: int, mesh: Mesh) -> Callable:
-    """Returns the step for batches with places in place of images, which it cuts from `pixels`."""
-    whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+def _cut(pixels: np.ndarray, size: int, layout: Layout) -> Callable[[jax.Array], jax.Array]:
+    """Returns f(places) -> images, which it cuts from `pixels` on the devices."""
+    whole, rows = layout.whole, layout.rows
     images = jax.make_array_from_process_local_data(whole, pixels, pixels.shape)
     cut = jax.jit(
         functools.partial(gather, size=size), in_shardings=(whole, rows), out_shardings=rows
     )
-    return lambda state, batch: step(state, {**batch, "image": cut(images, batch["image"])})
+    return functools.partial(cut, images)
 
 
 def gather(images: jax.Array, places: jax.Array, *, size: int) -> jax.Array:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcls.data.access import digest, evenly, in_threads
+from jaxcls.data.access import MAX_CLASSES, digest, evenly, in_threads
 from jaxcls.data.decode import SUFFIXES, BadImage
 from jaxcls.data.sampling import by_class
 
@@ -28,7 +28,6 @@ LITTER = {
 }
 # What folders of evaluation images are called, in lower case; no class is.
 EVALUATION = ("val", "valid", "validation", "eval", "evaluation", "test", "testing")
-MAX_CLASSES = 10_000_000
 MAX_LABEL = 2**31 - 2
 MAX_BYTES = 2**30  # of an image's file
 SHOWN = 5  # names of each kind in a message

@@ -6,6 +6,7 @@ the data. Grain's threads make the batches of the next steps, or fetch them from
 """
 
 import atexit
+import dataclasses
 import logging
 import os
 import weakref
@@ -27,6 +28,29 @@ LIMITS = {"threads": (0, 1024), "workers": (0, 1024), "prefetch": (1, 1024)}
 log = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """How batches are made, `config.loader`.
+
+    Raises:
+      ValueError: a number that cannot be meant; the message names the key.
+    """
+
+    threads: int  # in each process, 0: one for each core; with workers they share the cores
+    workers: int  # processes; 0: threads of this process
+    prefetch: int  # batches ready in advance, besides those that threads are making
+
+    def __post_init__(self):
+        for key, (least, most) in LIMITS.items():
+            if not least <= (value := getattr(self, key)) <= most:
+                raise ValueError(
+                    f"config.loader.{key} = {value}: write a number from {least} to {most}"
+                )
+
+
+PLAIN = Options(threads=0, workers=0, prefetch=4)
+
+
 def train_batches(
     source: Source,
     transform: Transform,
@@ -40,9 +64,7 @@ def train_batches(
     rows: np.ndarray | None = None,
     on_bad_image: str = "error",
     max_bad_images: int = 100,
-    threads: int = 0,
-    workers: int = 0,
-    prefetch: int = 4,
+    options: Options = PLAIN,
 ) -> "Batches":
     """Returns an iterator over the batches of the steps `start_step` to `num_steps` - 1.
 
@@ -60,9 +82,7 @@ def train_batches(
       rows: numbers of this process's rows in the global batch; None: all.
       on_bad_image: "error", or "skip": the next readable image of the source takes its place.
       max_bad_images: with "skip", more different ones than this are an error.
-      threads: in each process, 0: one for each core; with workers they share the cores.
-      workers: processes; 0: threads of this process.
-      prefetch: batches ready in advance, at least 1, besides those that threads are making.
+      options: of threads, processes and batches in advance.
 
     Raises:
       ValueError: fewer images than a batch; from the iterator also an unreadable image (named), a
@@ -90,7 +110,7 @@ def train_batches(
         seed=seed,
         max_bad_images=_max_bad_images(on_bad_image, max_bad_images),
     )
-    return Batches(make, start_step, threads=threads, workers=workers, prefetch=prefetch)
+    return Batches(make, start_step, options)
 
 
 def eval_batches(
@@ -101,9 +121,7 @@ def eval_batches(
     rows: np.ndarray | None = None,
     on_bad_image: str = "error",
     max_bad_images: int = 100,
-    threads: int = 0,
-    workers: int = 0,
-    prefetch: int = 4,
+    options: Options = PLAIN,
 ) -> "Batches":
     """Returns an iterator over all images once, in order: ceil(N / batch_size) batches.
 
@@ -125,17 +143,7 @@ def eval_batches(
         seed=0,
         max_bad_images=_max_bad_images(on_bad_image, max_bad_images),
     )
-    return Batches(make, 0, threads=threads, workers=workers, prefetch=prefetch)
-
-
-def check(**loader: int) -> None:
-    """Raises a ValueError that names the key of `config.loader` that cannot be meant."""
-    for key, value in loader.items():
-        least, most = LIMITS[key]
-        if not least <= value <= most:
-            raise ValueError(
-                f"config.loader.{key} = {value}: write a number from {least} to {most}"
-            )
+    return Batches(make, 0, options)
 
 
 def _max_bad_images(on_bad_image: str, max_bad_images: int) -> int | None:
@@ -150,8 +158,8 @@ class Batches(Iterator[Batch]):
     Where a worker process dies (out of memory, `kill -9`) all start again at the next batch.
     """
 
-    def __init__(self, make: MakeBatch, start: int, *, threads: int, workers: int, prefetch: int):
-        check(threads=threads, workers=workers, prefetch=prefetch)
+    def __init__(self, make: MakeBatch, start: int, options: Options):
+        threads, workers, prefetch = options.threads, options.workers, options.prefetch
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self._threads = threads or max((cores or 1) // max(workers, 1), 1)
         # A thread makes a whole batch, so fewer batches under way than threads would idle some.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from jaxcls.config import choose, refuse_unused
+from jaxcls.config import choose, taken, tuples
 from jaxcls.data.decode import BadImage, Part, decode
 
 INTERPOLATION = {
@@ -23,133 +23,138 @@ INTERPOLATION = {
     "lanczos": (cv2.INTER_LANCZOS4,),
     "random": (cv2.INTER_LINEAR, cv2.INTER_CUBIC),
 }
-TAKES = {
-    "random_resized": ("crop_scale", "crop_ratio", "crop_log_ratio"),
-    "shift": ("shift",),
-    "center": (),
-}
-DEFAULTS = {
-    "crop_scale": (0.08, 1.0),
-    "crop_ratio": (3 / 4, 4 / 3),
-    "crop_log_ratio": False,
-    "shift": 0,
-}
-
 MAX_SIDE = 16384  # pixels; OpenCV resizes to less than 32768
 
 
-def make(
-    *,
-    size: int,
-    eval_size: int,
-    eval_resize: int,
-    crop: str,
-    crop_scale: Sequence[float],
-    crop_ratio: Sequence[float],
-    crop_log_ratio: bool,
-    shift: int,
-    interpolation: str,
-    scaled_decode: str,
-    exif: bool,
-    train: bool,
-    augment: "Augment | None" = None,
-    # The rest of config.image is done on the device, by data/device.py.
-    flip: float,
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> "Transform":
-    """Returns `f(image, rng) -> pixels`: an encoded image or uint8 [H, W, C] -> uint8 [S, S, C].
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Image:
+    """How images reach a network, `config.image`: stored with the weights, which need it.
 
-    In training S is `size` and `crop` says how it is reached:
-      "random_resized": a random part of the image, resized (`RandomResized`);
-      "shift": the short side is resized to `size`, then the central square moved by up to `shift`
-        pixels up or down, left or right; what it uncovers is black (0);
-      "center": the same without a shift.
-    In evaluation S is `eval_size` (0: `size`), the centre of the image after its short side was
-    resized to `eval_resize` (0: of the image as it is). `rng` is not read then and may be None.
-
-    Args:
-      size, eval_size, ...: `config.image`.
-      train: for training or for evaluation.
-      augment: of training, `augment.make(**config.augment)`: applied last.
+    Evaluation shows `eval_size` (0: `size`) pixels, the centre of the image after its short side
+    was resized to `eval_resize` (0: of the image as it is).
 
     Raises:
-      ValueError: here for unknown names and values out of range; from `f` for an image that cannot
-        be read (`BadImage`), or is smaller than the evaluation's crop.
+      ValueError: an unknown name, or a value out of range.
     """
-    del flip, std
-    choose("config.image.crop", crop, TAKES)
-    values = {
-        "crop_scale": tuple(crop_scale),
-        "crop_ratio": tuple(crop_ratio),
-        "crop_log_ratio": crop_log_ratio,
-        "shift": shift,
-    }
-    refuse_unused("image", crop, values, DEFAULTS, TAKES[crop])
-    choose("config.image.interpolation", interpolation, INTERPOLATION)
-    choose("config.image.scaled_decode", scaled_decode, ("never", "train", "always"))
-    _check(size, eval_size, eval_resize, shift, len(mean))
-    _check_range("crop_scale", crop_scale, (0.0, 1.0))
-    _check_range("crop_ratio", crop_ratio, (1e-3, 1e3))
-    common = {"channels": len(mean), "exif": exif}
-    if not train:
-        interpolation = "bilinear" if interpolation == "random" else interpolation
+
+    size: int
+    eval_size: int
+    eval_resize: int
+    interpolation: str
+    scaled_decode: str
+    exif: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self):
+        choose("config.image.interpolation", self.interpolation, INTERPOLATION)
+        choose("config.image.scaled_decode", self.scaled_decode, ("never", "train", "always"))
+        check_size(self.size)
+        for key in ("eval_size", "eval_resize"):
+            _check_pixels(f"image.{key}", getattr(self, key))
+        if self.eval_resize and self.shown > self.eval_resize:
+            raise ValueError(
+                f"config.image: evaluation crops {self.shown} pixels (eval_size, or else size) "
+                f"from a short side of eval_resize = {self.eval_resize}; make eval_resize at least "
+                "as large"
+            )
+        mean, std = self.mean, self.std
+        if len(mean) not in (1, 3):
+            raise ValueError(
+                f"config.image.mean has {len(mean)} numbers: write 3 for images in colour, 1 for "
+                "grey"
+            )
+        given = f"config.image.mean = {mean}, config.image.std = {std}"
+        if len(mean) != len(std) or not all(s > 0 for s in std):
+            raise ValueError(
+                f"{given}: write as many means as standard deviations, and these above 0"
+            )
+        if not all(-10 <= m <= 10 for m in mean) or not all(1e-3 <= s <= 10 for s in std):
+            raise ValueError(
+                f"{given}: pixels are numbers from 0 to 1 here; divide what is meant for 0 to 255 "
+                "by 255"
+            )
+
+    @property
+    def channels(self) -> int:
+        """How many an image has."""
+        return len(self.mean)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """[H, W, C] in training."""
+        return self.size, self.size, self.channels
+
+    @property
+    def shown(self) -> int:
+        """Pixels in evaluation, height and width."""
+        return self.eval_size or self.size
+
+    @property
+    def transform(self) -> "Transform":
+        """`f(image, rng) -> uint8 [S, S, C]` of evaluation; `rng` is not read."""
+        interpolation = "bilinear" if self.interpolation == "random" else self.interpolation
         return Transform(
-            size=eval_size or size,
-            crop=Shifted(resize=eval_resize, shift=0),
+            size=self.shown,
+            crop=Shifted(resize=self.eval_resize, shift=0),
             interpolation=INTERPOLATION[interpolation],
-            scaled_decode=scaled_decode == "always",
+            scaled_decode=self.scaled_decode == "always",
             pad=False,
-            **common,
+            channels=self.channels,
+            exif=self.exif,
         )
-    if crop == "random_resized":
-        cropping = RandomResized(tuple(crop_scale), tuple(crop_ratio), crop_log_ratio)
-    else:
-        cropping = Shifted(resize=size, shift=shift)
+
+
+def training(
+    *, name: str, flip: float, image: Image, augment: "Augment | None" = None, **keys: Any
+) -> "Transform":
+    """Returns `f(image, rng) -> uint8 [S, S, C]` of training, S being `image.size`.
+
+    Args:
+      name, flip, ...: `config.crop`: a name of `CROPS` and what it takes.
+      image: `config.image`.
+      augment: `augment.make(**config.augment)`: applied last.
+
+    Raises:
+      ValueError: here for an unknown name, values out of range, a key that is not used; from `f`
+        for an image that cannot be read (`BadImage`).
+    """
+    crop = CROPS[choose("config.crop.name", name, CROPS)]
+    keys = {key: tuples(value) for key, value in keys.items()}
+    if not 0 <= flip <= 1:
+        raise ValueError(f"config.crop.flip = {flip}: write a probability, from 0 to 1")
     return Transform(
-        size=size,
-        crop=cropping,
-        interpolation=INTERPOLATION[interpolation],
-        scaled_decode=scaled_decode != "never",
+        size=image.size,
+        crop=crop(image.size, **taken("crop", name, crop, keys)),
+        interpolation=INTERPOLATION[image.interpolation],
+        scaled_decode=image.scaled_decode != "never",
         pad=True,
+        channels=image.channels,
+        exif=image.exif,
         augment=augment,
-        **common,
+        flip=flip,
     )
-
-
-def _check(size: int, eval_size: int, eval_resize: int, shift: int, channels: int) -> None:
-    check_size(size)
-    for key, value in (("eval_size", eval_size), ("eval_resize", eval_resize), ("shift", shift)):
-        if value < 0:
-            raise ValueError(f"config.image.{key} = {value} is negative")
-        if value > MAX_SIDE:
-            raise ValueError(f"config.image.{key} = {value}: write at most {MAX_SIDE} pixels")
-    if shift >= size:
-        raise ValueError(f"config.image.shift = {shift} moves all {size} pixels out of the image")
-    if eval_resize and (eval_size or size) > eval_resize:
-        raise ValueError(
-            f"config.image: evaluation crops {eval_size or size} pixels (eval_size, or else size) "
-            f"from a short side of eval_resize = {eval_resize}; make eval_resize at least as large"
-        )
-    if channels not in (1, 3):
-        raise ValueError(
-            f"config.image.mean has {channels} numbers: write 3 for images in colour, 1 for grey"
-        )
 
 
 def check_size(size: int) -> None:
     """Refuses sizes of images that are none."""
     if size < 1:
         raise ValueError(f"config.image.size = {size}: write a number of pixels above 0")
-    if size > MAX_SIDE:
-        raise ValueError(f"config.image.size = {size}: write at most {MAX_SIDE} pixels")
+    _check_pixels("image.size", size)
+
+
+def _check_pixels(key: str, value: int) -> None:
+    if value < 0:
+        raise ValueError(f"config.{key} = {value} is negative")
+    if value > MAX_SIDE:
+        raise ValueError(f"config.{key} = {value}: write at most {MAX_SIDE} pixels")
 
 
 def _check_range(key: str, values: Sequence[float], limits: tuple[float, float]) -> None:
     least, most = limits
     if len(values) != 2 or not (0 < values[0] <= values[1] <= most and least <= values[0]):
         raise ValueError(
-            f"config.image.{key} = {values}: write (low, high), {least:g} "
+            f"config.crop.{key} = {values}: write (low, high), {least:g} "
             f"{'<=' if least else '<'} low <= high <= {most:g}"
         )
 
@@ -214,6 +219,34 @@ class Shifted:
         return Crop(part, (height, width), (y, x))
 
 
+def random_resized(
+    size: int, *, scale: Sequence[float], ratio: Sequence[float], log_ratio: bool
+) -> RandomResized:
+    """Returns the crop of a random part of the image, resized to `size` pixels."""
+    _check_range("scale", scale, (0.0, 1.0))
+    _check_range("ratio", ratio, (1e-3, 1e3))
+    return RandomResized(scale, ratio, log_ratio)
+
+
+def shift(size: int, *, shift: int) -> Shifted:
+    """Returns the crop of the centre, moved by up to `shift` pixels after resizing to `size`.
+
+    What that uncovers is black.
+    """
+    _check_pixels("crop.shift", shift)
+    if shift >= size:
+        raise ValueError(f"config.crop.shift = {shift} moves all {size} pixels out of the image")
+    return Shifted(size, shift)
+
+
+def center(size: int) -> Shifted:
+    """Returns the crop of the centre after resizing the short side to `size` pixels."""
+    return Shifted(size, 0)
+
+
+CROPS = {f.__name__: f for f in (random_resized, shift, center)}
+
+
 def shifts(rng: np.random.Generator | None, shift: int) -> tuple[int, int]:
     """Returns (y, x), each a random number from 0 to 2 shift."""
     if not shift:
@@ -231,7 +264,8 @@ Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # uint8 [S, S
 class Transform:
     """f(image, rng): an encoded image, or uint8 [H, W, 1 or 3] -> uint8 [size, size, channels].
 
-    The crop, the interpolation and `augment` draw from `rng`, in this order; `make` says the rest.
+    The crop, the interpolation and `augment` draw from `rng`, in this order; `training` and
+    `Image` say the rest.
     """
 
     size: int
@@ -242,6 +276,7 @@ class Transform:
     channels: int
     exif: bool
     augment: Augment | None = None
+    flip: float = 0.0  # probability of a left-right flip, which data/device.py does
 
     def __call__(self, image: bytes | np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
         crop = None

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcls.data.access import digest, evenly, for_all, in_threads
+from jaxcls.data.access import check_label, digest, evenly, for_all, in_threads, item_of
 from jaxcls.data.decode import BadImage
 from jaxcls.data.folders import CLASSES_FILE, directory, read_class_names
 
@@ -90,7 +90,7 @@ class _InRecords:
 
         def label(index):
             try:
-                return self[index]["label"], ""
+                return item_of(self, index)["label"], ""
             except BadImage as error:
                 if self.max_bad_images is None:
                     raise
@@ -111,7 +111,7 @@ class _InRecords:
     def identity(self) -> dict[str, Any]:
         def label(index):
             with contextlib.suppress(BadImage):
-                return self[index]["label"]
+                return item_of(self, index)["label"]
 
         indices = evenly(range(len(self)))
         places = [self.place(index, os.path.basename) for index in indices]
@@ -126,12 +126,14 @@ class _InRecords:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
-            return self._item(index, self.records[index])
+            item = self._item(index, self.records[index])
         except MemoryError:
             raise
         except Exception as error:  # what its C++ and TFDS raise depends on the damage
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise BadImage(f"{self.place(index)}: {reason}") from error
+        check_label(item, len(self.class_names))
+        return item
 
 
 class Records(_InRecords):

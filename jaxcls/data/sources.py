@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 
 from jaxcls.config import check_seed, choose, defaults, keywords, taken
-from jaxcls.data.access import Source, digest
-from jaxcls.data.folders import CLASSES_FILE, MAX_CLASSES, Files, open_folder, open_list, some
+from jaxcls.data.access import MAX_CLASSES, Source, digest
+from jaxcls.data.folders import CLASSES_FILE, Files, open_folder, open_list, some
+from jaxcls.data.loader import PLAIN, Options
 from jaxcls.data.ops import check_size
 from jaxcls.data.records import open_array_record, open_tfds
 from jaxcls.data.sampling import WEIGHTS, subset
@@ -33,6 +34,7 @@ class Data:
     sampling: str  # a key of sampling.WEIGHTS
     repeats: int
     cache: str  # a key of cache.KINDS
+    loader: Options = PLAIN  # config.loader
 
 
 def open(

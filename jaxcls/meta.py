@@ -1,0 +1,79 @@
+"""What a checkpoint of a run knows besides its arrays, as JSON can hold it."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxcls import files, weights
+from jaxcls.data import identity
+from jaxcls.data.sources import Data
+from jaxcls.metrics import NO_LINES
+from jaxcls.network import Network
+
+# What has to be of the same type here, of a checkpoint from anywhere.
+MADE_OF = {"network": {}, "class_names": [], "data": {}, "log": {}, "window": {}, "seconds": 0.0}
+
+
+def new(network: Network, crop: Mapping[str, Any], data: Data) -> dict[str, Any]:
+    """Returns what is known before the first step.
+
+    Raises:
+      ValueError: the processes of the run see different data.
+    """
+    images = identity.of(data)
+    if files.differs(json.dumps(images)):
+        raise ValueError(
+            "config.data: the processes see different images or classes; each needs the same "
+            "files in config.data.root"
+        )
+    return {
+        "network": network.described(),
+        "crop": dict(crop),  # which fine-tuning on such images begins with
+        **images,
+        "log": NO_LINES,
+        "window": {},  # means since its last line
+        "seconds": 0.0,
+        "bad_images": [],  # numbers of the unreadable training images met so far
+    }
+
+
+def check(
+    ours: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    path: Any,
+    *,
+    accept: bool,
+    report: Callable[[str], None],
+) -> None:
+    """Refuses a checkpoint (`theirs`) that is not of this network and this data.
+
+    Args:
+      ours: of this run.
+      theirs, path: of the checkpoint.
+      accept: other images are wanted.
+      report: is told what cannot be compared.
+
+    Raises:
+      ValueError: it is damaged or of another run.
+    """
+    if any(not isinstance(theirs.get(key, value), type(value)) for key, value in MADE_OF.items()):
+        raise ValueError(f"checkpoint {path} is damaged: its meta data are not those of a run")
+    names = [weights.described(meta)["name"] for meta in (theirs, ours)]
+    if names[0] not in (None, names[1]):
+        raise ValueError(
+            f"checkpoint {path} is {names[0]}, the config asks for {names[1]}: choose another "
+            "--workdir"
+        )
+    if "data" not in theirs:
+        report(f"checkpoint {path} does not know its data: only the classes are compared")
+    before = {"data": ours["data"], "class_names": ours["class_names"], **theirs}
+    identity.check(before, ours, accept=accept, path=path)
+
+
+def taken_up(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a run goes on with from the meta data of its checkpoint."""
+    taken = {key: theirs.get(key) for key in ("log", "window")}
+    taken["seconds"] = theirs.get("seconds") or 0.0
+    if identity.same_order(theirs, ours):
+        taken["bad_images"] = theirs["bad_images"]
+    return taken

@@ -1,0 +1,291 @@
+"""What is needed to use weights, and is stored with them: module, classes, preprocessing.
+
+    network, variables = jaxcls.network.load("RUN")
+    outputs = network.predict(variables, images)        # {"logits": float32 [B, K], ...}
+
+It needs no config, no data and no optimizer: evaluation, fine-tuning and teachers use it too.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+import jaxcls
+from jaxcls import config as configs
+from jaxcls import files, models, precision, trees, weights
+from jaxcls.config import LARGEST, choose, short
+from jaxcls.data import device, ops
+from jaxcls.data.access import MAX_CLASSES
+
+# Arguments of networks that precision and the train step set.
+OURS = ("c", "train", "parent", "dtype", "feature_dtype", "param_dtype", "norm_dtype",
+        "head_dtype", "frozen")  # fmt: skip
+Variables = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network without its weights."""
+
+    name: str  # one of `jaxcls.models.names()`
+    options: Mapping[str, Any]  # further arguments of `jaxcls.models.build`
+    num_classes: int  # 0: weights without a classifier
+    class_names: tuple[str, ...]  # of the first classes; () where they are not known
+    image: ops.Image
+    precision: str  # a key of `jaxcls.precision.DTYPES`
+    version: str = jaxcls.__version__  # of the jaxcls that trained or converted the weights
+
+    @functools.cached_property
+    def module(self) -> nn.Module:
+        """The Flax module, as it evaluates."""
+        kinds = precision.dtypes(self.precision)
+        return models.build(self.name, num_classes=self.num_classes, **self.options, **kinds)
+
+    @property
+    def shapes(self) -> dict[str, Any]:
+        """Those of its variables."""
+        image = jax.ShapeDtypeStruct((1, *self.image.shape), jnp.float32)
+        shapes = jax.eval_shape(self.module.init, {"params": jax.random.key(0)}, image)
+        return {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
+
+    @property
+    def transform(self) -> ops.Transform:
+        """`f(image, None)`: an encoded image, or uint8 [H, W, C] -> uint8 pixels to predict."""
+        return self.image.transform
+
+    def normalise(self, images: jax.Array) -> jax.Array:
+        """Returns uint8 images [B, H, W, C] as the module takes them; floating ones are so."""
+        wide = jnp.promote_types(precision.dtypes(self.precision)["feature_dtype"], jnp.float32)
+        image = self.image
+        return device.normalise(images, mean=image.mean, std=image.std, dtype=wide)
+
+    @functools.cached_property
+    def predict(self) -> Callable[[Variables, jax.Array], dict[str, jax.Array]]:
+        """`f(variables, images) -> outputs`, jitted: {"logits": float32 [B, K], "pre_logits", ...}.
+
+        Images are uint8 [B, H, W, C], as `transform` makes them, or floating and normalised.
+        """
+
+        def predict(variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
+            with jax.default_matmul_precision(precision.matmul(self.precision)):
+                return self.module.apply(variables, self.normalise(images), train=False)
+
+        return jax.jit(predict)
+
+    def described(self) -> dict[str, Any]:
+        """Returns what is stored with weights, as JSON can hold it; `of_meta` reads it."""
+        return dataclasses.asdict(self) | {"class_names": list(self.class_names)}
+
+
+def load(
+    path: str | os.PathLike, *, average: str = "ema", report: Callable[[str], None] = print
+) -> tuple[Network, dict[str, Any]]:
+    """Returns a network and its variables, NumPy arrays, from nothing but a directory.
+
+    Args:
+      path: a run's working directory (its newest intact checkpoint is taken), one of its
+        checkpoints, or an export; local or gs://.
+      average: take the average of that name where there is one; "": the parameters as trained.
+      report: is given a line about what is damaged, or not said there.
+
+    Raises:
+      ValueError: there are no intact weights, or none of a network with a classifier.
+    """
+    variables, meta = weights.load(path, average=average, report=report)
+    network = of_meta(meta, variables, path, report=report)
+    if not network.num_classes:
+        raise ValueError(
+            f"{os.fspath(path)}: its weights have no classifier: fine-tune them, with "
+            "--config.init.checkpoint"
+        )
+    try:
+        differences = trees.differences(variables, network.shapes, dtypes=False)
+    except Exception as e:  # options from a file may break anything
+        raise ValueError(
+            f"{os.fspath(path)}: {network.name} cannot be built: {files.line(e)}"
+        ) from e
+    if differences:
+        raise ValueError(
+            f"{os.fspath(path)}: its weights are not those of {network.name} as it is described "
+            f"there: {files.some(differences)}"
+        )
+    return network, variables
+
+
+def of_meta(
+    meta: Mapping[str, Any],
+    variables: Variables,
+    path: str | os.PathLike,
+    *,
+    report: Callable[[str], None] = lambda line: None,
+) -> Network:
+    """Returns the network that weights are of, from their meta data.
+
+    Before version 0.2 these said less: then the classes are counted in the classifier, images are
+    those of the published recipe, and it computes in float32; `report` is told.
+
+    Raises:
+      ValueError: they are not those of a network.
+    """
+    told = weights.described(meta)
+    problem = f"{os.fspath(path)}: its meta data do not describe a network: "
+    try:
+        name = choose("model", told["name"], models.MODELS)
+        fields = [field.name for field in dataclasses.fields(ops.Image)]
+        there = {k: v for k, v in (told.get("image") or {}).items() if k in fields}
+        image = {k: configs.from_json(f"image.{k}", v) for k, v in there.items()}
+        if missing := [key for key in fields if key not in image]:
+            image = published_image(name) | image
+            report(f"{os.fspath(path)} does not say its image.{', '.join(missing)}: as published")
+        options = {key: configs.tuples(value) for key, value in told["options"].items()}
+        if not all(map(is_option, options.items())):
+            raise ValueError(f"options {short(options)}")
+        network = Network(
+            name=name,
+            options=options,
+            num_classes=told.get("num_classes", 0),
+            class_names=tuple(map(str, told.get("class_names") or ())),
+            image=ops.Image(**image),
+            precision=choose("precision", told.get("precision", "float32"), precision.DTYPES),
+            version=str(told.get("version", "before 0.2")),
+        )
+        if "num_classes" not in told:
+            network = dataclasses.replace(network, num_classes=_count_classes(network, variables))
+    except Exception as e:  # what stands in a file may break anything
+        raise ValueError(f"{problem}{files.line(e)}") from e
+    if not isinstance(network.num_classes, int) or not 0 <= network.num_classes <= MAX_CLASSES:
+        raise ValueError(f"{problem}{short(network.num_classes)} classes")
+    return network
+
+
+def published_image(name: str) -> dict[str, Any]:
+    """Returns `config.image` of the published recipe of a network."""
+    recipe = configs.run_file(configs.BASE.with_name("imagenet.py"))["get_config"](name)
+    return dict(recipe.image)
+
+
+def _count_classes(network: Network, variables: Variables) -> int:
+    """Returns the number of classes that makes a network of these variables; 0 without any."""
+    heads = jax.tree.leaves(variables["params"].get("head", {}))
+    for n in sorted({x.shape[-1] for x in heads}):
+        there = dataclasses.replace(network, num_classes=n).shapes
+        if not trees.differences(variables, there, dtypes=False):
+            return n
+    return 0
+
+
+# -- From the config -------------------------------------------------------------------------------
+
+
+def make(
+    *,
+    name: str,
+    num_classes: int,
+    bn_momentum: float | None,
+    bn_epsilon: float | None,
+    bn_group: int | None,
+    options: Sequence[tuple[str, Any]],
+    classes: int,
+    class_names: Sequence[str],
+    image: ops.Image,
+    precision: str,
+) -> tuple[Network, nn.Module, dict[str, Any]]:
+    """Returns the network of `config.model`, its module in training, and the shapes of its outputs.
+
+    Args:
+      name, ..., options: `config.model`. Momentum and groups of BatchNorm are for training only.
+      classes, class_names: of the data.
+      image: of `config.image`.
+      precision: name of `config.precision`.
+
+    Raises:
+      ValueError: there is no such network for such images, or it does not take these options.
+    """
+    choose("config.model.name", name, models.MODELS)
+    keys = {"bn_momentum": bn_momentum, "bn_epsilon": bn_epsilon, "bn_group": bn_group}
+    names = [option[0] for option in options if is_option(option)]
+    _check_options(name, options, names, {"name", "num_classes", *keys}, keys)
+    arguments = {key: value for key, value in keys.items() if value is not None} | dict(options)
+    for key in ("bn_momentum", "bn_epsilon"):
+        models.check(key, arguments.get(key), "config.model.")
+    if num_classes and num_classes < classes:
+        raise ValueError(
+            f"config.model.num_classes = {num_classes}, the data has {classes}: write at least "
+            "that, or 0"
+        )
+    if num_classes > MAX_CLASSES:
+        raise ValueError(f"config.model.num_classes = {num_classes}: write at most {MAX_CLASSES}")
+    training = {key: arguments.pop(key) for key in ("bn_momentum", "bn_group") if key in arguments}
+    network = Network(
+        name=name,
+        options=arguments,
+        num_classes=num_classes or classes,
+        class_names=tuple(class_names),
+        image=image,
+        precision=precision,
+    )
+    # With options of the user whatever goes wrong inside is theirs; without, the image's size.
+    theirs = Exception if options else (ValueError, ArithmeticError)
+    rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    try:
+        module = network.module
+        two = jax.ShapeDtypeStruct((2, *image.shape), jnp.float32)  # are enough to try
+        apply = functools.partial(module.init_with_output, rngs, train=True)
+        outputs, _ = jax.eval_shape(apply, two)
+    except theirs as e:
+        given = f", config.model.options = {short(options)}" if options else ""
+        raise ValueError(
+            f"config.model.name = {name!r}{given}, config.image.size = {image.size}: the network "
+            f"cannot be built: {e or type(e).__name__}"
+        ) from e
+    return network, module.clone(c=module.c.replace(**training)), outputs
+
+
+def _check_options(
+    name: str,
+    options: Sequence[Any],
+    names: Sequence[str],
+    arguments: set[str],
+    keys: Mapping[str, Any],
+) -> None:
+    given = f"config.model.options = {short(options)}"
+    if not all(map(is_option, options)):
+        raise ValueError(
+            f"{given}: write pairs of a name and a value, such as "
+            '(("dropout", 0.2),); values are numbers of at least 0, texts, True, False, None and '
+            "tuples of them"
+        )
+    takes = models.arguments(name) - {*OURS, *arguments} | {"bn_epsilon", "bn_momentum"}
+    if unknown := sorted({*names} - takes - {*OURS, *arguments}):
+        raise ValueError(
+            f"{given}: {name} takes no argument {', '.join(unknown)}; it takes "
+            f"{', '.join(sorted(takes))}; without: --config.model.options='()'"
+        )
+    for option in names:
+        # converted weights have the options that they need, BatchNorm's epsilon among them
+        key = option in arguments and (keys.get(option, 0) is not None or option == "bn_group")
+        if key or option in OURS or names.count(option) > 1:
+            why = "config.precision or config.optim.frozen sets it"
+            why = f"there is config.model.{option}" if key else why
+            why = "it is there twice" if names.count(option) > 1 else why
+            raise ValueError(f"{given}: {option!r}: {why}")
+
+
+def is_option(option: Any) -> bool:
+    """Returns whether this is a (name, value) that a network and JSON can take."""
+
+    def fits(value):
+        if isinstance(value, (tuple, list)):
+            return all(map(fits, value))
+        if isinstance(value, (int, float)):
+            return 0 <= value < LARGEST
+        return value is None or isinstance(value, str)
+
+    pair = isinstance(option, (tuple, list)) and len(option) == 2
+    return pair and isinstance(option[0], str) and fits(option[1])

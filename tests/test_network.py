@@ -1,0 +1,167 @@
+"""Weights that know what they are: stored, loaded by another process, the same numbers."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import runs
+from test_zoo import AT_LEAST, SIBLINGS
+
+from jaxcls import checkpoint, choices, evaluate, meta, network, program, weights
+from jaxcls.data import ops
+from jaxcls.data.feed import Feed
+from jaxcls.models.published import ACCURACY
+
+CLASSES = 6
+LOAD = """
+import json, sys
+import jax, numpy as np
+from jaxcls import network
+for path in sys.argv[1:]:
+    images = np.load(f"{path}/images.npy")[:8]
+    net, variables = network.load(path, report=lambda line: None)
+    pixels = np.stack([net.transform(image, None) for image in images])
+    np.save(f"{path}/logits.npy", net.predict(variables, pixels)["logits"])
+    assert {name.partition(".")[0] for name in sys.modules}.isdisjoint({"optax", "configs"})
+"""
+
+
+def config_of(family):
+    """Returns the config of a run of a family's small sibling, in bfloat16, on fake images."""
+    name, overrides = SIBLINGS[family]
+    config = runs.tiny("plain")
+    config.data.update({"source": "fake", "num_train": 16, "num_eval": 11, "num_classes": CLASSES})
+    config.model.name, config.model.options = name, tuple(overrides.items())
+    size = AT_LEAST.get(family, 32)
+    config.image.update({"size": size, "eval_resize": size + 3, "std": (0.4, 0.5, 0.6)})
+    config.image.mean = (0.4, 0.5, 0.6)
+    config.crop.update({"name": "random_resized", "shift": 0})
+    config.batch_size = config.eval.batch_size = 8
+    config.precision.name = "bfloat16"
+    config.lr.warmup = config.lr.warmup_if_scaled = ""
+    return config
+
+
+def save(config, path):
+    """Saves the first state of a run with odd statistics; returns its own logits."""
+    config, data = choices.open_data(config)
+    names = data.class_names
+    built = program.build(config, num_train=16, num_classes=CLASSES, class_names=names)
+    state = built.init()
+    rng = np.random.default_rng(0)
+    odd = lambda x: x * 1.25 + 0.05 * np.abs(rng.standard_normal(x.shape, np.float32))
+    drawn = jax.tree.map(odd, jax.device_get(state.variables()))
+    state = jax.device_put(state.replace(**drawn), built.layout.whole)
+    opened = checkpoint.Checkpoints(path / "checkpoints", keep=1, best="top1")
+    opened.save(1, state, meta.new(built.network, config.crop, data))
+    opened.close()
+    images = [data.eval[i]["image"] for i in range(len(data.eval))]
+    np.save(path / "images.npy", images)
+
+    logits = []
+
+    def eval_step(variables, batch):
+        logits.append(built.network.predict(variables, batch["image"])["logits"])
+        return built.eval_step(variables, batch)
+
+    feed = Feed(data, data.eval, built.network.transform, built.layout)
+    evaluate.evaluate(eval_step, feed, state.variables(), batch_size=8)
+    return np.asarray(logits[0])
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=[] if f == "mobilenet_v1" else [pytest.mark.ci]) for f in SIBLINGS],
+)
+def test_another_process_predicts_what_the_run_did(commands, tmp_path, family):
+    ours = save(config_of(family), tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(tmp_path)],
+        env=commands.environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    theirs = np.load(tmp_path / "logits.npy")
+    assert theirs.dtype == ours.dtype == np.float32
+    np.testing.assert_array_equal(theirs, ours)
+    assert np.ptp(ours, axis=0).max() > 0
+
+
+def small(**changes):
+    """Returns a network and variables of it."""
+    image = ops.Image(**dict(runs.tiny("plain").image))
+    net = network.Network(
+        name="ResNet18_vd",
+        options=dict(runs.tiny("plain").model.options),
+        num_classes=4,
+        class_names=("a", "b", "c", "d"),
+        image=image,
+        precision="float32",
+    )
+    net = dataclasses.replace(net, **changes)
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), net.shapes)
+    return net, zeros
+
+
+def test_what_is_stored_is_what_is_read(tmp_path):
+    net, zeros = small(precision="O3_bfloat16", class_names=("a", "\u4e2d"))
+    weights.export(tmp_path / "w", zeros, {"network": net.described()})
+    found, variables = network.load(tmp_path / "w", report=pytest.fail)
+    assert found == net
+    assert {str(x.dtype) for x in jax.tree.leaves(variables["params"])} == {"bfloat16"}
+    assert network.of_meta({"network": net.described()}, zeros, "") == net
+
+
+def test_weights_of_versions_that_said_less(tmp_path):
+    net, zeros = small()
+    told = {"name": net.name, "options": json.loads(json.dumps(net.options))}
+    image = dataclasses.asdict(net.image) | {"crop": "shift", "shift": 1, "flip": 0.5}
+    old = {"model": net.name, "network": told, "image": image, "class_names": ["a", "b", "c", "d"]}
+    weights.export(tmp_path / "run", zeros, old)
+    lines = []
+    found, _ = network.load(tmp_path / "run", report=lines.append)
+    assert lines == []
+    assert found == dataclasses.replace(net, version="before 0.2")
+
+    converted = {"model": net.name, "options": net.options, "class_names": None}
+    big, zeros = small(image=ops.Image(**network.published_image(net.name)))
+    weights.export(tmp_path / "export", zeros, converted)
+    found, _ = network.load(tmp_path / "export", report=lines.append)
+    assert found == dataclasses.replace(big, class_names=(), version="before 0.2")
+    assert len(lines) == 1
+    assert "does not say its image.size, eval_size, eval_resize, inter" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "ResNet19"}, "unknown model 'ResNet19'"),
+        ({"options": {"width": -1}}, "options"),
+        ({"options": [1]}, "do not describe a network"),
+        ({"options": {"stem": "none"}}, "ResNet18_vd cannot be built: stem='none'"),
+        ({"image": {"size": "8"}}, "config.image.size = '8': write a whole number"),
+        ({"image": {"mean": [1e9]}}, "config.image.mean"),
+        ({"precision": "O9"}, "unknown precision 'O9'"),
+        ({"num_classes": -1}, "-1 classes"),
+        ({"num_classes": 10**9}, "1000000000 classes"),
+        ({"num_classes": None}, "None classes"),
+        ({"num_classes": 5}, r"not those of ResNet18_vd .*\[8,4\] in the checkpoint, \[8,5\] here"),
+        ({"num_classes": 0}, "no classifier: fine-tune"),
+    ],
+)
+def test_descriptions_that_are_none(tmp_path, changes, message):
+    net, zeros = small()
+    weights.export(tmp_path / "w", zeros, {"network": net.described() | changes})
+    with pytest.raises(ValueError, match=message):
+        network.load(tmp_path / "w", report=lambda line: None)
+
+
+@pytest.mark.parametrize("name", ACCURACY)
+def test_every_published_name_has_an_image(name):
+    ops.Image(**network.published_image(name))
