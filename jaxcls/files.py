@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import errno
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -137,27 +136,6 @@ def sync(path: str | os.PathLike) -> None:
             os.fsync(file)
         finally:
             os.close(file)
-
-
-def read_json(path: str | os.PathLike, kind: type) -> Any:
-    """Returns what a JSON file holds, which is a `kind` (dict, list).
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      StorageError: see `patiently`.
-      ValueError: it is no file, damaged, or holds something else; the message names it.
-    """
-    try:
-        value = json.loads(patiently(epath.Path(path).read_bytes, path))
-    except StorageError:
-        raise
-    except (NotADirectoryError, IsADirectoryError):
-        raise ValueError(f"{os.fspath(path)} is a folder, not a file") from None
-    except (ValueError, RecursionError):
-        raise ValueError(f"{os.fspath(path)} is damaged: it is not JSON") from None
-    if not isinstance(value, kind):
-        raise ValueError(f"{os.fspath(path)} is damaged: it does not hold what a run writes there")
-    return value
 
 
 def check_place(path: str) -> None:

@@ -22,7 +22,7 @@ import pytest
 import runs
 
 from jaxcls import checkpoint, checksums, program, sharding, train, trees
-from jaxcls.data import sources
+from jaxcls.data import feed, sources
 from jaxcls.data.decode import BadImage
 
 END = 30  # steps of tiny.py
@@ -296,6 +296,12 @@ def test_a_run_that_diverges_says_which_checkpoint_there_is(in_process, tmp_path
     said = r"\. The checkpoint of step 1 is good$" if every else r"\. There is no checkpoint yet$"
     with pytest.raises(FloatingPointError, match=said):
         in_process(tmp_path, **changes, **{"lr.peak": 1e30})
+
+
+def test_a_hidden_transfer_is_an_error(in_process, tmp_path, monkeypatch):
+    monkeypatch.setattr(feed.Feed, "put", lambda self, batch: batch)  # stays on the host
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        in_process(tmp_path, **SPARSE)
 
 
 def test_an_evaluation_that_is_not_finite(in_process, tmp_path, monkeypatch):
