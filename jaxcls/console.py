@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxcls import config as configs
@@ -302,17 +301,17 @@ def parts(
     return lines
 
 
-def hints(config: ConfigDict, workdir: Any, *, evaluated: bool) -> list[str]:
+def hints(data: Mapping[str, Any], workdir: Any, *, evaluated: bool) -> list[str]:
     """Returns lines about what to do with a run that is complete; the commands run as they stand.
 
     Args:
-      config, workdir: of the run.
+      data, workdir: `config.data` and directory of the run.
       evaluated: whether its data has evaluation images.
     """
     lines = []
     if evaluated:
         lines.append(f"evaluate:  {command(('workdir', workdir), ('mode', 'eval'))}")
-    images = {f"data.{key}": value for key, value in config.data.items()}
+    images = {f"data.{key}": value for key, value in data.items()}
     defaults = configs.defaults()[0] | {"data.source": "folder"}  # of configs/finetune.py
     images = {k: v for k, v in images.items() if v is not None and v != defaults[k]}
     tune = command(

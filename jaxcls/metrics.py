@@ -19,7 +19,6 @@ import flax
 import jax
 from clu import parameter_overview
 from etils import epath
-from ml_collections import ConfigDict
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
@@ -367,15 +366,18 @@ def environment() -> dict[str, Any]:
 
 
 def finish(
-    config: ConfigDict,
     workdir: epath.Path,
     plan: Plan,
     step: int,
     skipped: int,
     meta: dict[str, Any],
     complete: bool,
+    images: dict[str, Any],
 ) -> None:
-    """Writes summary.json; prints the table at the end of a run, and what to do next."""
+    """Writes summary.json; prints the table at the end of a run, and what to do next.
+
+    `images` is `config.data`, for the hint at fine-tuning on the same ones.
+    """
     summary = {
         "model": meta["network"]["name"],
         "complete": complete,
@@ -404,5 +406,5 @@ def finish(
     if meta["bad_images"]:
         print(f"  {len(meta['bad_images'])} unreadable training image(s), replaced by others")
     print(f"  files:     {workdir}")
-    for line in hints(config, workdir, evaluated=summary["last"] is not None):
+    for line in hints(images, workdir, evaluated=summary["last"] is not None):
         print(f"  {line}")

@@ -116,7 +116,8 @@ def _run(
         if main_process:
             now = {"seconds": elapsed(), "best": saved.best, "last": saved.last}
             skipped = int(state.loss_scale.skipped)
-            metrics.finish(config, workdir, plan, step, skipped, known | now, complete(step))
+            images = config.data.to_dict()
+            metrics.finish(workdir, plan, step, skipped, known | now, complete(step), images)
 
     def elapsed():
         return round(seconds + time.time() - began, 1)
