@@ -8,6 +8,7 @@ import functools
 import inspect
 import math
 import shlex
+import sys
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -270,8 +271,24 @@ def run_file(path: Path) -> dict[str, Any]:
     """Returns the globals of a Python file that was run; leaves no byte code beside it."""
     module = types.ModuleType(path.stem)
     module.__file__ = str(path)
-    exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    with _own_package() if path.parent == BASE.parent else contextlib.nullcontext():
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     return module.__dict__
+
+
+@contextlib.contextmanager
+def _own_package() -> Iterator[None]:
+    """Lets `configs` be the folder of `BASE`, whatever package of a user is called so."""
+    loaded = lambda: [name for name in sys.modules if name.partition(".")[0] == "configs"]
+    theirs = {name: sys.modules.pop(name) for name in loaded()}
+    ours = sys.modules["configs"] = types.ModuleType("configs")
+    ours.__path__ = [str(BASE.parent)]
+    try:
+        yield
+    finally:
+        for name in loaded():
+            del sys.modules[name]
+        sys.modules.update(theirs)
 
 
 def check(config: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -160,6 +161,15 @@ def test_descriptions_that_are_none(tmp_path, changes, message):
     weights.export(tmp_path / "w", zeros, {"network": net.described() | changes})
     with pytest.raises(ValueError, match=message):
         network.load(tmp_path / "w", report=lambda line: None)
+
+
+def test_a_folder_of_the_user_may_be_called_configs(monkeypatch):
+    theirs = types.ModuleType("configs")
+    monkeypatch.delitem(sys.modules, "configs.base", raising=False)
+    monkeypatch.setitem(sys.modules, "configs", theirs)
+    assert network.published_image("EfficientNetB1")["size"] == 240
+    assert sys.modules["configs"] is theirs
+    assert "configs.base" not in sys.modules
 
 
 @pytest.mark.parametrize("name", ACCURACY)
