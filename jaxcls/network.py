@@ -133,9 +133,9 @@ def of_meta(
     Raises:
       ValueError: they are not those of a network.
     """
-    told = weights.described(meta)
     problem = f"{os.fspath(path)}: its meta data do not describe a network: "
     try:
+        told = weights.described(meta)
         name = choose("model", told["name"], models.MODELS)
         fields = [field.name for field in dataclasses.fields(ops.Image)]
         there = {k: v for k, v in (told.get("image") or {}).items() if k in fields}
@@ -171,13 +171,14 @@ def published_image(name: str) -> dict[str, Any]:
 
 
 def _count_classes(network: Network, variables: Variables) -> int:
-    """Returns the number of classes that makes a network of these variables; 0 without any."""
+    """Returns the number of classes that makes a network of these variables; 0 without a head."""
     heads = jax.tree.leaves(variables["params"].get("head", {}))
+    n = 0
     for n in sorted({x.shape[-1] for x in heads}):
         there = dataclasses.replace(network, num_classes=n).shapes
         if not trees.differences(variables, there, dtypes=False):
-            return n
-    return 0
+            break
+    return n
 
 
 # -- From the config -------------------------------------------------------------------------------

@@ -21,8 +21,10 @@ from etils import epath
 from jaxcls import averages, checksums, files, trees
 from jaxcls.checksums import CHECKSUMS
 
-# What the meta data of a checkpoint from anywhere may say, or not, of its network.
-META = {"model": str, "network": dict, "options": dict, "class_names": list, "image": dict}
+# What the meta data of a checkpoint from anywhere may say, or not, of its network, there or inside
+# "network".
+META = {"model": str, "name": str, "network": dict, "options": dict, "class_names": list}
+META |= {"image": dict}
 RENAMED = "the classes have other names"
 HEADS = r"(aux\d+/)?head/"  # where the classifiers are
 Variables = Mapping[str, Any]  # {"params": tree, "batch_stats": tree}
@@ -294,11 +296,14 @@ def _read(path: epath.Path, average: str) -> tuple[dict[str, Any], dict[str, Any
         )
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
         meta = checkpointer.restore(path / "meta", args=ocp.args.JsonRestore())
-    if not isinstance(meta, dict) or any(
-        not isinstance(meta.get(key), kind | None) for key, kind in META.items()
-    ):
+    if not _is_meta(meta) or not _is_meta(meta.get("network") or {}):
         raise ValueError(f"{path}: its meta data are not those of jaxcls")
     return variables, meta
+
+
+def _is_meta(meta: Any) -> bool:
+    kinds = META.items()
+    return isinstance(meta, dict) and all(isinstance(meta.get(k), t | None) for k, t in kinds)
 
 
 def _at(tree: Mapping[str, Any], place: Sequence[str]) -> Any:

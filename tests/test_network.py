@@ -138,13 +138,22 @@ def test_weights_of_versions_that_said_less(tmp_path):
     assert len(lines) == 1
     assert "does not say its image.size, eval_size, eval_resize, inter" in lines[0]
 
+    grey = small()[1]
+    weights.export(tmp_path / "grey", grey, converted)
+    with pytest.raises(ValueError, match=r"\[3,3,1,8\] in the checkpoint, \[3,3,3,8\] here"):
+        network.load(tmp_path / "grey", report=lambda line: None)
+    for nothing in ({"network": "x"}, {"network": 3}, {"model": None}, {}):
+        with pytest.raises(ValueError, match="do not describe a network"):
+            network.of_meta(nothing, grey, "")
+
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"name": "ResNet19"}, "unknown model 'ResNet19'"),
         ({"options": {"width": -1}}, "options"),
-        ({"options": [1]}, "do not describe a network"),
+        ({"options": [1]}, "meta data are not those of jaxcls"),
+        ({"class_names": "four"}, "meta data are not those of jaxcls"),
         ({"options": {"stem": "none"}}, "ResNet18_vd cannot be built: stem='none'"),
         ({"image": {"size": "8"}}, "config.image.size = '8': write a whole number"),
         ({"image": {"mean": [1e9]}}, "config.image.mean"),
