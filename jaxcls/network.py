@@ -143,6 +143,8 @@ def of_meta(
         if missing := [key for key in fields if key not in image]:
             image = published_image(name) | image
             report(f"{os.fspath(path)} does not say its image.{', '.join(missing)}: as published")
+        if "precision" not in told:
+            report(f"{os.fspath(path)} does not say its precision: float32")
         options = {key: configs.tuples(value) for key, value in told["options"].items()}
         if not all(map(is_option, options.items())):
             raise ValueError(f"options {short(options)}")

@@ -276,8 +276,9 @@ def _without_extra(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read(path: epath.Path, average: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns (variables, meta), reading no more than that."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        tree = checkpointer.metadata(path / "state").item_metadata.tree
+    handler = ocp.PyTreeCheckpointHandler()
+    with ocp.Checkpointer(handler) as checkpointer:
+        tree = handler.metadata(path / "state").tree  # the checkpointer's would log a warning
         # where the average stands; before version 0.2 it was beside the parameters
         places = [p for p in (("averages", average), (average,)) if average and _at(tree, p)]
         place = places[0] if places else ()
