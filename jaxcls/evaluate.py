@@ -35,6 +35,9 @@ def evaluate(
       batch_size: over all devices.
       stop: asked before each batch; the answer True gives up, and the result is None.
       progress: told the number of images that are done, before each batch.
+
+    Raises:
+      ValueError: no image has a label, or one cannot be read.
     """
     totals: list[dict[str, float]] = [{} for _ in variables]
     late: list[dict[str, jax.Array]] = []
@@ -56,6 +59,8 @@ def evaluate(
             late = sums
     add(late)
     images = [int(total.pop("count")) for total in totals]
+    if not all(images):
+        raise ValueError("none of the evaluation images has a label")
     return [
         {name: value / n for name, value in total.items()} | {"images": n}
         for total, n in zip(totals, images)

@@ -1,5 +1,8 @@
 """Parts of the train step: the moving average, accumulation, and the keys of a seed."""
 
+import contextlib
+import types
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,7 +11,7 @@ import optax
 import pytest
 import runs
 
-from jaxcls import averages, objectives, precision, steps
+from jaxcls import averages, evaluate, objectives, precision, steps
 from jaxcls.keys import first_keys, keys_of
 from jaxcls.models.layers import BatchNorm, Conv
 from jaxcls.models.spec import Ctx
@@ -160,3 +163,10 @@ def test_no_key_of_a_run_is_used_twice(k):
     # seed, step and number say all
     again = keys_of(first_keys(3)[1], 7, k - 1 if k > 1 else None)
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: a == b[7, k - 1], again, keys)))
+
+
+def test_an_evaluation_without_a_label_is_refused():
+    batches = lambda batch_size: contextlib.nullcontext([{}])
+    feed = types.SimpleNamespace(source=[], eval_batches=batches, put=dict)
+    with pytest.raises(ValueError, match="none of the evaluation images has a label"):
+        evaluate.evaluate(lambda v, b: {"loss": 0.0, "count": 0}, feed, {}, batch_size=2)
