@@ -482,6 +482,9 @@ def test_soft_labels_sum_to_one_and_give_the_loss(smoothing, each_image):
         np.testing.assert_allclose(loss, -(soft * log_p).sum(1).mean(), rtol=1e-6)
         right = hot[np.arange(16), logits.argmax(1)]
         np.testing.assert_allclose(metrics["top1_mixed"], right.mean(), rtol=1e-5, atol=1e-7)
+        marks = batch | {"label": np.eye(classes, dtype=np.int32)[batch["label"]]}
+        got = objective.loss({"logits": logits}, mix(jax.random.key(seed), marks))
+        np.testing.assert_allclose(got[0], loss, rtol=1e-6)
         seen |= set((lam[:, 0] == 1).tolist())
     assert seen == {True, False}  # mixed batches and others
 

@@ -33,7 +33,7 @@ def make(
 ) -> Callable[[Array, Batch], Batch] | None:
     """Returns the mixing of `config.mix`, or None where it is off.
 
-    It maps normalised images and labels to {"image", "label", "label2": int32[B], "lam": f32[B]},
+    It maps normalised images and labels to {"image", "label", "label2": as "label", "lam": f32[B]},
     lam being the weight of `label`: the share of the image that comes from the row's own; 1 where
     it is not mixed at all. A batch is mixed in one way, drawn anew each time, with one lam and one
     box or mask, as in the papers and their code; with `each` every image draws way, lam, box and
@@ -92,7 +92,7 @@ def make(
         other = partners(rng_partner, batch, group)
         wide = jnp.promote_types(batch["image"].dtype, jnp.float32)
         images = batch["image"].astype(wide), other["image"].astype(wide)
-        draws = batch["label"].shape if each else ()
+        draws = batch["label"].shape[:1] if each else ()
         u = jax.random.uniform(rng_kind, draws, jnp.float32)
         kind = (u[..., None] >= ends).sum(-1, dtype=jnp.int32)
         alpha = jnp.array(alpha_of, jnp.float32)[kind]
@@ -107,7 +107,7 @@ def make(
             **batch,
             "image": image,
             "label2": other["label"],
-            "lam": jnp.broadcast_to(lam, batch["label"].shape),
+            "lam": jnp.broadcast_to(lam, batch["label"].shape[:1]),
         }
 
     return mix
