@@ -21,10 +21,8 @@ from etils import epath
 from jaxcls import averages, checksums, files, trees
 from jaxcls.checksums import CHECKSUMS
 
-# What the meta data of a checkpoint from anywhere may say, or not, of its network, there or inside
-# "network".
-META = {"model": str, "name": str, "network": dict, "options": dict, "class_names": list}
-META |= {"image": dict}
+# What the meta data of a checkpoint from anywhere may say, or not, of its network.
+META = {"model": str, "network": dict, "options": dict, "class_names": list, "image": dict}
 RENAMED = "the classes have other names"
 HEADS = r"(aux\d+/)?head/"  # where the classifiers are
 Variables = Mapping[str, Any]  # {"params": tree, "batch_stats": tree}
@@ -104,10 +102,17 @@ def load(
 
 
 def described(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what meta data say of the network, also those of versions before 0.2."""
+    """Returns what meta data say of the network, also those of versions before 0.2.
+
+    Raises:
+      ValueError: something in there is of another type.
+    """
     known = {"name": meta.get("model"), "options": meta.get("options") or {}}
     known |= {key: meta[key] for key in ("class_names", "image") if meta.get(key)}
-    return known | (meta.get("network") or {})
+    known |= meta.get("network") or {}
+    if wrong := _wrong({"model": known["name"]} | known):
+        raise ValueError(f"the meta data of the weights have another {wrong[0]} than jaxcls writes")
+    return known
 
 
 def nothing_at(path: str | os.PathLike) -> str:
@@ -297,14 +302,13 @@ def _read(path: epath.Path, average: str) -> tuple[dict[str, Any], dict[str, Any
         )
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
         meta = checkpointer.restore(path / "meta", args=ocp.args.JsonRestore())
-    if not _is_meta(meta) or not _is_meta(meta.get("network") or {}):
+    if not isinstance(meta, dict) or _wrong(meta):
         raise ValueError(f"{path}: its meta data are not those of jaxcls")
     return variables, meta
 
 
-def _is_meta(meta: Any) -> bool:
-    kinds = META.items()
-    return isinstance(meta, dict) and all(isinstance(meta.get(k), t | None) for k, t in kinds)
+def _wrong(meta: Mapping[str, Any]) -> list[str]:
+    return [key for key, kind in META.items() if not isinstance(meta.get(key), kind | None)]
 
 
 def _at(tree: Mapping[str, Any], place: Sequence[str]) -> Any:
