@@ -1,7 +1,7 @@
 """What is needed to use weights, and is stored with them: module, classes, preprocessing.
 
     network, variables = jaxcls.network.load("RUN")
-    outputs = network.predict(variables, images)        # {"logits": float32 [B, K], ...}
+    outputs = network.predict(variables, images)        # {"logits": [B, K], ...}
 
 It needs no config, no data and no optimizer: evaluation, fine-tuning and teachers use it too.
 """
@@ -67,9 +67,10 @@ class Network:
 
     @functools.cached_property
     def predict(self) -> Callable[[Variables, jax.Array], dict[str, jax.Array]]:
-        """`f(variables, images) -> outputs`, jitted: {"logits": float32 [B, K], "pre_logits", ...}.
+        """`f(variables, images) -> outputs`, jitted: {"logits": [B, K], "pre_logits", ...}.
 
-        Images are uint8 [B, H, W, C], as `transform` makes them, or floating and normalised.
+        Images are uint8 [B, H, W, C], as `transform` makes them, or floating and normalised. Logits
+        are float32, but of half precision in O3.
         """
 
         def predict(variables: Variables, images: jax.Array) -> dict[str, jax.Array]:

@@ -54,7 +54,16 @@ DTYPES = {
 
 
 def dtypes(name: str) -> dict[str, Any]:
-    """Returns the fields of `models.spec.Ctx` for a precision that `DTYPES` has."""
+    """Returns the fields of `models.spec.Ctx` for a precision that `DTYPES` has.
+
+    Raises:
+      ValueError: it is float64, without JAX's 64-bit mode.
+    """
+    if DTYPES[name][0] == _F64 and not jax.config.jax_enable_x64:
+        raise ValueError(
+            'config.precision.name = "float64": JAX computes in 64 bits only with JAX_ENABLE_X64=1 '
+            "in the environment"
+        )
     fields = ("dtype", "feature_dtype", "param_dtype", "norm_dtype", "head_dtype")
     return dict(zip(fields, DTYPES[name], strict=True))
 
@@ -156,21 +165,15 @@ def make(*, name: str, loss_scale: str, platform: str, **keys: Any) -> Precision
     if name == "auto":
         name = "float32" if platform == "cpu" else "bfloat16"
     name = choose("config.precision.name", name, (*DTYPES, "auto"))
-    kinds = DTYPES[name]
-    if kinds[0] == _F64 and not jax.config.jax_enable_x64:
-        raise ValueError(
-            'config.precision.name = "float64": JAX computes in 64 bits only with JAX_ENABLE_X64=1 '
-            "in the environment"
-        )
-
+    kinds = dtypes(name)
     if loss_scale == "auto":
-        loss_scale = "dynamic" if kinds[0] == _F16 else "none"
+        loss_scale = "dynamic" if kinds["dtype"] == _F16 else "none"
     scaling = LOSS_SCALES[choose("config.precision.loss_scale", loss_scale, (*LOSS_SCALES, "auto"))]
     start, max_skipped = scaling(**taken("precision", f"loss_scale = {loss_scale}", scaling, keys))
 
     return Precision(
         name,
-        *kinds,
+        **kinds,
         matmul_precision=matmul(name),
         initial_loss_scale=start,
         max_skipped=max_skipped,

@@ -158,6 +158,7 @@ def test_weights_of_versions_that_said_less(tmp_path, caplog):
         ({"image": {"size": "8"}}, "config.image.size = '8': write a whole number"),
         ({"image": {"mean": [1e9]}}, "config.image.mean"),
         ({"precision": "O9"}, "unknown precision 'O9'"),
+        ({"precision": "float64"}, "ResNet18_vd cannot be built: .* JAX_ENABLE_X64=1"),
         ({"num_classes": -1}, "-1 classes"),
         ({"num_classes": 10**9}, "1000000000 classes"),
         ({"num_classes": None}, "None classes"),
@@ -170,6 +171,19 @@ def test_descriptions_that_are_none(tmp_path, changes, message):
     weights.export(tmp_path / "w", zeros, {"network": net.described() | changes})
     with pytest.raises(ValueError, match=message):
         network.load(tmp_path / "w", report=lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "what"),
+    [
+        (np.zeros((8, 8), np.uint8), r"uint8\[8, 8\]"),
+        (np.zeros((8, 8, 4), np.uint8), r"uint8\[8, 8, 4\]"),
+        (np.zeros((8, 8, 3)), r"float64\[8, 8, 3\]"),
+    ],
+)
+def test_pixels_that_are_none(pixels, what):
+    with pytest.raises(ValueError, match=f"pixels are {what}: give uint8"):
+        small()[0].transform(pixels, None)
 
 
 def test_a_folder_of_the_user_may_be_called_configs(monkeypatch):

@@ -89,6 +89,10 @@ def decode(
     """
     assert channels in (1, 3), channels
     if isinstance(data, np.ndarray):
+        if data.dtype != np.uint8 or data.ndim != 3 or data.shape[-1] not in (1, 3):
+            raise ValueError(
+                f"pixels are {data.dtype}{list(data.shape)}: give uint8 [H, W, 1 or 3]"
+            )
         return _with_channels(_cut(data, part(*data.shape[:2])), channels)
     name = f"{name}: " if name else ""
     if not data:
