@@ -73,7 +73,7 @@ def train_batches(
 
     Args:
       source: of N images.
-      transform: `ops.make(train=True, ...)`.
+      transform: of training, `ops.training`.
       batch_size: images in the global batch.
       seed: of order and augmentation, an int in [0, 2**64).
       start_step: step to begin with: 0, or where a resumed run goes on.
