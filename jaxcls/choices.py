@@ -53,13 +53,13 @@ def open_data(
     """
     options = configs.consume(config, "loader", loader.Options)
     path = epath.Path(workdir) / record.FILE
-    if _open_keys(config) and workdir and path.exists():
+    if configs.left_open(config) and workdir and path.exists():
         with contextlib.suppress(ValueError):  # it is damaged, and will be written anew
             config = _with(config, configs.flatten(record.read(path)))
     size = config.image.size or 224
     data = sources.open(**config.data, image_size=size, training=training)
     data = dataclasses.replace(data, loader=options)
-    if _open_keys(config):
+    if configs.left_open(config):
         config, line = settled(
             config,
             images=len(data.train),
@@ -222,15 +222,9 @@ def _images(**keys: Any) -> dict[str, Any]:
     return {key: configs.defaults()[0][key] for key in of_images} | keys
 
 
-def _open_keys(config: ConfigDict) -> list[str]:
-    values = configs.flatten(config)
-    # what `data.eval_fraction` is then is up to the source
-    return [k for k in configs.OPEN if values[k] is None and k != "data.eval_fraction"]
-
-
 def _with(config: ConfigDict, choice: Mapping[str, Any]) -> ConfigDict:
     """Returns the config with the values of `choice` in the keys that are open."""
-    open_keys = _open_keys(config)
+    open_keys = configs.left_open(config)
     config = config.copy_and_resolve_references()
     with config.ignore_type():
         config.update_from_flattened_dict({k: v for k, v in choice.items() if k in open_keys})

@@ -435,6 +435,13 @@ def refuse_unused(
         )
 
 
+def left_open(config: Mapping[str, Any]) -> list[str]:
+    """Returns the keys of `OPEN` that are still to be chosen."""
+    values = flatten(config)
+    # what `data.eval_fraction` is then is up to the source
+    return [k for k in OPEN if values[k] is None and k != "data.eval_fraction"]
+
+
 def check_complete(config: Mapping[str, Any]) -> None:
     """Refuses a config that cannot be computed, as far as it alone tells.
 
@@ -442,13 +449,10 @@ def check_complete(config: Mapping[str, Any]) -> None:
       ValueError: `check`; a key of `OPEN` is None and nothing chooses it.
     """
     check(config)
-    values = flatten(config)
-    # what `data.eval_fraction` is then is up to the source
-    left = [k for k in OPEN if values[k] is None and k != "data.eval_fraction"]
-    if left:
+    if left := left_open(config):
         keys = ", ".join(f"config.{key}" for key in left)
         raise ValueError(f"not set, and only chosen where images are read for a run: {keys}")
-    keep = values["checkpoint.keep"]
+    keep = config["checkpoint"]["keep"]
     if keep < 1:
         raise ValueError(f"config.checkpoint.keep = {keep}: keep at least 1 checkpoint")
 
