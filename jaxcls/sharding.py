@@ -41,8 +41,8 @@ class Layout(NamedTuple):
         """Returns the sharding of every leaf of a state, or of a part of it, by name and shape.
 
         The first of the `rules` whose pattern is found in the name of a parameter, and that has as
-        many axes as it, counts, also for its momentum and its average. Others of at least `fsdp_min_size` elements are cut along
-        their longest dimension that the axis `fsdp` divides.
+        many axes as it, counts, also for its momentum and its average. Others of at least
+        `fsdp_min_size` elements are cut along their longest dimension that the axis `fsdp` divides.
 
         Raises:
           ValueError: a rule that a parameter cannot be cut by.
