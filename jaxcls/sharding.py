@@ -1,6 +1,5 @@
 """Devices: the mesh, where the state and the batch lie on it, which rows a process feeds."""
 
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -59,7 +58,7 @@ class Layout(NamedTuple):
 
     def _of_leaf(self, name: str | None, leaf: Any) -> NamedSharding:
         for pattern, axes in self.rules if name else ():
-            if re.search(pattern, name) and len(axes) == len(leaf.shape):
+            if trees.matches((pattern,), name) and len(axes) == len(leaf.shape):
                 sizes = [self.mesh.shape[axis] if axis else 1 for axis in axes]
                 if any(n % size for n, size in zip(leaf.shape, sizes)):
                     raise ValueError(
@@ -77,9 +76,9 @@ class Layout(NamedTuple):
     def check(self, params: Any) -> None:
         """Refuses rules that match no parameter, or none of so many dimensions."""
         trees.check([pattern for pattern, _ in self.rules], params, "mesh.rules")
+        shapes = dict(zip(trees.paths(params), (x.shape for x in jax.tree.leaves(params))))
         for pattern, axes in self.rules:
-            shapes = dict(zip(trees.paths(params), (x.shape for x in jax.tree.leaves(params))))
-            found = {path: shape for path, shape in shapes.items() if re.search(pattern, path)}
+            found = {path: x for path, x in shapes.items() if trees.matches((pattern,), path)}
             if all(len(shape) != len(axes) for shape in found.values()):
                 path, shape = next(iter(found.items()))
                 raise ValueError(
