@@ -28,7 +28,7 @@ from jaxcls import choices
 from jaxcls.command import define_config, exit_with, parse, told
 from jaxcls.config import plan
 from jaxcls.console import Console
-from jaxcls.data import sources
+from jaxcls.data import arrays, sources
 from jaxcls.data.access import Source, for_all, item_of
 from jaxcls.data.decode import BadImage, decode
 
@@ -220,7 +220,7 @@ def check(config: ConfigDict) -> dict[str, Any]:
     began = time.perf_counter()
     allowed = sources.bad_images_allowed(config.data.on_bad_image, config.data.max_bad_images)
     tolerant = config.copy_and_resolve_references()
-    tolerant.data.update(on_bad_image="skip", max_bad_images=sources.MAX_IMAGES)  # name them all
+    tolerant.data.update(on_bad_image="skip", max_bad_images=arrays.MAX_IMAGES)  # name them all
     tolerant, data = choices.open_data(tolerant)
     tolerant.data = config.data
     config = tolerant

@@ -22,7 +22,7 @@ from PIL import Image
 from transforms import count_threads, kill_myself, slow
 
 from configs import base
-from jaxcls.data import loader, ops, sources
+from jaxcls.data import arrays, loader, ops, sources
 
 ROOT = Path(__file__).parents[1]
 SIZE = 8
@@ -32,7 +32,7 @@ def numbered(count):
     """A source whose image i has the label i and pixels that tell it, too."""
     pixels = np.arange(count)[:, None, None, None] + np.zeros((1, 2, 2, 1), int)
     names = tuple(map(str, range(count)))
-    return sources.Arrays("numbered", pixels.astype(np.uint8), np.arange(count), names)
+    return arrays.Arrays("numbered", pixels.astype(np.uint8), np.arange(count), names)
 
 
 def same(image, rng):
@@ -351,10 +351,10 @@ if __name__ == "__main__":
     import multiprocessing, time
     from functools import partial
     import numpy as np
-    from jaxcls.data import loader, sources
+    from jaxcls.data import arrays, loader
     from transforms import slow
 
-    source = sources.Arrays("some", np.zeros((8, 2, 2, 1), np.uint8), np.zeros(8, int), ("a",))
+    source = arrays.Arrays("some", np.zeros((8, 2, 2, 1), np.uint8), np.zeros(8, int), ("a",))
     batches = loader.train_batches(
         source,
         partial(slow, seconds=0.001),

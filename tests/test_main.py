@@ -373,6 +373,7 @@ MAY_IMPORT = {
     "data.ops": {"config", "data.decode"},
     "data.primitives": set(),
     "data.augment": {"config", "data.primitives"},
+    "data.arrays": {"data.access", "data.ops"},
     "data.sampling": {"config"},
     "data.access": set(),
     "data.folders": {"data.access", "data.decode", "data.sampling"},

@@ -22,7 +22,7 @@ import pytest
 import runs
 
 from jaxcls import checkpoint, checksums, program, sharding, train, trees
-from jaxcls.data import feed, sources
+from jaxcls.data import arrays, feed, sources
 from jaxcls.data.decode import BadImage
 
 END = 30  # steps of tiny.py
@@ -238,14 +238,14 @@ def test_whatever_ends_an_evaluation_the_epoch_is_saved(in_process, tmp_path, mo
 
 @pytest.mark.ci
 def test_bad_images_are_counted_once_a_run(in_process, tmp_path, monkeypatch):
-    read = sources.Arrays.__getitem__
+    read = arrays.Arrays.__getitem__
 
     def damaged(self, index):
         if self.kind == "digits/train" and index % 100 == 7:
             raise BadImage(f"{index} is damaged")
         return read(self, index)
 
-    monkeypatch.setattr(sources.Arrays, "__getitem__", damaged)
+    monkeypatch.setattr(arrays.Arrays, "__getitem__", damaged)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     changes = {**SPARSE, "data.on_bad_image": "skip", "duration": "9 steps", "eval.every": ""}
     few = {**changes, "data.max_bad_images": 8}
@@ -564,5 +564,5 @@ def test_the_state_is_restored_bit_for_bit_on_other_devices(reference, tmp_path,
     assert int(state.step) == END
     spread = {len(x.sharding.device_set) for x in jax.tree.leaves(state)}
     assert spread == {data * fsdp}
-    arrays = dict(zip(trees.paths(state), map(np.asarray, jax.tree.leaves(state))))
-    runs.assert_same_state(arrays, runs.saved(reference, END)[0])
+    values = dict(zip(trees.paths(state), map(np.asarray, jax.tree.leaves(state))))
+    runs.assert_same_state(values, runs.saved(reference, END)[0])

@@ -8,7 +8,7 @@ import pytest
 import runs
 
 from configs import base
-from jaxcls.data import loader, records, sources
+from jaxcls.data import arrays, loader, records, sources
 from jaxcls.data.sampling import Order, subset
 
 LABELS = np.repeat([3, 0, 7, 5], [100, 9, 40, 1])  # label 7 has 40 images; there is no 1, 2, 4, 6
@@ -222,7 +222,7 @@ def same(image, rng):
 def test_batches_on_hosts_and_from_a_step_on(sampling):
     labels = np.random.default_rng(0).choice(3, 50, p=(0.8, 0.15, 0.05))
     pixels = np.arange(50, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 2, 2, 3), np.uint8)
-    source = sources.Arrays("numbered", pixels, labels, ("a", "b", "c"))
+    source = arrays.Arrays("numbered", pixels, labels, ("a", "b", "c"))
 
     def images(start=0, **options):
         options = {"sampling": sampling, "repeats": 2, "seed": 2**64 - 1, **options}
@@ -289,7 +289,7 @@ def test_every_epoch_is_one_order_for_all_threads():
     made = order("sqrt", batch_size=5)
     pixels = np.zeros((150, 1, 1, 3), np.uint8)
     pixels[:, 0, 0, 0] = np.arange(150)
-    source = sources.Arrays("numbered", pixels, SHUFFLED, tuple("abcdefgh"))
+    source = arrays.Arrays("numbered", pixels, SHUFFLED, tuple("abcdefgh"))
     how = {"batch_size": 5, "seed": 5, "start_step": 0, "num_steps": 90, "sampling": "sqrt"}
     options = loader.Options(threads=8, workers=0, prefetch=4)
     batches = loader.train_batches(source, same, **how, options=options)

@@ -1,22 +1,19 @@
 """Where images come from: opens what `config.data` names as sources (data/access.py)."""
 
 import dataclasses
-import functools
 import logging
 from typing import Any
 
-import cv2
 import numpy as np
 
 from jaxcls.config import check_seed, choose, defaults, keywords, taken
-from jaxcls.data.access import MAX_CLASSES, Source, digest
+from jaxcls.data.access import Source
+from jaxcls.data.arrays import Subset, open_digits, open_fake
 from jaxcls.data.folders import CLASSES_FILE, Files, open_folder, open_list, some
 from jaxcls.data.loader import PLAIN, Options
-from jaxcls.data.ops import check_size
 from jaxcls.data.records import open_array_record, open_tfds
 from jaxcls.data.sampling import WEIGHTS, subset
 
-MAX_IMAGES = 100_000_000
 CACHES = ("auto", "none", "encoded", "decoded", "device")  # data/cache.py
 
 log = logging.getLogger(__name__)
@@ -139,105 +136,6 @@ def _report_classes(train: Source, evaluation: Source) -> None:
         if names:
             log.warning("%d of %d classes have no %s images: %s", len(names), count, what,
                         some(names))  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Subset:
-    """Some images of a source."""
-
-    source: Source
-    indices: np.ndarray  # int [number of images]
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self.source.class_names
-
-    @functools.cached_property
-    def labels(self) -> np.ndarray:
-        return self.source.labels[self.indices]
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        chosen = digest([self.indices.tolist()])
-        whole = self.source.identity
-        return whole | {k: digest([v, chosen]) for k, v in whole.items() if k != "some"}
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.source[int(self.indices[index])]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Arrays:
-    """Images in memory: uint8 [N, H, W, C]; image i is `images[i % N]`."""
-
-    kind: str  # what the names begin with
-    images: np.ndarray
-    labels: np.ndarray  # int [number of images]
-    class_names: tuple[str, ...]
-
-    @property
-    def identity(self) -> dict[str, str]:
-        return {"images": digest([self.kind, len(self)]), "labels": digest(self.labels.tolist())}
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {
-            "image": self.images[index % len(self.images)],
-            "label": int(self.labels[index]),
-            "name": f"{self.kind}[{index}]",
-        }
-
-
-def open_digits() -> tuple[Arrays, Arrays]:
-    """Returns scikit-learn's 1,797 handwritten digits, uint8 [16, 16, 1]: first half, second half.
-
-    That is the split of scikit-learn's example "Recognizing hand-written digits", where its support
-    vector classifier reaches 96.9 %. The 8x8 pixels of 0 to 16 become 0 to 255 and are resized with
-    cubic interpolation.
-    """
-    images, labels = _digits()
-    half = len(labels) // 2
-    names = tuple("0123456789")
-    return (
-        Arrays("digits/train", images[:half], labels[:half], names),
-        Arrays("digits/eval", images[half:], labels[half:], names),
-    )
-
-
-@functools.cache
-def _digits() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits  # here: it takes a second
-
-    digits = load_digits()
-    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    large = [cv2.resize(p, (16, 16), interpolation=cv2.INTER_CUBIC) for p in pixels]
-    return np.stack(large)[..., None], digits.target
-
-
-def open_fake(
-    *, num_train: int, num_eval: int, num_classes: int, image_size: int
-) -> tuple[Arrays, Arrays]:
-    """Returns noise with labels 0, 1, 2, ... over and over: for benchmarks and tests of shapes."""
-    counts = {"num_train": num_train, "num_eval": num_eval, "num_classes": num_classes}
-    for key, value in counts.items():
-        if value < 1:
-            raise ValueError(f"config.data.{key} = {value}: the fake source needs a number above 0")
-        most = MAX_CLASSES if key == "num_classes" else MAX_IMAGES
-        if value > most:
-            raise ValueError(f"config.data.{key} = {value}: write at most {most}")
-    check_size(image_size)
-    shape = (8, image_size, image_size, 3)
-    images = np.random.Generator(np.random.PCG64(0)).integers(0, 256, shape, np.uint8)
-    names = tuple(map(str, range(num_classes)))
-    return (
-        Arrays("fake/train", images, np.arange(num_train, dtype=np.int32) % num_classes, names),
-        Arrays("fake/eval", images, np.arange(num_eval, dtype=np.int32) % num_classes, names),
-    )
 
 
 OPEN = {
