@@ -1,8 +1,7 @@
-"""Durations, validation and differences of configs. Imports no jax: config files may use it."""
+"""Keys of configs: defaults, types, values from text, what is refused, differences."""
 
 import ast
 import contextlib
-import dataclasses
 import difflib
 import functools
 import inspect
@@ -21,8 +20,7 @@ from jaxcls.synonyms import KNOWN_BY
 
 T = TypeVar("T")
 
-BASE = Path(__file__).parents[1] / "configs" / "base.py"
-UNITS = ("epochs", "steps", "examples")
+BASE = Path(__file__).parents[2] / "configs" / "base.py"
 LARGEST = 2**31 - 1  # what a step, an index or a size on the device may be
 # Keys that a config may leave open, with None: jaxcls/choices.py then chooses their value.
 OPEN = (
@@ -103,54 +101,6 @@ def choose(kind: str, name: str, options: Iterable[str]) -> str:
     raise ValueError(f"unknown {kind} {short(name)}{near or f': choose one of {few}'}")
 
 
-def steps_of(duration: str, *, key: str, batch_size: int, steps_per_epoch: int) -> int:
-    """Returns the number of steps in a duration such as "90 epochs", "500 steps", "1e6 examples".
-
-    Rounded to the nearest step; "" is 0, and so is a number of 0.
-
-    Raises:
-      ValueError: not a duration, one above 0 that rounds to no step, which would mean never, or
-        2^31 steps and more; the message names `key`.
-    """
-    if duration == "":
-        return 0
-    number, _, unit = str(duration).strip().partition(" ")
-    unit = unit.strip()
-    unit = unit if unit.endswith("s") else unit + "s"
-    try:
-        value = float(number)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value >= 0 and unit in UNITS):
-        raise ValueError(
-            f"config.{key} = {short(duration)} is not a duration: write a number and a unit, "
-            'such as "90 epochs", "500 steps" or "1e6 examples"'
-        )
-    scale = {"epochs": steps_per_epoch, "steps": 1, "examples": 1 / batch_size}[unit]
-    if value * scale > LARGEST:
-        raise ValueError(f"config.{key} = {duration!r} is 2^31 steps or more: write a shorter one")
-    steps = round(value * scale)
-    if value and not steps:
-        raise ValueError(
-            f"config.{key} = {duration!r} is less than a step (an epoch has {steps_per_epoch} of "
-            f'{batch_size} images): write at least "1 step"'
-        )
-    return steps
-
-
-def check_seed(key: str, seed: int) -> int:
-    """Returns a seed if it is one: each of them gives other numbers, on the host and the device.
-
-    Raises:
-      ValueError: it has more than 64 bits or a sign; the message names `key`.
-    """
-    if not 0 <= seed < 2**64:
-        raise ValueError(
-            f"config.{key} = {seed}: write an integer from 0 to 2**64 - 1 = {2**64 - 1}"
-        )
-    return seed
-
-
 def consume(config: Mapping[str, Any], section: str, function: Callable[..., T], **given: Any) -> T:
     """Returns `function(**config[section], **given)`: what a section of a config stands for.
 
@@ -228,11 +178,6 @@ def consuming(section: str) -> Iterator[None]:
             f"config.{section} has a value that cannot be used: {type(e).__name__}: {e} "
             "(JAXCLS_DEBUG=1 shows where)"
         ) from e
-
-
-def due(step: int, every: int, last: int) -> bool:
-    """Returns whether something done `every` so many steps, and at the `last`, is due at `step`."""
-    return step > 0 and ((every > 0 and step % every == 0) or step == last)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -470,104 +415,3 @@ def refuse_idle(config: Mapping[str, Any]) -> None:
                 raise ValueError(
                     f"config.{key} = {values[key]} does nothing without config.{needed}"
                 )
-
-
-def stage_mults(*factors: float) -> tuple[tuple[str, float], ...]:
-    """Returns learning-rate factors for the stem and each stage, for `optim.lr_mults`.
-
-    `stage_mults(0.1, 0.1, 0.2, 0.2, 0.3)` gives the stem 0.1, stage1 0.1, ..., stage4 0.3; neck and
-    head keep 1. (PaddleClas's `lr_mult_list`.)
-    """
-    names = ("stem", *(f"stage{i}" for i in range(1, len(factors))))
-    return tuple((f"^{name}/", factor) for name, factor in zip(names, factors, strict=True))
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """A run's lengths in steps. An interval of 0 means: only at the end."""
-
-    batch_size: int  # images per step, over all devices
-    eval_batch_size: int
-    steps_per_epoch: int
-    total_steps: int
-    eval_every: int
-    save_every: int
-    log_every: int
-
-    def epoch(self, step: int) -> float:
-        """Returns the epochs that `step` steps are."""
-        return step / self.steps_per_epoch
-
-    def rows(self, devices: int, micro_batches: int, group: int | None) -> int:
-        """Returns the images that are computed together: those of a micro-batch.
-
-        Raises:
-          ValueError: batches do not divide over devices, micro-batches and groups of BatchNorm.
-        """
-        batch = self.batch_size
-        if batch % (devices * micro_batches):
-            raise ValueError(
-                f"config.batch_size = {batch} does not divide over {devices} device(s) x "
-                f"config.optim.accumulate_steps = {micro_batches}: use a multiple of "
-                f"{devices * micro_batches}"
-            )
-        rows = batch // micro_batches
-        if group is not None and group < 1:
-            raise ValueError(
-                f"config.model.bn_group = {group}: write a number of images above 0, or None for "
-                "all"
-            )
-        if group is not None and rows % group:
-            raise ValueError(
-                f"config.model.bn_group = {group} does not divide the {rows} images that are "
-                "computed together (config.batch_size / config.optim.accumulate_steps)"
-            )
-        check_eval_batch(self.eval_batch_size, devices)
-        return rows
-
-
-def check_eval_batch(batch: int, devices: int) -> None:
-    """Refuses batches of evaluation that do not divide over devices."""
-    if batch < 1 or batch % devices:
-        raise ValueError(
-            f"config.eval.batch_size = {batch} does not divide over {devices} device(s)"
-        )
-
-
-def plan(config: ConfigDict, num_train: int) -> Plan:
-    """Returns the lengths of a run over `num_train` training images.
-
-    Raises:
-      ValueError: a seed, a duration or a batch size that makes no sense.
-    """
-    check_seed("seed", config.seed)
-    batch = config.batch_size
-    if batch < 1:
-        raise ValueError(f"config.batch_size = {batch}: write a number of images above 0")
-    if config.eval.batch_size < 0:
-        raise ValueError(
-            f"config.eval.batch_size = {config.eval.batch_size}: write a number of images, or 0 "
-            "for as many as config.batch_size"
-        )
-    if num_train < batch:
-        raise ValueError(
-            f"config.batch_size = {batch} is more than the {num_train} training images: "
-            "an epoch would have no step; use a smaller batch"
-        )
-    steps_per_epoch = num_train // batch
-
-    def steps(key: str, duration: str, at_least: int = 0) -> int:
-        n = steps_of(duration, key=key, batch_size=batch, steps_per_epoch=steps_per_epoch)
-        if n < at_least:
-            raise ValueError(f"config.{key} = {duration!r} is less than a step")
-        return n
-
-    return Plan(
-        batch_size=batch,
-        eval_batch_size=config.eval.batch_size or batch,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=steps("duration", config.duration, at_least=1),
-        eval_every=steps("eval.every", config.eval.every),
-        save_every=steps("checkpoint.every", config.checkpoint.every),
-        log_every=steps("log.every", config.log.every),
-    )
