@@ -89,7 +89,7 @@ def run(config: ConfigDict, workdir: str) -> int:
     batch_size = config.eval.batch_size or config.batch_size
     check_eval_batch(batch_size, layout.mesh.size)
     numbers = consume(config, "precision", precision.make, platform=layout.platform)
-    net, _, outputs = consume(
+    net, _, _ = consume(
         config,
         "model",
         network.make,
@@ -112,9 +112,8 @@ def run(config: ConfigDict, workdir: str) -> int:
         strict=True,
         report=lambda line: print(line, file=sys.stderr),
     )
-    objective = consume(config, "loss", objectives.make, outputs=outputs)
     eval_step = jax.jit(
-        steps.make_eval_step(net.predict, objective.per_image),
+        steps.make_eval_step(net.predict, objectives.per_image),
         in_shardings=(layout.of(shapes), layout.rows),
         out_shardings=layout.whole,
     )

@@ -1,16 +1,22 @@
-"""What training minimises, and what evaluation counts. An objective is a row of `OBJECTIVES`."""
+"""What training minimises: a row of `OBJECTIVES`. What evaluation counts, whatever trained.
 
-from collections.abc import Callable, Mapping
+Evaluation needs nothing of an objective, neither its keys nor its teachers: `per_image` follows
+the labels.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcls import losses
-from jaxcls.config import choose, defaults, taken
+from jaxcls.config import choose, defaults, keywords, taken
 
 Arrays = Mapping[str, jax.Array]
+Counts = Callable[[], np.ndarray]  # how often training sees each class in an epoch, [K]
 METRICS = ("loss", "top1", "top5")  # of each image in evaluation
 
 
@@ -24,24 +30,34 @@ class Objective(NamedTuple):
     """
 
     loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]  # (outputs, batch, aux), scalars
-    per_image: Callable[[Arrays, Arrays], dict[str, jax.Array]]  # (outputs, batch) -> `METRICS` [B]
     teachers: Callable[[Any, Arrays], Any] | None = None  # (teacher variables, batch) -> aux
     teacher_variables: Any = None
     extra: nn.Module | None = None
 
 
-def make(*, name: str, outputs: Arrays, **keys: Any) -> Objective:
+def make(
+    *,
+    name: str,
+    outputs: Arrays,
+    class_names: Sequence[str] = (),
+    class_counts: Counts | None = None,
+    **keys: Any,
+) -> Objective:
     """Returns the objective of `config.loss`.
 
     Args:
       name, ...: `config.loss`: a name of `OBJECTIVES` and what it takes.
       outputs: shapes of what the network returns in training.
+      class_names, class_counts: of the training images; counted only if the objective asks, which
+        may take long. The method gets those of these three that it has parameters for.
 
     Raises:
       ValueError: an unknown name, a value out of range, a key that is not used.
     """
     method = OBJECTIVES[choose("config.loss.name", name, OBJECTIVES)]
-    return method(outputs=outputs, **taken("loss", name, method, keys))
+    given = {"outputs": outputs, "class_names": class_names, "class_counts": class_counts}
+    given = {key: given[key] for key in given.keys() & keywords(method)}
+    return method(**given, **taken("loss", name, method, keys))
 
 
 def supervised(*, label_smoothing: float, aux_weight: float, outputs: Arrays) -> Objective:
@@ -52,7 +68,7 @@ def supervised(*, label_smoothing: float, aux_weight: float, outputs: Arrays) ->
     labels: every cross-entropy is lam CE(label) + (1 - lam) CE(label2), both smoothed. Its metrics
     are "loss" and, in [0, 1], "top1" and "top5" (top-K where there are K < 5 classes); of a mixed
     batch, where being right is a matter of degree, "top1_mixed" instead: top-1 of both labels,
-    weighted like the loss. In evaluation the loss is the cross-entropy without smoothing.
+    weighted like the loss.
 
     Raises:
       ValueError: `label_smoothing` outside [0, 1), `aux_weight` negative, or set for a network
@@ -88,11 +104,15 @@ def supervised(*, label_smoothing: float, aux_weight: float, outputs: Arrays) ->
             return loss, {"loss": loss, "top1_mixed": accuracy(1)}
         return loss, {"loss": loss, "top1": accuracy(1), "top5": accuracy(min(5, logits.shape[-1]))}
 
-    return Objective(loss, per_image)
+    return Objective(loss)
 
 
 def per_image(outputs: Arrays, batch: Arrays) -> dict[str, jax.Array]:
-    """Returns the cross-entropy of each image, and whether its label is the first or among five."""
+    """Returns what evaluation counts of each image, `METRICS` [B], after any objective.
+
+    The loss is the cross-entropy, without smoothing and weights; "top1" and "top5" are whether the
+    label is the first, or among five.
+    """
     logits, label = outputs["logits"], batch["label"]
     rank = losses.rank(logits, label)
     return {

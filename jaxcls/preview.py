@@ -86,7 +86,7 @@ def preview(
       ValueError: whatever is wrong with config and data; a number out of range.
     """
     config, data = choices.open_data(config)
-    program = build(config, num_train=len(data.train), num_classes=len(data.class_names))
+    program = build(config, **data.facts())
     total = program.plan.total_steps
     if not 0 <= step < total:
         raise ValueError(f"--step={step}: the run has the steps 0 to {total - 1}")

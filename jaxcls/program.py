@@ -38,13 +38,14 @@ def build(
     num_train: int,
     num_classes: int,
     class_names: Sequence[str] = (),
+    class_counts: objectives.Counts | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Program:
     """Returns the program of a config, for a data set of this size; reads no data.
 
     Args:
       config: of a run, with nothing left open.
-      num_train, num_classes, class_names: of the data.
+      num_train, ..., class_counts: of the data, see `sources.Data.facts`.
       devices: to compile for, also ones that are not here; None: those that are.
 
     Raises:
@@ -71,7 +72,8 @@ def build(
         raise ValueError(
             "config.checkpoint.best = 'top5' is always 1 with up to 5 classes: write top1 or loss"
         )
-    objective = use("loss", objectives.make, outputs=outputs)
+    classes = {"class_names": class_names, "class_counts": class_counts}
+    objective = use("loss", objectives.make, outputs=outputs, **classes)
     average = use("ema", averages.make)
     learning_rate = use("lr", optim.schedule, total_steps=lengths.total_steps, **durations)
     shapes = functools.partial(steps.init_variables, model, image.shape, objective.extra)
@@ -133,7 +135,7 @@ def build(
             donate_argnums=0,
         ),
         eval_step=jit(
-            steps.make_eval_step(net.predict, objective.per_image),
+            steps.make_eval_step(net.predict, objectives.per_image),
             in_shardings=(variables, batch),
             out_shardings=whole,
         ),

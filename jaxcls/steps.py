@@ -206,7 +206,7 @@ def make_eval_step(
 
     Args:
       predict: (variables, images) -> outputs, such as `Network.predict`.
-      per_image: (outputs, batch) -> metrics [B], of an objective.
+      per_image: (outputs, batch) -> metrics [B], such as `objectives.per_image`.
 
     Images without a label do not count, and where the batch has a bool `mask` [B] neither do those
     where it is False.

@@ -30,15 +30,10 @@ def setup(config: ConfigDict) -> tuple[steps.TrainState, Callable, Callable]:
     {"image": uint8 [B, H, W, C], or floating and already normalised, "label": int32 [B]}.
     """
     config, data = choices.open_data(config)
-    program = _build(config, data)
+    program = build(config, **data.facts())
     teachers = jax.device_put(program.teachers, program.layout.whole)
     train_step = lambda state, batch: program.train_step(state, batch, *teachers)
     return _start(config, program), train_step, program.eval_step
-
-
-def _build(config: ConfigDict, data: sources.Data) -> Program:
-    classes = data.class_names
-    return build(config, num_train=len(data.train), num_classes=len(classes), class_names=classes)
 
 
 def _start(
@@ -64,7 +59,7 @@ def run(config: ConfigDict, workdir: str) -> int:
     # What is wrong with config and data is found before anything is written.
     config, data = choices.open_data(config, workdir=workdir, report=console.later)
     console.status("building the network ...")
-    program = _build(config, data)
+    program = build(config, **data.facts())
     if data.eval is not None:
         with contextlib.suppress(BadImage):  # whether it may be skipped is up to the evaluation
             transformed(data.eval[0], program.network.transform, None)

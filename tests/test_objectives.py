@@ -1,5 +1,7 @@
 """The seams of the train step: teachers, and what is trained beside a network."""
 
+import json
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,8 @@ import optax
 import pytest
 import runs
 
-from jaxcls import checkpoint, network, objectives, precision, steps, train, weights
+from jaxcls import checkpoint, evaluate, network, objectives, precision, steps, train, weights
+from jaxcls.data import ops
 from jaxcls.models.layers import BatchNorm
 from jaxcls.models.spec import Ctx
 
@@ -52,7 +55,7 @@ def test_a_teacher_is_an_argument_of_the_step(k):
         return value, {}
 
     teachers = lambda v, batch: jnp.tanh(batch["image"].reshape(len(batch["image"]), -1) @ v["w"])
-    step, state = built(objectives.Objective(loss, None, teachers), accumulate_steps=k)
+    step, state = built(objectives.Objective(loss, teachers), accumulate_steps=k)
     rng, batch = np.random.default_rng(1), batch_of()
     teacher = {"w": rng.standard_normal((7, 3), np.float32)}
     step = jax.jit(step)
@@ -80,7 +83,7 @@ def test_what_is_trained_beside_a_network_is_no_part_of_it(tmp_path):
         hard, metrics = plain().loss(outputs, batch)
         return hard + (outputs["projected"] ** 4).mean(), metrics
 
-    step, state = built(objectives.Objective(loss, plain().per_image, extra=Projection()))
+    step, state = built(objectives.Objective(loss, extra=Projection()))
     before = jax.device_get(state.params)
     assert before.keys() == {"w", "extra"}
     batch = batch_of()
@@ -109,6 +112,28 @@ def test_what_is_trained_beside_a_network_is_no_part_of_it(tmp_path):
     np.testing.assert_array_equal(tuned["params"]["w"], state.params["w"])
 
 
+def test_evaluation_needs_no_objective(tmp_path, monkeypatch, capsys):
+    """No teacher is loaded, and keys that only training takes are nobody's business."""
+    config = runs.tiny("plain")
+    config.data.update({"source": "fake", "num_train": 16, "num_eval": 16, "num_classes": 3})
+    config.batch_size, config.mix.mixup = 16, 0.0
+    start, _, _ = train.setup(config)
+    net = network.make(
+        **config.model,
+        classes=3,
+        class_names=("0", "1", "2"),
+        image=ops.Image(**config.image),
+        precision="float32",
+    )[0]
+    weights.export(tmp_path / "export", start.variables(), {"network": net.described()})
+    monkeypatch.setattr(objectives, "make", None)
+    config.loss.update({"name": "distilled", "aux_weight": 0.7})
+    monkeypatch.setitem(objectives.OBJECTIVES, "distilled", None)
+    capsys.readouterr()
+    assert evaluate.run(config, str(tmp_path / "export")) == 0
+    assert {"loss", "top1", "top5", "images"} <= json.loads(capsys.readouterr().out).keys()
+
+
 @pytest.mark.ci
 def test_a_run_learns_from_a_teacher(tmp_path, monkeypatch):
     """A row of the table is all that distillation needs."""
@@ -118,10 +143,7 @@ def test_a_run_learns_from_a_teacher(tmp_path, monkeypatch):
     big.lr.warmup, big.mix.mixup = "", 0.0
     assert train.run(big, str(tmp_path / "teacher")) == 0
 
-    def distilled(*, label_smoothing, aux_weight, outputs):
-        hard = objectives.supervised(
-            label_smoothing=label_smoothing, aux_weight=aux_weight, outputs=outputs
-        )
+    def distilled(*, label_smoothing, aux_weight):
         net, variables = network.load(tmp_path / "teacher")
 
         def loss(outputs, batch, aux):
@@ -130,7 +152,7 @@ def test_a_run_learns_from_a_teacher(tmp_path, monkeypatch):
             return soft, {"loss": soft}
 
         teachers = lambda variables, batch: net.predict(variables, batch["image"])["logits"]
-        return objectives.Objective(loss, hard.per_image, teachers, variables)
+        return objectives.Objective(loss, teachers, variables)
 
     monkeypatch.setitem(objectives.OBJECTIVES, "distilled", distilled)
     big.loss.name = "distilled"

@@ -295,3 +295,19 @@ def test_every_epoch_is_one_order_for_all_threads():
     batches = loader.train_batches(source, same, **how, options=options)
     images = np.concatenate([batch["image"].ravel()[::3] for batch in batches])
     assert np.array_equal(images, list(itertools.chain(*map(made, range(3)))))
+
+
+@pytest.mark.parametrize("sampling", ["shuffle", "balanced", "sqrt"])
+def test_class_counts_are_the_visits_of_an_epoch(sampling):
+    labels = np.repeat([0, 1, 3, -1], [64, 16, 4, 5])
+    names = ("a", "b", "none", "c")
+    source = arrays.Arrays("x", np.zeros((1, 1, 1, 1), np.uint8), labels, names)
+    data = sources.Data(source, None, names, "error", 0, sampling, 1, "none")
+    counts = data.class_counts()
+    want = {"shuffle": [64, 16, 0, 4], "balanced": [28, 28, 0, 28], "sqrt": [48, 24, 0, 12]}
+    np.testing.assert_allclose(counts, want[sampling])
+    known = labels[labels >= 0]
+    visits = order(sampling, labels=known, batch_size=84)
+    visits = np.concatenate([known[visits(epoch)] for epoch in range(50)])
+    np.testing.assert_allclose(np.bincount(visits, minlength=4) / 50, counts, atol=0.5)
+    assert data.facts()["class_counts"]() is not counts

@@ -34,7 +34,7 @@ def test_the_moving_average_is_that_of_float64(ramp):
     train_step = steps.make_train_step(
         model,
         tx,
-        objectives.Objective(lambda outputs, batch, aux: (outputs["logits"].sum(), {}), None),
+        objectives.Objective(lambda outputs, batch, aux: (outputs["logits"].sum(), {})),
         prepare=lambda keys, batch, step: batch,
         learning_rate=lambda step: 1.0,
         average=average,

@@ -70,7 +70,7 @@ def run(config: ConfigDict, options: flags.FlagValues) -> None:
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         data = sources.open(**config.data, image_size=config.image.size)
-        built = program.build(config, num_train=len(data.train), num_classes=len(data.class_names))
+        built = program.build(config, **data.facts())
         take_steps = repeat_step(built.train_step, built.init(), device_batch(config, built))
 
         def bare_seconds():

@@ -33,6 +33,30 @@ class Data:
     cache: str  # a key of cache.KINDS
     loader: Options = PLAIN  # config.loader
 
+    def facts(self) -> dict[str, Any]:
+        """Returns what a program is built for: `program.build(config, **data.facts())`."""
+        return {
+            "num_train": len(self.train),
+            "num_classes": len(self.class_names),
+            "class_names": self.class_names,
+            "class_counts": self.class_counts,
+        }
+
+    def class_counts(self) -> np.ndarray:
+        """Returns how often training sees each class in an epoch, float64 [K]; reads all labels.
+
+        That is its number of images, of images that show several classes too; with another
+        sampling than "shuffle" its share of all visits to images with a label.
+        """
+        labels, classes = self.train.labels, len(self.class_names)
+        if labels.ndim == 2:
+            return (labels > 0).sum(0).astype(np.float64)
+        counts = np.bincount(labels[labels >= 0], minlength=classes).astype(np.float64)
+        if weight := WEIGHTS[self.sampling]:
+            visits = np.where(counts > 0, weight(counts), 0)
+            counts = visits * (counts.sum() / visits.sum())
+        return counts
+
 
 def open(
     *,
