@@ -29,8 +29,9 @@ from jaxcls.command import define_config, exit_with, parse, told
 from jaxcls.config import plan
 from jaxcls.console import Console
 from jaxcls.data import arrays, sources
-from jaxcls.data.access import Source, for_all, item_of
+from jaxcls.data.access import BadLabel, Source, for_all, item_of
 from jaxcls.data.decode import BadImage, decode
+from jaxcls.data.labels import NONE, counts, labelled
 
 # Bits. Measured: at most 4 differ in every copy of 500 photographs at half the size, or as a JPEG
 # of quality 20; in 99.9 % and 98.2 % of 2,500 of 32x32 pixels at half the size and of quality 50.
@@ -103,7 +104,8 @@ class Image(NamedTuple):
 
     content: int = 0  # hash of its bytes; of 1.3 M images two agree by chance with 5e-8
     look: int = 0  # perceptual hash
-    label: int = -1
+    label: Any = NONE  # int, or marks [K]
+    misplaced: bool = False  # the label is out of range
     width: int = 0
     height: int = 0
     error: str = ""
@@ -112,7 +114,12 @@ class Image(NamedTuple):
 def examine(source: Source, index: int, **how: Any) -> Image:
     """Reads and decodes an image; `how`: arguments of `decode`."""
     try:
-        item = item_of(source, index)
+        item, misplaced = source[index], False
+    except BadLabel as error:
+        item, misplaced = error.item, True
+    except BadImage as error:
+        return Image(error=str(error))
+    try:
         data = item["image"]
         pixels = decode(data, name=item["name"], **how)
     except BadImage as error:
@@ -120,7 +127,7 @@ def examine(source: Source, index: int, **how: Any) -> Image:
     height, width = pixels.shape[:2]
     data = data if isinstance(data, bytes) else str(data.shape).encode() + data.tobytes()
     content = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
-    return Image(content, perceptual_hash(pixels), item["label"], width, height)
+    return Image(content, perceptual_hash(pixels), item["label"], misplaced, width, height)
 
 
 class Split:
@@ -133,16 +140,19 @@ class Split:
         images = for_all(lambda i: examine(source, i, **how), count, f"reading {what}")
         self.source, self.class_names = source, source.class_names
         self.content, self.look = np.zeros((2, count), np.uint64)
-        self.label, self.width, self.height = np.zeros((3, count), np.int64)
+        self.width, self.height = np.zeros((2, count), np.int64)
+        shape = (count, source.marks) if source.marks else count
+        self.label = np.zeros(shape, np.float32 if source.marks else np.int64)
         self.unreadable: dict[int, str] = {}
-        for i, (*row, error) in enumerate(images):
-            self.content[i], self.look[i], self.label[i], self.width[i], self.height[i] = row
-            if error:
-                self.unreadable[i] = error
+        self.out_of_range: list[int] = []
+        for i, image in enumerate(images):
+            self.content[i], self.look[i], self.label[i] = image.content, image.look, image.label
+            self.width[i], self.height[i] = image.width, image.height
+            if image.error:
+                self.unreadable[i] = image.error
+            elif image.misplaced:
+                self.out_of_range.append(i)
         self.readable = np.delete(np.arange(count), list(self.unreadable))
-        self.out_of_range = [
-            i for i in self.readable.tolist() if not 0 <= self.label[i] < len(self.class_names)
-        ]
 
     def name(self, index: int) -> str:
         """Returns what error messages call an image."""
@@ -150,8 +160,10 @@ class Split:
 
     def counts(self) -> np.ndarray:
         """Returns how many images can be read of each class."""
-        good = np.setdiff1d(self.readable, self.out_of_range)
-        return np.bincount(self.label[good], minlength=len(self.class_names))
+        return counts(self.label[self._good()], len(self.class_names))
+
+    def _good(self) -> np.ndarray:
+        return np.setdiff1d(self.readable, self.out_of_range)
 
     def duplicates(self) -> list[list[int]]:
         """Returns the groups of images with the same bytes."""
@@ -170,6 +182,7 @@ class Split:
         return {
             "images": len(self.source),
             "counts": dict(zip(self.class_names, self.counts().tolist())),
+            "unlabelled": int((~labelled(self.label[self._good()])).sum()),
             "size": size,
             "unreadable": list(self.unreadable.values()),
             "out_of_range": [
@@ -178,7 +191,7 @@ class Split:
             "duplicates": [
                 {
                     "names": [self.name(i) for i in group],
-                    "same_label": len(set(self.label[group].tolist())) == 1,
+                    "same_label": (self.label[group] == self.label[group[0]]).all().item(),
                 }
                 for group in self.duplicates()
             ],
@@ -202,7 +215,7 @@ def leakage(train: Split, evaluation: Split) -> dict[str, list[dict[str, Any]]]:
         pair = {
             "eval": evaluation.name(i),
             "train": train.name(other),
-            "same_label": bool(evaluation.label[i] == train.label[other]),
+            "same_label": bool(np.all(evaluation.label[i] == train.label[other])),
         }
         if same is None:
             found["near"].append(pair | {"bits": bits})
@@ -294,6 +307,8 @@ def summary(result: dict[str, Any]) -> str:
         lines.append(f"  {least[1]} ({least[0]}) to {most[1]} ({most[0]}) images in a class")
         if len(counts) <= 2 * SHOWN:
             lines.extend(f"    {count:>8} {name}" for name, count in part["counts"].items())
+        if part["unlabelled"]:
+            lines.append(f"  {part['unlabelled']} images without a label")
         several("classes without an image", [name for name, count in counts if not count])
         several("unreadable images", part["unreadable"])
         several("labels out of range", [f"{e['name']}: {e['label']}" for e in part["out_of_range"]])

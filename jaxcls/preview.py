@@ -27,6 +27,7 @@ from jaxcls.command import define_config, exit_with, parse, told
 from jaxcls.console import Console
 from jaxcls.data.decode import decode
 from jaxcls.data.feed import Feed
+from jaxcls.data.labels import names_of
 from jaxcls.program import build
 
 TILE = (96, 320)  # pixels: smaller images are enlarged to at least that, larger ones made smaller
@@ -75,7 +76,8 @@ def preview(
     """Returns originals, what the network gets, and the labels, of the first rows of a batch.
 
     Images are uint8 [N, T, T, C] and [N, S, S, C], N being at most the batch size; the labels of
-    each are its (weight, class name), one or two.
+    each are its (weight, class name), one or two; the name is of several classes where the image
+    shows several, and "no label" or "no class" where there is none.
 
     Args:
       config: of a run.
@@ -109,9 +111,14 @@ def preview(
     image = program.network.image
     mean, std = np.array(image.mean), np.array(image.std)
     pixels = np.clip(255 * (rows["image"] * std + mean), 0, 255).round().astype(np.uint8)
-    names = [[(1.0, data.class_names[label])] for label in rows["label"]]
+
+    def name_of(label):
+        none = "no class" if (label >= 0).any() else "no label"
+        return " + ".join(names_of(label, data.class_names)) or none
+
+    names = [[(1.0, name_of(label))] for label in rows["label"]]
     if "lam" in rows:
-        second = [data.class_names[label] for label in rows["label2"]]
+        second = [name_of(label) for label in rows["label2"]]
         names = [
             [(lam, name), (1 - lam, other)] if lam < 1 else [(1.0, name)]
             for lam, [(_, name)], other in zip(rows["lam"].tolist(), names, second)

@@ -27,7 +27,7 @@ def setup(config: ConfigDict) -> tuple[steps.TrainState, Callable, Callable]:
     train_step(state, batch) -> (state, metrics), which consumes the state it is given;
     eval_step(variables, batch) -> sums of loss, top1, top5 and count, the variables being
     {"params", "batch_stats"}: state.variables(), or state.variables("ema"). A batch is
-    {"image": uint8 [B, H, W, C], or floating and already normalised, "label": int32 [B]}.
+    {"image": uint8 [B, H, W, C], or floating and normalised, "label": int32 [B] or marks [B, K]}.
     """
     config, data = choices.open_data(config)
     program = build(config, **data.facts())

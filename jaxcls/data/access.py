@@ -1,7 +1,8 @@
 """Random access to images by number, encoded as they lie on disk: what a source is.
 
-A source has `len(source)`, `source.class_names`, `source.labels` (int [N]; records have to be read
-for it) and `source[i]`, a dict of
+A source has `len(source)`, `source.class_names`, `source.labels` (int [N] or marks [N, K], see
+data/labels.py; records have to be read for it), `source.marks`, the K of marks or 0 where labels
+are numbers, and `source[i]`, a dict of
   image  bytes (encoded) or uint8 [H, W, C]
   label  int below len(class_names), -1 where it has none; or a mark for each class, [K]; it is
          the source that makes sure of it
@@ -34,6 +35,7 @@ T = TypeVar("T")
 class Source(Protocol):
     class_names: tuple[str, ...]
     labels: np.ndarray
+    marks: int
     identity: dict[str, Any]
 
     def __len__(self) -> int: ...
@@ -71,6 +73,14 @@ def item_of(source: Source, index: int) -> dict[str, Any]:
 def digest(things: Any) -> str:
     """Returns a digest of what JSON can hold."""
     return hashlib.sha256(json.dumps(things).encode()).hexdigest()
+
+
+def digest_of_labels(labels: np.ndarray) -> str:
+    """Returns a digest of labels, int [N] or marks [N, K]."""
+    if labels.ndim == 1:
+        return digest(labels.tolist())
+    whole = [str(labels.dtype), labels.shape, hashlib.sha256(labels.tobytes()).hexdigest()]
+    return digest(whole)
 
 
 def evenly(things: Sequence[T]) -> list[T]:

@@ -7,7 +7,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from jaxcls.data.access import MAX_CLASSES, Source, digest
+from jaxcls.data.access import MAX_CLASSES, Source, digest, digest_of_labels
+from jaxcls.data.labels import marks_of, one
 from jaxcls.data.ops import check_size
 
 MAX_IMAGES = 100_000_000
@@ -29,6 +30,10 @@ class Subset:
         return self.source.labels[self.indices]
 
     @property
+    def marks(self) -> int:
+        return self.source.marks
+
+    @property
     def identity(self) -> dict[str, Any]:
         chosen = digest([self.indices.tolist()])
         whole = self.source.identity
@@ -47,12 +52,16 @@ class Arrays:
 
     kind: str  # what the names begin with
     images: np.ndarray
-    labels: np.ndarray  # int [number of images]
+    labels: np.ndarray  # int [number of images], or marks [number of images, K]
     class_names: tuple[str, ...]
 
     @property
+    def marks(self) -> int:
+        return marks_of(self.labels)
+
+    @property
     def identity(self) -> dict[str, str]:
-        return {"images": digest([self.kind, len(self)]), "labels": digest(self.labels.tolist())}
+        return {"images": digest([self.kind, len(self)]), "labels": digest_of_labels(self.labels)}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -60,7 +69,7 @@ class Arrays:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {
             "image": self.images[index % len(self.images)],
-            "label": int(self.labels[index]),
+            "label": one(self.labels, index),
             "name": f"{self.kind}[{index}]",
         }
 

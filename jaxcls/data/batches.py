@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxcls.data.access import Source
 from jaxcls.data.decode import BadImage
+from jaxcls.data.labels import of_batch
 from jaxcls.data.ops import Transform, transformed
 from jaxcls.data.sampling import Order
 
@@ -66,7 +67,7 @@ class MakeBatch:
                 images = np.empty((len(indices), *image.shape), image.dtype)
             images[row] = image
 
-        batch = {"image": images, "label": np.asarray(labels, np.int32)}
+        batch = {"image": images, "label": of_batch(labels, self.source.marks)}
         return batch if self.order else batch | {"mask": mask}, list(bad.items())
 
     def _read(

@@ -148,6 +148,10 @@ class _Wrapper:
     def labels(self) -> np.ndarray:
         return self.source.labels
 
+    @property
+    def marks(self) -> int:
+        return self.source.marks
+
     def __len__(self) -> int:
         return len(self.source)
 

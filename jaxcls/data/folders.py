@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxcls.data.access import MAX_CLASSES, digest, evenly, in_threads
+from jaxcls.data.access import MAX_CLASSES, digest, digest_of_labels, evenly, in_threads
 from jaxcls.data.decode import SUFFIXES, BadImage
+from jaxcls.data.labels import marks_of, one
 from jaxcls.data.sampling import by_class
 
 CLASSES_FILE = "classes.txt"  # beside lists and records: one class name per line, in label order
@@ -42,10 +43,14 @@ class Files:
 
     root: str
     paths: tuple[str, ...]  # relative to root
-    labels: np.ndarray  # int32
+    labels: np.ndarray  # int32 [N], or marks [N, K]
     class_names: tuple[str, ...]
     listed: str = ""
     lines: np.ndarray | None = None  # int32, line numbers in `listed`
+
+    @property
+    def marks(self) -> int:
+        return marks_of(self.labels)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -56,7 +61,7 @@ class Files:
         known = [f"class {self.class_names[label]!r}" for label, _ in classes]
         return {
             "images": digest(names),
-            "labels": digest(self.labels.tolist()),
+            "labels": digest_of_labels(self.labels),
             "some": dict(zip(known, found)),
         }
 
@@ -73,7 +78,7 @@ class Files:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path, name = os.path.join(self.root, self.paths[index]), self.name(index)
-        return {"image": _read(path, name), "label": int(self.labels[index]), "name": name}
+        return {"image": _read(path, name), "label": one(self.labels, index), "name": name}
 
     def name(self, index: int) -> str:
         """Returns what messages call an image."""

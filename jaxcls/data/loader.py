@@ -68,8 +68,9 @@ def train_batches(
 ) -> "Batches":
     """Returns an iterator over the batches of the steps `start_step` to `num_steps` - 1.
 
-    Each is {"image": uint8 [L, S, S, C], "label": int32 [L]}, the L rows of this process. An epoch
-    is floor(N / batch_size) batches in an order of its own (data/sampling.py).
+    Each is {"image": uint8 [L, S, S, C], "label": int32 [L]}, the L rows of this process; of
+    a source with marks the label is float32 [L, K] (data/labels.py). An epoch is
+    floor(N / batch_size) batches in an order of its own (data/sampling.py).
 
     Args:
       source: of N images.
@@ -125,9 +126,10 @@ def eval_batches(
 ) -> "Batches":
     """Returns an iterator over all images once, in order: ceil(N / batch_size) batches.
 
-    Each is {"image": uint8 [L, S, S, C], "label": int32 [L], "mask": bool [L]}. The last one is
-    filled up with repeats, whose mask is False; all processes see the same number of batches. With
-    `on_bad_image = "skip"` the mask of an unreadable image is False, so nothing counts twice.
+    Each is {"image": uint8 [L, S, S, C], "label": int32 [L] or float32 [L, K], "mask": bool
+    [L]}. The last one is filled up with repeats, whose mask is False; all processes see the same
+    number of batches. With `on_bad_image = "skip"` the mask of an unreadable image is False, so
+    nothing counts twice.
 
     Args and errors: as `train_batches`; no images at all are a ValueError.
     """

@@ -84,6 +84,8 @@ class _InRecords:
     class_names: tuple[str, ...]
     max_bad_images: int | None  # for labels; None: one that cannot be read is an error
 
+    marks = 0  # a label is a number
+
     @functools.cached_property
     def labels(self) -> np.ndarray:
         """Labels, which are read; -1 where that is not possible."""

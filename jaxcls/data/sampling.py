@@ -13,6 +13,7 @@ import threading
 import numpy as np
 
 from jaxcls.config import choose
+from jaxcls.data.labels import groups
 
 # How many images of each class an epoch has, by the number of images that the class has.
 WEIGHTS = {"shuffle": None, "balanced": np.ones_like, "sqrt": np.sqrt}
@@ -51,7 +52,7 @@ class Order:
       seed: an int in [0, 2**64).
       sampling: "shuffle", "balanced" or "sqrt".
       repeats: r.
-      labels: int [N], for all but "shuffle".
+      labels: int [N] or marks [N, K], for all but "shuffle".
     """
 
     count: int
@@ -146,7 +147,7 @@ def subset(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     Of two fractions the larger has all images of the smaller.
 
     Args:
-      labels: int [N].
+      labels: int [N] or marks [N, K].
       fraction: the share, in (0, 1].
       seed: an int in [0, 2**64).
 
@@ -165,8 +166,10 @@ def subset(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 def by_class(labels: np.ndarray) -> dict[int, np.ndarray]:
     """Returns {label: the numbers of its images, ascending} of the labels that occur.
 
-    Negative ones, of records that cannot be read, are left out.
+    Negative ones, of images without a label and records that cannot be read, are left out. Of marks
+    [N, K] the label is the image's group, see `labels.groups`.
     """
+    labels = groups(labels)
     values, counts = np.unique(labels, return_counts=True)
     images = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
     return {label: of for label, of in zip(values.tolist(), images) if label >= 0}
