@@ -14,6 +14,7 @@ from jaxcls.console import Console
 from jaxcls.data import ops
 from jaxcls.data.feed import Feed
 from jaxcls.metrics import plain
+from jaxcls.report.scores import Scores
 
 
 def evaluate(
@@ -23,28 +24,34 @@ def evaluate(
     batch_size: int,
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int], None] = lambda images: None,
+    scores: Scores | None = None,
 ) -> list[dict[str, float]] | None:
     """Returns {"loss", "top1", "top5", "images"} of each variables: means over all images.
 
     Accuracies are in [0, 1]. The images are read once.
 
     Args:
-      eval_step: (variables, batch) -> sums, see `steps.make_eval_step`.
+      eval_step: (variables, batch) -> sums, see `steps.make_eval_step`; or -> (sums, rows), see
+        `scores.make_step`.
       feed: of the images.
       *variables: {"params", "batch_stats"} each: as trained, averaged, of several checkpoints.
       batch_size: over all devices.
       stop: asked before each batch; the answer True gives up, and the result is None.
       progress: told the number of images that are done, before each batch.
+      scores: takes the rows of the first variables.
 
     Raises:
       ValueError: no image has a label, or one cannot be read.
     """
     totals: list[dict[str, float]] = [{} for _ in variables]
-    late: list[dict[str, jax.Array]] = []
+    late: list[Any] = []
 
-    def add(sums):
-        for total, of_batch in zip(totals, jax.device_get(sums)):
-            for name, value in of_batch.items():
+    def add(results):
+        for which, (total, result) in enumerate(zip(totals, results)):
+            sums, rows = result if isinstance(result, tuple) else (result, None)
+            if scores is not None and which == 0:
+                scores.add(jax.device_get(rows))
+            for name, value in jax.device_get(sums).items():
                 total[name] = total.get(name, 0.0) + float(value)  # float64: no image gets lost
 
     with feed.eval_batches(batch_size) as batches:
@@ -54,9 +61,9 @@ def evaluate(
             progress(min(number * batch_size, len(feed.source)))
             batch = feed.put(batch)
             with jax.transfer_guard("disallow"):
-                sums = [eval_step(v, batch) for v in variables]
+                results = [eval_step(v, batch) for v in variables]
             add(late)  # one batch late, so that the device does not wait
-            late = sums
+            late = results
     add(late)
     images = [int(total.pop("count")) for total in totals]
     if not all(images):

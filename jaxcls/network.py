@@ -8,6 +8,7 @@ It needs no config, no data and no optimizer: evaluation, fine-tuning and teache
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -40,6 +41,7 @@ class Network:
     image: ops.Image
     precision: str  # a key of `jaxcls.precision.DTYPES`
     version: str = jaxcls.__version__  # of the jaxcls that trained or converted the weights
+    temperature: float = 1.0  # that logits are divided by, see `probabilities`
 
     @functools.cached_property
     def module(self) -> nn.Module:
@@ -78,6 +80,13 @@ class Network:
                 return self.module.apply(variables, self.normalise(images), train=False)
 
         return jax.jit(predict)
+
+    def probabilities(self, logits: jax.Array) -> jax.Array:
+        """Returns softmax(logits / temperature), float32 [B, K].
+
+        The temperature is 1 until an evaluation with `config.eval.calibrate` has fitted it.
+        """
+        return jax.nn.softmax(jnp.asarray(logits, jnp.float32) / self.temperature)
 
     def described(self) -> dict[str, Any]:
         """Returns what is stored with weights, as JSON can hold it; `of_meta` reads it."""
@@ -157,6 +166,7 @@ def of_meta(
             image=ops.Image(**image),
             precision=choose("precision", told.get("precision", "float32"), precision.DTYPES),
             version=str(told.get("version", "before 0.2")),
+            temperature=_temperature(told.get("temperature", 1.0)),
         )
         if "num_classes" not in told:
             network = dataclasses.replace(network, num_classes=_count_classes(network, variables))
@@ -165,6 +175,12 @@ def of_meta(
     if not isinstance(network.num_classes, int) or not 0 <= network.num_classes <= MAX_CLASSES:
         raise ValueError(f"{problem}{short(network.num_classes)} classes")
     return network
+
+
+def _temperature(value: Any) -> float:
+    if not (isinstance(value, (int, float)) and 0 < value < math.inf):
+        raise ValueError(f"temperature {short(value)}")
+    return float(value)
 
 
 def published_image(name: str) -> dict[str, Any]:

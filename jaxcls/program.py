@@ -12,6 +12,7 @@ from jaxcls import averages, network, objectives, optim, precision, sharding, st
 from jaxcls.config import Plan, check_complete, consume, plan, refuse_idle
 from jaxcls.data import augment, device, erasing, mixing, ops
 from jaxcls.keys import first_keys, keys_of
+from jaxcls.report import scores
 
 
 class Program(NamedTuple):
@@ -29,6 +30,7 @@ class Program(NamedTuple):
     prepare: Callable[..., device.Batch]  # (step, batch) -> as the network gets it in training
     train_step: Callable[..., tuple[steps.TrainState, dict[str, jax.Array]]]
     eval_step: Callable[..., dict[str, jax.Array]]
+    score_step: Callable[..., Any]  # the same, and what a report needs: see `scores.make_step`
     statistics_step: Callable[..., Any]  # see `averages.make_statistics_step`
 
 
@@ -102,6 +104,7 @@ def build(
     shardings, batch, whole = layout.of(state), layout.rows, layout.whole
     variables = shardings.variables()
     jit = functools.partial(_jitted, precision.matmul(numbers.name))
+    evaluating = {"in_shardings": (variables, batch), "out_shardings": whole}
     return Program(
         plan=lengths,
         network=net,
@@ -134,11 +137,8 @@ def build(
             out_shardings=(shardings, whole),
             donate_argnums=0,
         ),
-        eval_step=jit(
-            steps.make_eval_step(net.predict, objectives.per_image),
-            in_shardings=(variables, batch),
-            out_shardings=whole,
-        ),
+        eval_step=jit(steps.make_eval_step(net.predict, objectives.per_image), **evaluating),
+        score_step=jit(scores.make_step(net.predict, objectives.per_image), **evaluating),
         statistics_step=jit(
             averages.make_statistics_step(model, optimizer.frozen),
             in_shardings=(variables, batch, whole),

@@ -1,0 +1,1 @@
+"""What an evaluation found, written to DIR/report/: figures, predictions and a page."""

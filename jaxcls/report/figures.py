@@ -1,0 +1,203 @@
+"""The figures of a report: what metrics.json has."""
+
+import dataclasses
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxcls.network import Network
+from jaxcls.report import measures
+from jaxcls.report.scores import Scores
+
+MAX_CONFUSION = 2000  # classes: of more the matrix is left out of metrics.json
+WORST = 10  # classes
+THRESHOLD = 0.5  # probability from which on a class of several counts as shown
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What was evaluated, and what came out."""
+
+    network: Network
+    class_names: tuple[str, ...]  # of the data
+    result: Mapping[str, float]  # means over all images, as in metrics.jsonl
+    scores: Scores
+    name: Callable[[int], str]  # number of an image in the source -> what it is called
+    about: Mapping[str, Any]  # checkpoint, step, ...: shown as it is
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Predictions of images of one class each; the label is -1 where there is none."""
+
+    labels: np.ndarray  # int [N]
+    predictions: np.ndarray  # int [N]
+    probability: np.ndarray  # [N], of the prediction, at the network's temperature
+    ranks: np.ndarray  # int [N]: number of classes before the label
+
+    @property
+    def right(self) -> np.ndarray:
+        """bool [N]."""
+        return self.ranks < 1
+
+
+def names_of(class_names: Sequence[str], classes: int) -> list[str]:
+    """Returns a name of each class; of two with the same name the number is added."""
+    names = [*class_names, *(f"class {i}" for i in range(len(class_names), classes))]
+    times = Counter(names)
+    return [f"{name} ({i})" if times[name] > 1 else name for i, name in enumerate(names)]
+
+
+def predictions_of(evaluation: Evaluation) -> Predictions:
+    """Returns the predictions of every image, at the network's temperature."""
+    scores = evaluation.scores
+    found = measures.by_image(scores.logits, scores.labels, evaluation.network.temperature)
+    return Predictions(scores.labels, *found[:3])
+
+
+def measure(evaluation: Evaluation, found: Predictions, *, samples: int) -> dict[str, Any]:
+    """Returns the figures of images of one class each.
+
+    Args:
+      evaluation: what was evaluated.
+      found: its predictions.
+      samples: of the bootstrap; 0: no intervals.
+    """
+    scores, classes = evaluation.scores, evaluation.scores.logits.shape[1]
+    there = found.labels >= 0
+    labels, predictions, ranks = found.labels[there], found.predictions[there], found.ranks[there]
+    names = names_of(evaluation.class_names, classes)
+    table = measures.per_class(labels, predictions, classes)
+    ece, bins = measures.reliability(found.probability[there], ranks < 1)
+    figures = {**evaluation.about, **evaluation.result, "ece": ece}
+    if samples:
+        kinds = {"classes": classes, "samples": samples}
+        figures["intervals"] = measures.intervals(labels, predictions, ranks, **kinds)
+    figures |= measures.averages(table)
+    logits = scores.logits if there.all() else scores.logits[there]
+    figures["temperature"] = _temperature(logits, labels, evaluation.network.temperature)
+    figures["reliability"] = [bin._asdict() for bin in bins]
+    columns = zip(*(getattr(table, n).tolist() for n in ("precision", "recall", "f1", "support")))
+    keys = ("precision", "recall", "f1", "support")
+    figures["per_class"] = {n: dict(zip(keys, row)) for n, row in zip(names, columns)}
+    worst = np.argsort(np.where(table.support > 0, table.f1, np.inf), kind="stable")[:WORST]
+    figures["worst_classes"] = [names[i] for i in worst.tolist() if table.support[i]]
+    figures["confused"] = [
+        {"label": names[a], "prediction": names[b], "images": n}
+        for a, b, n in measures.confused(labels, predictions)[:100].tolist()
+    ]
+    figures["confusion"] = None
+    if classes <= MAX_CONFUSION:
+        figures["confusion"] = measures.confusion(labels, predictions, classes).tolist()
+    return figures
+
+
+def most_confident_mistakes(found: Predictions, count: int) -> list[int]:
+    """Returns the rows of the wrong predictions of the highest probability."""
+    wrong = np.flatnonzero((found.labels >= 0) & ~found.right & np.isfinite(found.probability))
+    return wrong[np.argsort(-found.probability[wrong], kind="stable")][:count].tolist()
+
+
+def _temperature(logits: np.ndarray, labels: np.ndarray, stored: float) -> dict[str, Any]:
+    """Returns the temperature that fits best, and what it does to images that it was not fitted on.
+
+    Each half of the images (every second one) is judged at the temperature that was fitted on the
+    other half.
+    """
+    half = np.arange(len(labels)) % 2 == 1
+    after = np.ones(len(labels))
+    for part in (half, ~half):
+        after[part] = measures.temperature(logits[~part], labels[~part])
+
+    def judged(temperatures):
+        _, probability, ranks, of_label = measures.by_image(
+            logits / temperatures[:, None].astype(np.float32), labels
+        )
+        with np.errstate(divide="ignore"):
+            loss = -np.log(of_label).mean()
+        return measures.reliability(probability, ranks < 1)[0], float(loss)
+
+    (ece_before, loss_before), (ece_after, loss_after) = (
+        judged(np.full(len(labels), stored)),
+        judged(after),
+    )
+    return {
+        "stored": stored,
+        "fitted": measures.temperature(logits, labels),
+        "ece_before": ece_before,
+        "ece_after": ece_after,
+        "loss_before": loss_before,
+        "loss_after": loss_after,
+        "note": "fitted on all of these images; 'after' judges each half of them at the "
+        "temperature that was fitted on the other half, 'before' is at the stored one",
+    }
+
+
+# -- Images of several classes ---------------------------------------------------------------------
+
+
+def probabilities_of_several(logits: np.ndarray) -> np.ndarray:
+    """Returns the probability that an image shows a class, sigmoid(logits), [N, K]."""
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-logits.astype(np.float64)))
+
+
+def measure_several(evaluation: Evaluation) -> dict[str, Any]:
+    """Returns the figures of images of several classes: average precisions, best thresholds."""
+    logits, marks = evaluation.scores.logits, evaluation.scores.labels > 0
+    probability = probabilities_of_several(logits)
+    names = names_of(evaluation.class_names, logits.shape[1])
+    precisions = measures.average_precision(logits, marks)
+    thresholds = measures.best_thresholds(probability, marks)
+    shown = probability >= THRESHOLD
+    right = (shown & marks).sum(0)
+    support, predicted = marks.sum(0), shown.sum(0)
+    precision, recall, f1 = (
+        np.divide(a, b, out=np.zeros(len(b)), where=b > 0)
+        for a, b in ((right, predicted), (right, support), (2 * right, support + predicted))
+    )
+    columns = {"precision": precision, "recall": recall, "f1": f1, "support": support}
+    columns |= {"average_precision": precisions, "best_threshold": thresholds}
+    rows = zip(*(column.tolist() for column in columns.values()))
+    total = lambda x: float(x.sum())
+    micro = [
+        total(right) / max(total(b), 1) for b in (predicted, support, (support + predicted) / 2)
+    ]
+    there = support > 0
+    known = np.where(there, precisions, np.inf)
+    mean = float(precisions[there].mean()) if there.any() else math.nan
+    return {
+        **evaluation.about,
+        **evaluation.result,
+        "mAP": mean,
+        "threshold": THRESHOLD,
+        "macro": {n: float(columns[n].mean()) for n in ("precision", "recall", "f1")},
+        "micro": dict(zip(("precision", "recall", "f1"), micro)),
+        "weighted": {
+            n: float((columns[n] * support).sum() / max(support.sum(), 1))
+            for n in ("precision", "recall", "f1")
+        },
+        "per_class": {name: dict(zip(columns, row)) for name, row in zip(names, rows)},
+        "worst_classes": [
+            names[i] for i in np.argsort(known, kind="stable")[:WORST].tolist() if there[i]
+        ],
+    }
+
+
+def as_json(figures: Mapping[str, Any]) -> str:
+    """Returns JSON without NaN, a line for each figure."""
+
+    def plain(x):
+        if isinstance(x, Mapping):
+            return {key: plain(value) for key, value in x.items()}
+        if isinstance(x, (list, tuple)):
+            return [plain(value) for value in x]
+        return None if isinstance(x, float) and not math.isfinite(x) else x
+
+    dump = lambda x: json.dumps(x, ensure_ascii=False, allow_nan=False)
+    lines = [f"{dump(key)}: {dump(plain(value))}" for key, value in figures.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
