@@ -196,6 +196,14 @@ def get_config(arg=None):
     c.ema.decay = 0.0  # of the moving average of parameters and statistics; 0: none
     c.ema.ramp = False  # begin with min(decay, (1 + step) / (10 + step))
 
+    # -- Stochastic weight averaging: jaxcls.averages.stochastic(**swa) --------------------------
+    # the mean of the variables at `start` and `every` so often after it, with statistics of
+    # BatchNorm that are estimated anew, over an epoch of training batches but at most 100, wherever
+    # it is saved; the learning rate of that time is up to `lr`: constant, or of cycles of `every`
+    c.swa = ConfigDict()
+    c.swa.start = ""  # duration from the beginning of the run; "": off
+    c.swa.every = "1 epochs"
+
     # -- Devices: jaxcls.sharding.make(**mesh) --------------------------------------------------
     c.mesh = ConfigDict()
     c.mesh.data = -1  # devices along the batch; -1: all that are left
@@ -209,7 +217,7 @@ def get_config(arg=None):
     # -- Starting point: jaxcls.weights.initialize(**init) --------------------------------------
     c.init = ConfigDict()
     c.init.checkpoint = ""  # a run's working directory, a checkpoint or an export: fine-tuning
-    c.init.ema = True  # take its moving average where it has one
+    c.init.ema = True  # take its average where it has one: `swa` if that has begun, or `ema`
     c.init.reset = ()  # patterns of tensors that start afresh (a head of another size always does)
 
     # -- Output: jaxcls.checkpoint.Checkpoints(**checkpoint), jaxcls.metrics ---------------------
@@ -223,7 +231,7 @@ def get_config(arg=None):
     c.eval = ConfigDict()
     c.eval.every = "1 epochs"  # and at the end
     c.eval.batch_size = 0  # 0: batch_size
-    c.eval.ema = True  # evaluate the moving average where there is one
+    c.eval.ema = True  # evaluate the average where there is one: `swa` from its start on, or `ema`
     c.log = ConfigDict()
     c.log.every = "50 steps"
     c.log.tensorboard = True

@@ -1,4 +1,9 @@
-"""Averages of variables over the steps of a run, by name."""
+"""Averages of variables over the steps of a run, by name.
+
+"ema" moves by a share in every step. "swa" is the mean of the variables after some steps, all alike
+(Izmailov et al. 2018, arXiv:1803.05407); it has their "count" besides, and is what is trained
+until the first of them.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -6,11 +11,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcls import trees
+from jaxcls.config import expect, steps_of
 
+PREFERRED = ("swa", "ema")  # which of them is "the average" of a run: the first that has begun
+COUNT = "count"  # int32, of the steps that a mean is of
+BATCHES = 100  # at most, and at most an epoch, that BatchNorm statistics of a mean are of
 Variables = Mapping[str, Any]  # {"params", "batch_stats"}
-Share = Callable[[jax.Array], Any]  # step -> share of its variables in the average
+Share = Callable[[jax.Array], Any]  # step -> share of its variables; of a mean: whether they count
 
 
 def make(*, decay: float, ramp: bool) -> dict[str, Share]:
@@ -28,11 +38,57 @@ def make(*, decay: float, ramp: bool) -> dict[str, Share]:
     return {"ema": ema} if decay else {}
 
 
-def start(variables: Variables) -> Variables:
-    """Returns an average at its start: copies, in float32 at least."""
+def stochastic(
+    *, start: str, every: str, total_steps: int, batch_size: int, steps_per_epoch: int
+) -> dict[str, Share]:
+    """Returns the averages of `config.swa`, {"swa": whether a step counts}; nothing without start.
+
+    The mean is of the variables `start` after the beginning of the run and `every` so often from
+    then on. A step that was skipped has no part in it.
+
+    Raises:
+      ValueError: what is no duration, or a start after the end.
+    """
+    lengths = {"batch_size": batch_size, "steps_per_epoch": steps_per_epoch}
+    first = steps_of(start, key="swa.start", **lengths)
+    if not first:
+        return {}
+    interval = steps_of(every, key="swa.every", **lengths)
+    expect(interval > 0, "swa.every", every, 'a duration of at least one step: "1 epochs"')
+    if first > total_steps:
+        raise ValueError(
+            f"config.swa.start = {start!r} is step {first}, the whole run is {total_steps}: begin "
+            "earlier, or lengthen config.duration"
+        )
+    # `step` is the number of those before it
+    return {"swa": lambda step: (step + 1 >= first) & ((step + 1 - first) % interval == 0)}
+
+
+def start(variables: Variables, name: str = "ema") -> dict[str, Any]:
+    """Returns the average of that name at its start: copies, in float32 at least."""
     # a copy: the step donates its state, and no buffer may stand in it twice
     wide = lambda x: jnp.array(x, jnp.promote_types(x.dtype, jnp.float32), copy=True)
-    return jax.tree.map(wide, dict(variables))
+    counted = {COUNT: jnp.zeros((), jnp.int32)} if name == "swa" else {}
+    return jax.tree.map(wide, dict(variables)) | counted
+
+
+def after(average: Variables, new: Variables, share: Share, step: jax.Array) -> Variables:
+    """Returns an average after a step that made the variables `new`.
+
+    Args:
+      average: before it.
+      share: of `make` or `stochastic`.
+      step: number of the steps before it.
+    """
+    if COUNT not in average:
+        clock = step.astype(jnp.result_type(*jax.tree.leaves(average["params"])))
+        return moved(average, new, share(clock))
+    old, before, counts = {name: average[name] for name in new}, average[COUNT], share(step)
+    count = before + counts
+    mean = moved(old, new, jnp.where(counts, 1 / jnp.maximum(count, 1), 0))
+    # a copy of the first, without the rounding of a difference
+    mean = jax.tree.map(lambda m, n: jnp.where(before > 0, m, n.astype(m.dtype)), mean, new)
+    return mean | {COUNT: count}
 
 
 def moved(average: Variables, new: Variables, share: Any) -> Variables:
@@ -40,6 +96,12 @@ def moved(average: Variables, new: Variables, share: Any) -> Variables:
     # no product with the old one: the sum of two would drift by 2e-4
     move = lambda old, new: old + share * (new.astype(old.dtype) - old)
     return jax.tree.map(move, average, new)
+
+
+def preferred(averages: Mapping[str, Variables]) -> str:
+    """Returns the first name of `PREFERRED` whose average has begun; "" where there is none."""
+    begun = lambda average: COUNT not in average or int(average[COUNT]) > 0
+    return next((name for name in PREFERRED if name in averages and begun(averages[name])), "")
 
 
 def make_statistics_step(
@@ -67,3 +129,27 @@ def make_statistics_step(
         return moved(old, new, 1 / (n + 1))
 
     return statistics_step
+
+
+def settled(state: Any, program: Any, feed: Any, seed: int) -> Any:
+    """Returns the train state of a run with BatchNorm statistics of its mean, where that has begun.
+
+    They are of the run's last training batches, an epoch of them but at most `BATCHES`: the same
+    at whatever step this is called.
+
+    Args:
+      state: `steps.TrainState`.
+      program, feed, seed: of the run; the feed is that of training.
+    """
+    average = state.averages.get("swa", {})
+    if not (int(average.get(COUNT, 0)) and jax.tree.leaves(average["batch_stats"])):
+        return state
+    plan = program.plan
+    first = plan.total_steps - min(BATCHES, plan.steps_per_epoch, plan.total_steps)
+    variables = state.variables("swa")
+    with feed.train_batches(plan, seed, start_step=first) as batches:
+        for n, batch in enumerate(batches):
+            batch = program.prepare(np.int32(first + n), feed.put(batch))
+            stats = program.statistics_step(variables, batch, np.int32(n))
+            variables |= {"batch_stats": stats}
+    return state.replace(averages=state.averages | {"swa": average | variables})

@@ -94,14 +94,18 @@ class Network:
 
 
 def load(
-    path: str | os.PathLike, *, average: str = "ema", report: Callable[[str], None] = print
+    path: str | os.PathLike,
+    *,
+    average: str | None = None,
+    report: Callable[[str], None] = print,
 ) -> tuple[Network, dict[str, Any]]:
     """Returns a network and its variables, NumPy arrays, from nothing but a directory.
 
     Args:
       path: a run's working directory (its newest intact checkpoint is taken), one of its
         checkpoints, or an export; local or gs://.
-      average: take the average of that name where there is one; "": the parameters as trained.
+      average: take the average of that name, "swa" or "ema", where there is one; "": the parameters
+        as trained; None: the first average that has begun.
       report: is given a line about what is damaged, or not said there.
 
     Raises:

@@ -77,6 +77,7 @@ def build(
     classes = {"class_names": class_names, "class_counts": class_counts}
     objective = use("loss", objectives.make, outputs=outputs, **classes)
     average = use("ema", averages.make)
+    average |= use("swa", averages.stochastic, total_steps=lengths.total_steps, **durations)
     learning_rate = use("lr", optim.schedule, total_steps=lengths.total_steps, **durations)
     shapes = functools.partial(steps.init_variables, model, image.shape, objective.extra)
     params = jax.eval_shape(shapes, jax.random.key(0))["params"]

@@ -39,7 +39,7 @@ class TrainState:
     def variables(self, average: str = "") -> dict[str, Any]:
         """Returns those of the step, or the average of that name where there is one."""
         raw = {"params": self.params, "batch_stats": self.batch_stats}
-        return self.averages.get(average, raw)
+        return {name: self.averages.get(average, raw)[name] for name in raw}
 
 
 def init_state(
@@ -60,7 +60,7 @@ def init_state(
         **variables,
         opt_state=tx.init(variables["params"]),
         loss_scale=loss_scale,
-        averages={name: averages.start(variables) for name in average},
+        averages={name: averages.start(variables, name) for name in average},
         rng=run,
     )
 
@@ -161,9 +161,8 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         new = {"params": params, "batch_stats": batch_stats}
         finite = all_finite((metrics["loss"], grad_norm, params, batch_stats))
-        t = state.step.astype(grad_norm.dtype)
         moved = {
-            name: averages.moved(state.averages[name], new, share(t))
+            name: averages.after(state.averages[name], new, share, state.step)
             for name, share in (average or {}).items()
         }
         new |= {"opt_state": opt_state, "averages": moved}

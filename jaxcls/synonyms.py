@@ -9,6 +9,7 @@ SYNONYMS = {
     "crop": "crop.name={}",
     "data": "data.root={}",
     "ema": "ema.decay={}",
+    "swa": "swa.start={}",
     "erase": "erase.name={}",
     "eval": "eval.every={}",
     "image": "image.size={}",

@@ -11,6 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from jaxcls import checkpoint, choices, files, meta, metrics, names, record, signals, steps, weights
+from jaxcls.averages import preferred, settled
 from jaxcls.config import consume, due
 from jaxcls.console import Console
 from jaxcls.data import cache, sources
@@ -164,6 +165,9 @@ def _run(
             saving = due(step, plan.save_every, total) or evaluating
             stopping = bool(stop.received) or saved.reached_preemption(step)
             log.drain(keep=0 if saving or stopping else 1)
+            if saving and (step == total or not stopping):  # a last save has no other after it
+                with log.window.paused():
+                    state = settled(state, program, feed, config.seed)
             if (saving or stopping) and saved.latest_step() != step:
                 with log.window.paused():
                     known |= {"log": log.sync(), "window": log.window.sums, "seconds": elapsed()}
@@ -175,7 +179,7 @@ def _run(
                     results = evaluate(
                         program.eval_step,
                         eval_feed,
-                        state.variables("ema" if config.eval.ema else ""),
+                        state.variables(preferred(state.averages) if config.eval.ema else ""),
                         batch_size=plan.eval_batch_size,
                         stop=lambda: bool(stop.received),
                         progress=console.evaluating,

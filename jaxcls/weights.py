@@ -62,14 +62,18 @@ def export(path: str | os.PathLike, variables: Variables, meta: Mapping[str, Any
 
 
 def load(
-    path: str | os.PathLike, *, average: str = "ema", report: Callable[[str], None] = print
+    path: str | os.PathLike,
+    *,
+    average: str | None = None,
+    report: Callable[[str], None] = print,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the weights and the meta data of a run, a checkpoint or an export.
 
     Args:
       path: a run's workdir (its newest intact checkpoint is taken), the checkpoints in it, one of
         them, or an export.
-      average: take the average of that name where there is one; "": the parameters as trained.
+      average: take the average of that name, "swa" or "ema", where there is one; "": the parameters
+        as trained; None: the first average that has begun.
       report: is given a line about each checkpoint that is damaged.
 
     Returns:
@@ -90,7 +94,8 @@ def load(
             verified = checksums.verify(candidate, report)
             if not verified:
                 report(f"checkpoint {candidate} has no {CHECKSUMS}: it is used unverified")
-            return files.patiently(functools.partial(_read, candidate, average), candidate, report)
+            names = averages.PREFERRED if average is None else (average,) if average else ()
+            return files.patiently(functools.partial(_read, candidate, names), candidate, report)
         except files.StorageError:
             raise
         except Exception as e:  # on damaged files orbax raises errors of all types
@@ -156,7 +161,7 @@ def initialize(
       network: that they are of, `Network.described()`. What converted weights need of its options
         is compared: some change what is computed but no shape.
       checkpoint: see `load`.
-      ema: take the moving average where there is one.
+      ema: take the average where there is one, see `load`.
       reset: patterns of tensors that keep their fresh values; one that only the checkpoint has is
         dropped.
       strict: refuse a checkpoint of other classes: for evaluation, where nothing may be fresh.
@@ -168,7 +173,7 @@ def initialize(
         another shape.
     """
     report = files.only_process_0(report)
-    source, meta = load(checkpoint, average="ema" if ema else "", report=report)
+    source, meta = load(checkpoint, average=None if ema else "", report=report)
     told, num_classes = described(meta), network["num_classes"]
     converted = meta.get("source") or "network" not in meta
     for name, value in told["options"].items() if converted else ():
@@ -270,7 +275,7 @@ def start(
         reset=reset,
         report=report,
     )
-    average = {name: averages.start(variables) for name in state.averages}
+    average = {name: averages.start(variables, name) for name in state.averages}
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
     return jax.device_put(state.replace(**variables, averages=average), shardings)
 
@@ -279,32 +284,45 @@ def _without_extra(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {name: part for name, part in tree.items() if name != trees.EXTRA}
 
 
-def _read(path: epath.Path, average: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns (variables, meta), reading no more than that."""
+def _read(path: epath.Path, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns (variables, meta) of the first average there, or as trained; reads no more."""
     handler = ocp.PyTreeCheckpointHandler()
     with ocp.Checkpointer(handler) as checkpointer:
         tree = handler.metadata(path / "state").tree  # the checkpointer's would log a warning
         # where the average stands; before version 0.2 it was beside the parameters
-        places = [p for p in (("averages", average), (average,)) if average and _at(tree, p)]
-        place = places[0] if places else ()
+        places = [p for name in names for p in (("averages", name), (name,)) if _at(tree, p)]
+        place = next((p for p in places if _begun(checkpointer, path, tree, p)), ())
         kept = _at(tree, place)
         if "params" not in kept:
             raise ValueError(f"{path}: its state has no params, so it is not from jaxcls")
         item = {"params": _without_extra(kept["params"])}
         if batch_stats := _without_extra(kept.get("batch_stats", {})):
             item["batch_stats"] = batch_stats
-        for name in place[::-1]:
-            item = {name: item}
-        to_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-        args = ocp.args.PyTreeRestore(item=item, restore_args=to_numpy, partial_restore=True)
-        variables = {"batch_stats": {}} | _at(
-            checkpointer.restore(path / "state", args=args), place
-        )
+        restored = checkpointer.restore(path / "state", args=_only(place, item))
+        variables = {"batch_stats": {}} | _at(restored, place)
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
         meta = checkpointer.restore(path / "meta", args=ocp.args.JsonRestore())
     if not isinstance(meta, dict) or _wrong(meta):
         raise ValueError(f"{path}: its meta data are not those of jaxcls")
     return variables, meta
+
+
+def _begun(
+    checkpointer: ocp.Checkpointer, path: epath.Path, tree: Mapping[str, Any], place: Sequence[str]
+) -> bool:
+    """Returns whether the average at that place is of any step; until then a mean is of none."""
+    if averages.COUNT not in _at(tree, place):
+        return True
+    count = checkpointer.restore(path / "state", args=_only((*place, averages.COUNT), 0))
+    return _at(count, place)[averages.COUNT] > 0
+
+
+def _only(place: Sequence[str], item: Any) -> ocp.args.PyTreeRestore:
+    """Returns what restores nothing but the leaves of `item`, at that place of a state."""
+    for name in place[::-1]:
+        item = {name: item}
+    to_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+    return ocp.args.PyTreeRestore(item=item, restore_args=to_numpy, partial_restore=True)
 
 
 def _wrong(meta: Mapping[str, Any]) -> list[str]:

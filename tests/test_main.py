@@ -367,7 +367,7 @@ MAY_IMPORT = {
     "synonyms": set(),
     "hints": {"config", "synonyms"},
     "keys": set(),
-    "averages": {"trees"},
+    "averages": {"config", "trees"},
     "sharding": {"trees"},
     "data.decode": set(),
     "data.device": {"keys"},

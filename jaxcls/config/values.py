@@ -45,8 +45,13 @@ OPEN = (
     "eval.every",
     "checkpoint.every",
 )
-# Keys that do nothing where another one is off.
-NEED = {"ema.decay": ("ema.ramp", "eval.ema"), "init.checkpoint": ("init.ema", "init.reset")}
+# Keys that do nothing where others are off, all of them.
+NEED = {
+    ("ema.decay",): ("ema.ramp",),
+    ("swa.start",): ("swa.every",),
+    ("ema.decay", "swa.start"): ("eval.ema",),
+    ("init.checkpoint",): ("init.ema", "init.reset"),
+}
 # Keys of versions before 0.2 that have another place now, for the config.json of their runs.
 MOVED = {
     "image.crop": "crop.name",
@@ -411,7 +416,6 @@ def refuse_idle(config: Mapping[str, Any]) -> None:
     values = flatten(config)
     for needed, keys in NEED.items():
         for key in keys:
-            if not values[needed] and values[key] != defaults()[0][key]:
-                raise ValueError(
-                    f"config.{key} = {values[key]} does nothing without config.{needed}"
-                )
+            if not any(values[n] for n in needed) and values[key] != defaults()[0][key]:
+                missing = " or ".join(f"config.{n}" for n in needed)
+                raise ValueError(f"config.{key} = {values[key]} does nothing without {missing}")
