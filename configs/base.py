@@ -146,9 +146,38 @@ def get_config(arg=None):
 
     # -- The loss: jaxcls.objectives.make(**loss) -----------------------------------------------
     c.loss = ConfigDict()
-    c.loss.name = "supervised"  # cross-entropy with the labels
+    # "supervised": cross-entropy with the labels. From a teacher (jaxcls/distillation.py):
+    # "symmetric_kl" (SSLD's), "js", "soft_ce", "kl", "dkd", "dist", "skd", "wsl" compare scores,
+    # "l2", "attention", "rkd" features; "dml": two networks learn from each other
+    c.loss.name = "supervised"
     c.loss.label_smoothing = 0.0
     c.loss.aux_weight = 0.3  # weight of each auxiliary head's loss, in networks that have them
+    # of a loss from a teacher: weight of the labels' beside it; None: 0 for symmetric_kl, js and
+    # soft_ce, 0.1 for skd, 1 for the others
+    c.loss.hard = config_dict.placeholder(float)
+    c.loss.soft = 1.0  # its own weight
+    # kl, dkd, dist, skd, wsl: scores are divided by it; None: 4, wsl 2, dist and skd 1
+    c.loss.temperature = config_dict.placeholder(float)
+    c.loss.target = 1.0  # dkd: weight of the label against all others
+    c.loss.non_target = 8.0  # dkd: weight of the others among each other
+    c.loss.inter = 1.0  # dist: weight of the correlations of classes
+    c.loss.intra = 1.0  # dist: weight of the correlations of images
+    c.loss.multiplier = 2.0  # skd: standard deviation of an image's scores
+    # l2, attention, rkd: names of features that both networks have, ("stage3", "stage4"), or pairs
+    # of the student's and the teacher's, (("stage3", "stage4"),)
+    c.loss.stages = ()
+    c.loss.kl_weight = 0.0  # l2, attention, rkd: weight of "kl" beside them
+    c.loss.distance = 1.0  # rkd: weight of distances of images
+    c.loss.angle = 2.0  # rkd: weight of angles between images
+    c.loss.peer = ""  # dml: name of the second network; "": the same as the first
+
+    # -- Networks that it learns from: jaxcls.teachers.make(**teacher) --------------------------
+    c.teacher = ConfigDict()
+    # runs, checkpoints or exports of any networks with the classes of the data: ("RUN",). Each gets
+    # the images of the student at its own size
+    c.teacher.checkpoints = ()
+    c.teacher.weights = ()  # of each of several; (): all the same
+    c.teacher.precision = ""  # a name of config.precision; "": that of the run; "own": its own
 
     # -- The optimizer: jaxcls.optim.make(**optim) ----------------------------------------------
     c.optim = ConfigDict()

@@ -4,6 +4,7 @@ Evaluation needs nothing of an objective, neither its keys nor its teachers: `pe
 the labels.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcls import losses
-from jaxcls.config import choose, defaults, keywords, taken
+from jaxcls import distillation, losses
+from jaxcls.config import bound, choose, defaults, keywords
 
 Arrays = Mapping[str, jax.Array]
 Counts = Callable[[], np.ndarray]  # how often training sees each class in an epoch, [K]
@@ -41,6 +42,8 @@ def make(
     outputs: Arrays,
     class_names: Sequence[str] = (),
     class_counts: Counts | None = None,
+    module: nn.Module | None = None,
+    teachers: Any = None,
     **keys: Any,
 ) -> Objective:
     """Returns the objective of `config.loss`.
@@ -49,15 +52,33 @@ def make(
       name, ...: `config.loss`: a name of `OBJECTIVES` and what it takes.
       outputs: shapes of what the network returns in training.
       class_names, class_counts: of the training images; counted only if the objective asks, which
-        may take long. The method gets those of these three that it has parameters for.
+        may take long.
+      module: the network, in training.
+      teachers: of `config.teacher`.
+
+    A method gets those of these that it has parameters for. With one of `distillation.PARTS` the
+    loss of the labels is `supervised`.
 
     Raises:
       ValueError: an unknown name, a value out of range, a key that is not used.
     """
     method = OBJECTIVES[choose("config.loss.name", name, OBJECTIVES)]
     given = {"outputs": outputs, "class_names": class_names, "class_counts": class_counts}
-    given = {key: given[key] for key in given.keys() & keywords(method)}
-    return method(**given, **taken("loss", name, method, keys))
+    given |= {"module": module, "teachers": teachers, "group": module and module.c.bn_group}
+
+    def with_given(method):
+        return functools.partial(method, **{k: given[k] for k in given.keys() & keywords(method)})
+
+    if name not in distillation.PARTS:
+        distillation.check_teachers(name, teachers, taught=False)
+        return with_given(bound("loss", name, [method], keys)[0])()
+    methods = supervised, method, distillation.mixed
+    hard, part, mixed = map(with_given, bound("loss", name, methods, keys))
+    part = part()
+    loss = mixed(name, hard().loss, part)
+    if not part.taught:
+        return Objective(loss, extra=part.extra)
+    return Objective(loss, teachers.apply, teachers.variables, part.extra)
 
 
 def supervised(*, label_smoothing: float, aux_weight: float, outputs: Arrays) -> Objective:
@@ -131,4 +152,4 @@ def _of_labels(value: Callable[[jax.Array], jax.Array], batch: Arrays) -> jax.Ar
     return values.mean() * (labelled.size / jnp.maximum(labelled.sum(), 1))
 
 
-OBJECTIVES = {"supervised": supervised}
+OBJECTIVES = {"supervised": supervised, **distillation.PARTS}

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jaxcls import averages, network, objectives, optim, precision, sharding, steps
+from jaxcls import averages, network, objectives, optim, precision, sharding, steps, teachers
 from jaxcls.config import Plan, check_complete, consume, plan, refuse_idle
 from jaxcls.data import augment, device, erasing, mixing, ops
 from jaxcls.keys import first_keys, keys_of
@@ -74,8 +74,9 @@ def build(
         raise ValueError(
             "config.checkpoint.best = 'top5' is always 1 with up to 5 classes: write top1 or loss"
         )
-    classes = {"class_names": class_names, "class_counts": class_counts}
-    objective = use("loss", objectives.make, outputs=outputs, **classes)
+    given = {"class_names": class_names, "class_counts": class_counts, "module": model}
+    given["teachers"] = use("teacher", teachers.make, student=net)
+    objective = use("loss", objectives.make, outputs=outputs, **given)
     average = use("ema", averages.make)
     average |= use("swa", averages.stochastic, total_steps=lengths.total_steps, **durations)
     learning_rate = use("lr", optim.schedule, total_steps=lengths.total_steps, **durations)
@@ -100,7 +101,7 @@ def build(
     jax.eval_shape(prepare, keys, {"image": images, "label": labels}, step)
 
     layout.check(params)
-    teachers = (objective.teacher_variables,) if objective.teachers else ()
+    taught = (objective.teacher_variables,) if objective.teachers else ()
     state = jax.eval_shape(init)
     shardings, batch, whole = layout.of(state), layout.rows, layout.whole
     variables = shardings.variables()
@@ -116,7 +117,7 @@ def build(
         max_skipped=numbers.max_skipped,
         optimizer=optimizer,
         transform=transform,
-        teachers=teachers,
+        teachers=taught,
         init=jax.jit(init, out_shardings=shardings),
         prepare=jax.jit(
             device.in_a_run(prepare, seed=config.seed, accumulate_steps=optimizer.accumulate_steps),
@@ -134,7 +135,7 @@ def build(
                 average=average,
                 frozen=optimizer.frozen,
             ),
-            in_shardings=(shardings, batch, *[whole] * len(teachers)),
+            in_shardings=(shardings, batch, *[whole] * len(taught)),
             out_shardings=(shardings, whole),
             donate_argnums=0,
         ),

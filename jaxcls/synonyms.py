@@ -23,6 +23,7 @@ SYNONYMS = {
     "model": "model.name={}",
     "optim": "optim.name={}",
     "precision": "precision.name={}",
+    "teacher": "teacher.checkpoints={}",
     # length and batch
     "b": "batch_size={}",
     "bs": "batch_size={}",
@@ -148,6 +149,11 @@ SYNONYMS = {
     "random_erase": "erase.prob={}",
     "cutout": "erase.name=cutout",
     "smoothing": "loss.label_smoothing={}",
+    "teacher_model": "teacher.checkpoints={}",
+    "teacher_path": "teacher.checkpoints={}",
+    "teacher_checkpoint": "teacher.checkpoints={}",
+    "temperature": "loss.temperature={}",
+    "kd_temperature": "loss.temperature={}",
     "mixup_alpha": "mix.mixup={}",
     "cutmix_alpha": "mix.cutmix={}",
     # data and loading
@@ -255,6 +261,13 @@ KNOWN_BY = {
     "lr.schedule": {
         **dict.fromkeys(("step", "multistep", "multi_step", "piecewise_constant"), "piecewise"),
         "linear": "polynomial",
+    },
+    "loss.name": {
+        **dict.fromkeys(("kd", "kl_div", "kldiv", "distillation"), "kl"),
+        **dict.fromkeys(("ssld", "jeffreys"), "symmetric_kl"),
+        **dict.fromkeys(("jsd", "js_div", "jensen_shannon"), "js"),
+        "at": "attention",
+        "mutual": "dml",
     },
     "optim.name": {"nesterov": "momentum", "sgdm": "momentum"},
     "data.source": {

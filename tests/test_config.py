@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import base, resnet50_vd
 from jaxcls import config as c
-from jaxcls import objectives, optim, precision
+from jaxcls import distillation, objectives, optim, precision
 from jaxcls.data import augment, erasing, mixing, ops, sources
 
 
@@ -81,7 +81,7 @@ def test_unused_keys_are_refused():
 
 TAKERS = {  # of sections whose consumer takes **keys, for methods that it chooses among
     "crop": (ops.training, *ops.CROPS.values()),
-    "loss": (objectives.make, *objectives.OBJECTIVES.values()),
+    "loss": (objectives.make, distillation.mixed, *objectives.OBJECTIVES.values()),
     "optim": (optim.make, *optim.OPTIMIZERS.values()),
     "lr": (optim.schedule, *optim.SCHEDULES.values()),
     "augment": (augment.make, augment.Augment, *augment.POLICIES.values()),

@@ -387,7 +387,10 @@ MAY_IMPORT = {
     "data.loader": {"data.access", "data.batches", "data.ops", "data.sampling", "data.workers"},
     "models.spec": set(),
     "models.layers": {"models.spec"},
-    "objectives": {"config", "losses"},
+    "soft_losses": {"losses"},
+    "distillation": {"config", "losses", "models", "soft_losses"},
+    "objectives": {"config", "distillation", "losses"},
+    "teachers": {"config", "data.ops", "files", "network", "precision"},
     "precision": {"config"},
     "optim": {"config", "trees"},
     "steps": {"averages", "data.device", "keys", "losses", "objectives", "precision", "trees"},
@@ -413,7 +416,7 @@ MAY_IMPORT = {
     "console": {"config", "trees"},
     "metrics": {"config", "console", "files"},
 }
-PURE = {"trees", "losses", "models.spec", "models.layers"}  # arrays in, arrays out
+PURE = {"trees", "losses", "soft_losses", "models.spec", "models.layers"}  # arrays in, arrays out
 LIBRARIES = {"jax", "numpy", "flax"}
 
 

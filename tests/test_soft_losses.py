@@ -185,8 +185,8 @@ def test_they_stay_finite_where_one_is_certain():
             assert np.isfinite(np.asarray(gradient, np.float32)).all(), name
     same = jnp.asarray(np.random.default_rng(1).standard_normal((B, K)), jnp.float32)
     for name in LOSSES.keys() - {"soft_ce", "skd", "wsl"}:  # these have the teacher's entropy
-        np.testing.assert_allclose(LOSSES[name][0](same, same, y), 0, atol=1e-6, err_msg=name)
-    assert 0.69 < soft.jensen_shannon(certain, other)[0] <= np.log(np.float32(2))
+        assert abs(LOSSES[name][0](same, same, y)) < 1e-4, name  # 1e-8 beside tiny norms, in dist
+    assert 0.69 < soft.jensen_shannon(certain, other)[1] <= np.log(np.float32(2))
 
 
 def test_channels_of_attention_may_differ():
