@@ -43,10 +43,19 @@ def get_config(arg=None):
     # folder without eval: this share of each class is held out; None: 0.2
     c.data.eval_fraction = 0.0
     c.data.delimiter = " "  # list: between path and label
+    # list: the label of an image is a mark for each class, 0,1,1, of images that show several
+    c.data.multi_label = False
+    c.data.class_names = ()  # list: names of the classes; (): the lines of root/classes.txt
     c.data.name = "imagenet2012"  # tfds: name of the set
     c.data.num_train = 0  # fake: number of training images
     c.data.num_eval = 0  # fake: number of evaluation images
     c.data.num_classes = 0  # fake, list: number of classes (list: 0 = largest label + 1)
+    # further training images without a label, for losses that learn from them: a folder, with all
+    # below it, or a list of paths, which are relative to its folder; relative to root
+    c.data.unlabelled = ""
+    # of each batch so much has no label, and an epoch is floor(labelled images / labelled rows of a
+    # batch) batches; 0.0: images come in one order, whether they have a label or not
+    c.data.unlabelled_share = 0.0
     # unreadable images, missing ones of lists, damaged records: "error", or "skip": take the next
     # readable image instead, and count
     c.data.on_bad_image = "error"

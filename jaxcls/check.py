@@ -246,7 +246,7 @@ def check(config: ConfigDict) -> dict[str, Any]:
         result["leakage"] = leakage(splits["train"], splits["eval"])
     problems = []
     try:
-        plan(config, len(data.train))
+        plan(config, data.num_train)
     except ValueError as error:
         problems.append(str(error))
     for key, split in splits.items():

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxcls import config as configs
-from jaxcls import network, optim, record, weights
+from jaxcls import network, objectives, optim, record, weights
 from jaxcls.data import loader, sampling, sources
 from jaxcls.data.access import Source
 from jaxcls.data.decode import FORMATS
@@ -57,18 +57,21 @@ def open_data(
         with contextlib.suppress(ValueError):  # it is damaged, and will be written anew
             config = _with(config, configs.flatten(record.read(path)))
     size = config.image.size or 224
-    data = sources.open(**config.data, image_size=size, training=training)
+    needs_labels = "" if config.loss.name in objectives.UNLABELLED else config.loss.name
+    how = {"image_size": size, "training": training, "needs_labels": needs_labels}
+    data = sources.open(**config.data, **how)
     data = dataclasses.replace(data, loader=options)
     if configs.left_open(config):
         config, line = settled(
             config,
-            images=len(data.train),
+            images=data.num_train,
             pixels=short_side(data.train),
             weights=config.init.checkpoint if weights is None else weights,
             devices=jax.devices(),
         )
         report(line)
-    sampling.check(data.sampling, data.repeats, config.batch_size)
+    share = config.data.unlabelled_share
+    sampling.check(data.sampling, data.repeats, config.batch_size, share)
     return config, data
 
 
@@ -118,7 +121,8 @@ def settled(
         if not accelerator and name == choice["model.name"]:
             what = f"no accelerator: a small {what}"
         least_epochs, least_steps, rate, l2 = 20, 2000, 0.05, 5e-4
-    per_epoch = max(images // batch, 1)
+    labelled = configs.labelled_rows(batch, config.data.unlabelled_share)
+    per_epoch = max(images // labelled, 1)
     steps = max(least_epochs * per_epoch, least_steps)
     if config.duration is not None:
         steps = configs.steps_of(

@@ -182,8 +182,10 @@ class Console:
             lr_mults=optimizer.lr_mults,
         )
         evaluated = f"{len(data.eval):,}" if data.eval is not None else "none"
+        without = len(data.train) - int(data.train.has_label.sum())
+        without = f" ({without:,} without a label)" if without else ""
         lines = [
-            f"images   {len(data.train):,} to train, {evaluated} to evaluate",
+            f"images   {len(data.train):,} to train{without}, {evaluated} to evaluate",
             f"classes  {self.classes:,}: {names}",
             f"devices  {len(devices)} x {kinds}{processes}, {net.precision}",
             f"network  {net.name} at {net.image.size}x{net.image.size} pixels, {network}",

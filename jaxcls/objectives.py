@@ -153,3 +153,5 @@ def _of_labels(value: Callable[[jax.Array], jax.Array], batch: Arrays) -> jax.Ar
 
 
 OBJECTIVES = {"supervised": supervised, **distillation.PARTS}
+# Of them those that learn from images without a label, too: from a teacher or another student.
+UNLABELLED = frozenset(distillation.PARTS)

@@ -4,9 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from jaxcls.data import arrays, identity, labels, loader, sources
-from jaxcls.data.sampling import Order, by_class, subset
+from configs import base
+from jaxcls import config as configs
+from jaxcls.data import arrays, identity, labels, loader, ops, sampling, sources
+from jaxcls.data.sampling import MixedOrder, Order, by_class, subset
 
 K = 5
 
@@ -90,3 +93,234 @@ def test_marks_are_part_of_what_data_are():
 ])  # fmt: skip
 def test_names(label, names):
     assert labels.names_of(label, "abcde") == names
+
+
+# -- Images without a label --------------------------------------------------------------------
+
+
+def paint(root, *names):
+    """Writes a grey image under each name, whose grey is its place."""
+    for i, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(path)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of 10 labelled images of 2 classes, and 7 others."""
+    paint(
+        tmp_path, *(f"train/{'ab'[i % 2]}/{i}.png" for i in range(10)), "val/a/x.png", "val/b/y.png"
+    )
+    paint(tmp_path, *(f"more/{'xy'[i % 2]}/deep/{i}.png" for i in range(7)), "more/readme.png")
+    (tmp_path / "more/readme.png").rename(tmp_path / "more/readme.txt")
+    return tmp_path
+
+
+def opened(root, source="folder", needs_labels="", **changes):
+    config = base.get_config()
+    config.data.update(source=source, root=str(root), **changes)
+    return sources.open(**config.data, needs_labels=needs_labels)
+
+
+def steps_of(data, count, *, batch_size=6, start=0, **options):
+    """Returns (label, grey) of the rows of batches, [count, B] each."""
+    how = {"sampling": data.sampling, "repeats": data.repeats, "start_step": start}
+    how |= {"unlabelled_share": data.unlabelled_share, "seed": 3, "num_steps": count}
+    transform = ops.Image(**dict(base.get_config().image) | {"size": 8, "eval_resize": 8}).transform
+    with loader.train_batches(data.train, transform, batch_size=batch_size, **how, **options) as b:
+        batches = list(b)
+    return tuple(np.stack([x[key] for x in batches]) for key in ("label", "image"))
+
+
+def test_batches_of_both_kinds(pictures):
+    data = opened(pictures, unlabelled="more", unlabelled_share=0.5)
+    assert (len(data.train), data.num_train) == (17, 10)
+    label, image = steps_of(data, 12)
+    grey = image[..., 0, 0, 0]
+    rows = label[0] < 0
+    assert (rows == (label < 0)).all()  # the same rows, half of them
+    assert rows.sum() == 3
+    ours, theirs = grey[:, ~rows].reshape(4, 9), grey[:, rows].ravel()
+    assert (label[:, ~rows] == grey[:, ~rows] % 2).all()
+    assert all(len({*epoch}) == 9 for epoch in ours.tolist())  # floor(10 / 3) batches
+    assert len({tuple(epoch) for epoch in ours.tolist()}) == 4
+    # a walk through all of the others, again and again, across the epochs of ours
+    for start in range(0, 35, 7):
+        assert sorted(theirs[start : start + 7]) == list(range(7))
+    assert theirs[:7].tolist() != theirs[7:14].tolist()
+    for start in (1, 5):
+        np.testing.assert_array_equal(steps_of(data, 12, start=start)[1], image[start:])
+    parts = [steps_of(data, 12, rows=rows)[1] for rows in np.split(np.arange(6), 3)]
+    np.testing.assert_array_equal(np.concatenate(parts, 1), image)
+    workers = dataclasses.replace(loader.PLAIN, workers=1)
+    np.testing.assert_array_equal(steps_of(data, 12, options=workers)[1], image)
+
+
+@pytest.mark.parametrize(("batch", "rows"), [(256, 128), (128, 64), (64, 13), (32, 24)])
+def test_both_kinds_are_spread_over_a_batch(batch, rows):
+    """Over devices and groups of BatchNorm, which are contiguous, and micro-batches, every k-th."""
+    order = MixedOrder(Order(1000, batch - rows, 0), np.arange(1000), np.full(9, -1), batch)
+    theirs = (order(0).reshape(-1, batch) < 0)[0]
+    assert theirs.sum() == rows
+    for k in (2, 4, 8):
+        for part in (*np.split(theirs, k), *(theirs[i::k] for i in range(k))):
+            assert abs(part.sum() - rows / k) <= 2.5
+
+
+def test_in_one_order_without_a_share(pictures):
+    data = opened(pictures, unlabelled=str(pictures / "more"))
+    assert data.num_train == len(data.train) == 17
+    label, image = steps_of(data, 2, batch_size=8)
+    assert len({(a, b) for a, b in zip((label < 0).ravel(), image[..., 0, 0, 0].ravel())}) == 16
+    for kind, count in ((label < 0, 7), (label >= 0, 10)):
+        assert count - 1 <= kind.sum() <= count
+
+
+def test_classes_are_balanced_among_the_labelled(pictures):
+    for i in range(4, 10, 2):
+        (pictures / f"train/a/{i}.png").unlink()
+    data = opened(pictures, unlabelled="more", unlabelled_share=1 / 3, sampling="balanced")
+    label, _ = steps_of(data, 21, batch_size=3)
+    assert [(label == c).sum() for c in (0, 1, -1)] == [21, 21, 21]
+    assert data.class_counts().tolist() == [3.5, 3.5]
+    again = opened(pictures, unlabelled="more", unlabelled_share=0.5, repeats=2)
+    _, image = steps_of(again, 3, batch_size=8)
+    ours = image[..., 0, 0, 0][:, ~(steps_of(again, 1, batch_size=8)[0][0] < 0)]
+    assert (ours[:, :2] == ours[:, 2:]).all()
+
+
+def test_an_unreadable_image_is_followed_by_one_of_its_kind(pictures):
+    data = opened(pictures, unlabelled="more", unlabelled_share=0.5)
+    label, _ = steps_of(data, 9)
+    (pictures / "more/x/deep/6.png").write_bytes(b"")  # the last of all: ours would be next
+    (pictures / "train/b/9.png").write_bytes(b"")  # the last of ours
+    got, _ = steps_of(data, 9, on_bad_image="skip")
+    np.testing.assert_array_equal(got < 0, label < 0)
+
+
+def test_unlabelled_lists(pictures):
+    (pictures / "more/list.txt").write_text("x/deep/0.png 17\n\ny/deep/1.png\nx/deep/2.png 0,1\n")
+    data = opened(pictures, unlabelled="more/list.txt", fraction=0.4)
+    assert (len(data.train), data.train.has_label.sum()) == (7, 4)
+    name = f"{pictures}/more/y/deep/1.png ({pictures}/more/list.txt:3)"
+    assert data.train[5]["name"] == name
+    assert data.train[5]["label"] == -1
+    assert data.train.labels.tolist()[4:] == [-1] * 3
+    first = identity.of(data)
+    paint(pictures, "more/x/deep/0.png")
+    (pictures / "more/list.txt").write_text("x/deep/0.png\ny/deep/1.png\ny/deep/3.png\n")
+    other = identity.of(opened(pictures, unlabelled="more/list.txt", fraction=0.4))
+    assert identity.differences(first, other) == [
+        "other training images, or in another order, by their names"
+    ]
+    (pictures / "more/list.txt").write_text("0.png\n")
+    with pytest.raises(ValueError, match=r"relative to the folder of config.data.unlabelled = "):
+        opened(pictures, unlabelled="more/list.txt")
+
+
+LINES = "more/x/deep/0.png 1\nmore/y/deep/1.png\nmore/x/deep/2.png -1\nmore/y/deep/3.png \n"
+
+
+def test_lines_without_a_label(pictures):
+    (pictures / "train_list.txt").write_text(LINES + "more/x/deep/4.png 0\n")
+    data = opened(pictures, "list", unlabelled_share=0.5)
+    assert data.train.labels.tolist() == [1, -1, -1, -1, 0]
+    assert data.num_train == 2
+    half = opened(pictures, "list", fraction=0.5)
+    assert sorted(half.train.labels.tolist()) == [-1, -1, 0, 1]
+    # none at all
+    (pictures / "train_list.txt").write_text("more/x/deep/0.png\nmore/y/deep/1.png\n")
+    with pytest.raises(
+        ValueError, match=r"train_list.txt: no image has a label, and nothing names"
+    ):
+        opened(pictures, "list")
+    data = opened(pictures, "list", class_names=("cat", "dog"))
+    assert data.class_names == ("cat", "dog")
+    assert steps_of(data, 1, batch_size=2)[0].tolist() == [[-1, -1]]
+    (pictures / "classes.txt").write_text("ant\nbee\n")
+    assert opened(pictures, "list").class_names == ("ant", "bee")
+
+
+@pytest.mark.parametrize(
+    ("lines", "changes", "message"),
+    [
+        ("", {"unlabelled": "more", "needs_labels": "supervised"}, "'supervised' learns from lab"),
+        ("", {"unlabelled": "x"}, r"x: no such folder \(config.data.unlabelled\)"),
+        ("", {"unlabelled": "empty"}, r"empty has no images \(config.data.unlabelled\)"),
+        ("", {"unlabelled": "more", "unlabelled_share": 1.0}, "share from 0.0 to below 1"),
+        ("", {"unlabelled_share": 0.5}, "every training image has a label: name others in config"),
+        ("", {"unlabelled": "more", "sampling": "sqrt"}, "and 7 training images have no label"),
+        (LINES, {"needs_labels": "supervised"}, r"list.txt:2: no label after the delimiter ' '"),
+        ("a.png 0\nb.png -1\n", {"needs_labels": "x"}, "list.txt:2: the label -1 is out of range"),
+        (LINES, {"class_names": ("a", "a")}, "config.data.class_names has 'a' twice"),
+        (LINES, {"class_names": ("a", 1)}, "config.data.class_names = .* write texts"),
+        (LINES, {"class_names": ("a", "b"), "num_classes": 3}, "class_names names 2 classes, conf"),
+    ],
+)
+def test_mistakes(pictures, lines, changes, message):
+    (pictures / "empty").mkdir()
+    (pictures / "train_list.txt").write_text(lines)
+    with pytest.raises(ValueError, match=message):
+        opened(pictures, "list" if lines else "folder", **changes)
+
+
+def test_shares_that_leave_nothing(pictures):
+    config = base.get_config()
+    config.batch_size, config.data.unlabelled_share = 4, 0.9
+    with pytest.raises(ValueError, match="0.9 of a batch of 4 images leaves 0 with a label"):
+        configs.plan(config, 10)
+    config.data.unlabelled_share = 0.5
+    assert configs.plan(config, 9).steps_per_epoch == 4
+    with pytest.raises(ValueError, match="= 4 with 2 rows of images with a label"):
+        configs.plan(config, 1)
+    data = opened(pictures, unlabelled="more", unlabelled_share=0.5, repeats=2)
+    with pytest.raises(ValueError, match="repeats = 2 does not divide the 3 images with a label"):
+        sampling.check(data.sampling, data.repeats, 6, data.unlabelled_share)
+
+
+# -- Lists of marks ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "delimiter"), [
+    ("{0}\t0,1,1\n{1}\t1,0,0\n{2}\t0,0,0\n", "\\t"),
+    ("{0}\t0,1,1\n{1}  1, 0 ,0 \n{2} 0,0,0", " "),
+    ("{0};0,1,1\n\n{1};1,0,0\n{2};0,0,0", ";"),
+])  # fmt: skip
+def test_lists_of_marks(pictures, text, delimiter):
+    names = ("more/x/deep/0.png", "more/a 1 b.png", "more/y/deep/1.png")
+    paint(pictures, names[1])
+    (pictures / "train_list.txt").write_text(text.format(*names))
+    data = opened(pictures, "list", "supervised", multi_label=True, delimiter=delimiter)
+    assert data.train.labels.tolist() == [[0, 1, 1], [1, 0, 0], [0, 0, 0]]
+    assert data.train.labels.dtype == np.int8
+    assert (data.class_names, data.train.marks) == (("0", "1", "2"), 3)
+    label, _ = steps_of(data, 1, batch_size=3)
+    assert sorted(label[0].tolist()) == [[0, 0, 0], [0, 1, 1], [1, 0, 0]]
+    assert data.class_counts().tolist() == [1, 1, 1]
+    identity.of(data)
+    mixed = opened(
+        pictures,
+        "list",
+        multi_label=True,
+        delimiter=delimiter,
+        unlabelled="more",
+        unlabelled_share=0.5,
+    )
+    label, _ = steps_of(mixed, 1, batch_size=4)
+    assert label.shape == (1, 4, 3)
+    assert ((label == -1).all(-1)).sum() == 2
+
+
+@pytest.mark.parametrize(("line", "changes", "message"), [
+    ("b.png\t0,1", {}, r"list.txt:2: 2 marks, there are 3 classes"),
+    ("b.png\t0,1,2", {}, r"list.txt:2: the label '0,1,2' is no marks: write 0 or 1 for each class"),
+    ("b.png\t", {}, r"list.txt:2: no label after the delimiter"),
+    ("b.png\t1,1,1", {"num_classes": 4}, r"list.txt:1: 3 marks, there are 4 classes"),
+    ("b.png\t1,1,1", {"multi_label": False}, "several classes need config.data.multi_label = True"),
+])  # fmt: skip
+def test_marks_that_are_none(pictures, line, changes, message):
+    (pictures / "train_list.txt").write_text(f"a.png\t0,1,1\n{line}\n")
+    keys = {"multi_label": True, "delimiter": "\t"} | changes
+    with pytest.raises(ValueError, match=message):
+        opened(pictures, "list", "supervised", **keys)

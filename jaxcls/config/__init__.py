@@ -3,7 +3,16 @@
 `python -m jaxcls.config` shows what a config stands for.
 """
 
-from jaxcls.config.lengths import UNITS, Plan, check_eval_batch, check_seed, due, plan, steps_of
+from jaxcls.config.lengths import (
+    UNITS,
+    Plan,
+    check_eval_batch,
+    check_seed,
+    due,
+    labelled_rows,
+    plan,
+    steps_of,
+)
 from jaxcls.config.multipliers import stage_mults
 from jaxcls.config.values import (
     BASE,
@@ -66,6 +75,7 @@ __all__ = [
     "from_json",
     "from_text",
     "keywords",
+    "labelled_rows",
     "left_open",
     "plan",
     "recipe",

@@ -107,6 +107,25 @@ class Plan:
         return rows
 
 
+def labelled_rows(batch_size: int, unlabelled_share: float) -> int:
+    """Returns how many images of each batch have a label; all where the share is 0.
+
+    Raises:
+      ValueError: a share out of range, or one that leaves a part of the batch empty.
+    """
+    if not 0 <= unlabelled_share < 1:
+        raise ValueError(
+            f"config.data.unlabelled_share = {unlabelled_share}: write a share from 0.0 to below 1"
+        )
+    labelled = batch_size - round(batch_size * unlabelled_share)
+    if unlabelled_share and not 0 < labelled < batch_size:
+        raise ValueError(
+            f"config.data.unlabelled_share = {unlabelled_share} of a batch of {batch_size} images "
+            f"leaves {labelled} with a label: write a share that leaves some of both"
+        )
+    return labelled
+
+
 def check_eval_batch(batch: int, devices: int) -> None:
     """Refuses batches of evaluation that do not divide over devices."""
     if batch < 1 or batch % devices:
@@ -118,8 +137,10 @@ def check_eval_batch(batch: int, devices: int) -> None:
 def plan(config: ConfigDict, num_train: int) -> Plan:
     """Returns the lengths of a run over `num_train` training images.
 
+    Where a share of each batch has no label (`data.unlabelled_share`), they are those with one.
+
     Raises:
-      ValueError: a seed, a duration or a batch size that makes no sense.
+      ValueError: a seed, a duration, a share or a batch size that makes no sense.
     """
     check_seed("seed", config.seed)
     batch = config.batch_size
@@ -130,12 +151,19 @@ def plan(config: ConfigDict, num_train: int) -> Plan:
             f"config.eval.batch_size = {config.eval.batch_size}: write a number of images, or 0 "
             "for as many as config.batch_size"
         )
-    if num_train < batch:
+    labelled = labelled_rows(batch, config.data.unlabelled_share)
+    if num_train < labelled < batch:
+        raise ValueError(
+            f"config.batch_size = {batch} with {labelled} rows of images with a label "
+            f"(config.data.unlabelled_share) is more than the {num_train} of them: an epoch would "
+            "have no step; use a smaller batch"
+        )
+    if num_train < labelled:
         raise ValueError(
             f"config.batch_size = {batch} is more than the {num_train} training images: "
             "an epoch would have no step; use a smaller batch"
         )
-    steps_per_epoch = num_train // batch
+    steps_per_epoch = num_train // labelled
 
     def steps(key: str, duration: str, at_least: int = 0) -> int:
         n = steps_of(duration, key=key, batch_size=batch, steps_per_epoch=steps_per_epoch)

@@ -2,7 +2,7 @@
 
 A source has `len(source)`, `source.class_names`, `source.labels` (int [N] or marks [N, K], see
 data/labels.py; records have to be read for it), `source.marks`, the K of marks or 0 where labels
-are numbers, and `source[i]`, a dict of
+are numbers, `source.has_label`, bool [N], which needs no reading, and `source[i]`, a dict of
   image  bytes (encoded) or uint8 [H, W, C]
   label  int below len(class_names), -1 where it has none; or a mark for each class, [K]; it is
          the source that makes sure of it
@@ -36,6 +36,7 @@ class Source(Protocol):
     class_names: tuple[str, ...]
     labels: np.ndarray
     marks: int
+    has_label: np.ndarray
     identity: dict[str, Any]
 
     def __len__(self) -> int: ...

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from jaxcls.data.access import MAX_CLASSES, Source, digest, digest_of_labels
-from jaxcls.data.labels import marks_of, one
+from jaxcls.data.labels import NONE, labelled, marks_of, one
 from jaxcls.data.ops import check_size
 
 MAX_IMAGES = 100_000_000
@@ -34,6 +34,10 @@ class Subset:
         return self.source.marks
 
     @property
+    def has_label(self) -> np.ndarray:
+        return self.source.has_label[self.indices]
+
+    @property
     def identity(self) -> dict[str, Any]:
         chosen = digest([self.indices.tolist()])
         whole = self.source.identity
@@ -44,6 +48,47 @@ class Subset:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.source[int(self.indices[index])]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Joined:
+    """Images of a source, and behind them those of another one, whose labels do not count."""
+
+    source: Source
+    unlabelled: Source
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.source.class_names
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        ours = self.source.labels
+        none = np.full((len(self.unlabelled), *ours.shape[1:]), NONE, ours.dtype)
+        return np.concatenate([ours, none])
+
+    @property
+    def marks(self) -> int:
+        return self.source.marks
+
+    @property
+    def has_label(self) -> np.ndarray:
+        return np.concatenate([self.source.has_label, np.zeros(len(self.unlabelled), bool)])
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        ours, theirs = self.source.identity, self.unlabelled.identity
+        known = {f"{name} of data.unlabelled": v for name, v in theirs.get("some", {}).items()}
+        images = digest([ours["images"], theirs["images"]])
+        return ours | {"images": images, "some": ours.get("some", {}) | known}
+
+    def __len__(self) -> int:
+        return len(self.source) + len(self.unlabelled)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index < len(self.source):
+            return self.source[index]
+        return self.unlabelled[index - len(self.source)] | {"label": NONE}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,6 +103,10 @@ class Arrays:
     @property
     def marks(self) -> int:
         return marks_of(self.labels)
+
+    @property
+    def has_label(self) -> np.ndarray:
+        return labelled(self.labels)
 
     @property
     def identity(self) -> dict[str, str]:

@@ -5,11 +5,14 @@ workers. Image number g = step * batch_size + row of a run is
 
     order(epoch)[position in the epoch]      epoch = step // floor(N / batch_size)
 
+(of N images and rows with a label, where a share of each batch has none)
+
 and draws its augmentation from Philox, a counter-based generator, with the key (seed, g). Worker
 processes import this module: it needs neither JAX nor grain.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,7 @@ from jaxcls.data.access import Source
 from jaxcls.data.decode import BadImage
 from jaxcls.data.labels import of_batch
 from jaxcls.data.ops import Transform, transformed
-from jaxcls.data.sampling import Order
+from jaxcls.data.sampling import MixedOrder, Order
 
 Batch = dict[str, np.ndarray]
 
@@ -32,19 +35,23 @@ class MakeBatch:
     batch_size: int
     rows: np.ndarray  # int [L]
     num_batches: int
-    order: Order | None  # None: evaluation
+    order: Order | MixedOrder | None  # None: evaluation
     seed: int
     max_bad_images: int | None  # None: a bad image is an error
 
     def __len__(self) -> int:
         return self.num_batches
 
+    @functools.cached_property
+    def _kinds(self) -> np.ndarray:
+        mixed = isinstance(self.order, MixedOrder)
+        return self.source.has_label if mixed else np.zeros(len(self.source), bool)
+
     def __getitem__(self, step: int) -> tuple[Batch, list[tuple[int, str]]]:
         count = len(self.source)
         examples = step * self.batch_size + self.rows  # g of the module's docstring
         if self.order:
-            per_epoch = count // self.batch_size
-            epoch, step_in_epoch = divmod(step, per_epoch)
+            epoch, step_in_epoch = divmod(step, self.order.steps)
             indices = self.order(epoch)[step_in_epoch * self.batch_size + self.rows]
             mask = np.ones(len(indices), bool)
         else:
@@ -67,7 +74,8 @@ class MakeBatch:
                 images = np.empty((len(indices), *image.shape), image.dtype)
             images[row] = image
 
-        batch = {"image": images, "label": of_batch(labels, self.source.marks)}
+        marks = getattr(self.source, "marks", 0)  # a source of one's own may know numbers only
+        batch = {"image": images, "label": of_batch(labels, marks)}
         return batch if self.order else batch | {"mask": mask}, list(bad.items())
 
     def _read(
@@ -75,12 +83,16 @@ class MakeBatch:
     ) -> tuple[np.ndarray, Any, int]:
         """Returns the first readable image from `index` on, transformed, its label, and which.
 
+        Where rows are for images with a label or for such without, it is one of the same kind.
+
         Raises:
           BadImage: `index` is unreadable and not to be skipped.
           ValueError: too many are unreadable.
         """
         for candidate in range(index, index + len(self.source)):
             candidate %= len(self.source)
+            if bad and self._kinds[candidate] != self._kinds[index]:
+                continue
             try:
                 item = self.source[candidate]
                 _seek(rng.bit_generator, self.seed, example)

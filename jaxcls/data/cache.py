@@ -152,6 +152,10 @@ class _Wrapper:
     def marks(self) -> int:
         return self.source.marks
 
+    @property
+    def has_label(self) -> np.ndarray:
+        return self.source.has_label
+
     def __len__(self) -> int:
         return len(self.source)
 

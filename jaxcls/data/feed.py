@@ -35,6 +35,7 @@ class Feed:
             num_steps=plan.total_steps,
             sampling=self.data.sampling,
             repeats=self.data.repeats,
+            unlabelled_share=self.data.unlabelled_share,
             rows=sharding.local_rows(self.layout.rows, plan.batch_size),
             on_bad_image=self.data.on_bad_image,
             max_bad_images=self.data.max_bad_images,

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxcls.data.access import MAX_CLASSES, digest, digest_of_labels, evenly, in_threads
 from jaxcls.data.decode import SUFFIXES, BadImage
-from jaxcls.data.labels import marks_of, one
+from jaxcls.data.labels import NONE, labelled, marks_of, one
 from jaxcls.data.sampling import by_class
 
 CLASSES_FILE = "classes.txt"  # beside lists and records: one class name per line, in label order
@@ -53,12 +53,19 @@ class Files:
         return marks_of(self.labels)
 
     @property
+    def has_label(self) -> np.ndarray:
+        return labelled(self.labels)
+
+    @property
     def identity(self) -> dict[str, Any]:
         names = [Path(path).as_posix() for path in self.paths]
         classes = evenly([*by_class(self.labels).items()])
+        if len(others := np.flatnonzero(~self.has_label)):
+            classes.append((NONE, others))
         ends = [images[[0, -1]].tolist() for _, images in classes]
         found = in_threads(lambda images: [*map(self._fingerprint, images)], ends)
-        known = [f"class {self.class_names[label]!r}" for label, _ in classes]
+        rest = {NONE: "no label", len(self.class_names): "no class"}
+        known = [rest.get(label) or f"class {self.class_names[label]!r}" for label, _ in classes]
         return {
             "images": digest(names),
             "labels": digest_of_labels(self.labels),
@@ -320,26 +327,35 @@ def open_list(
     eval: str,
     delimiter: str,
     num_classes: int,
+    multi_label: bool,
+    class_names: Sequence[str],
     allowed: int | None = None,
     training: bool = True,
+    needs_labels: str = "supervised",
 ) -> tuple[Files, Files | None]:
     """Returns the images of PaddleClas's list files, a line of which is `relative/path label`.
 
     Class names are those of `root/classes.txt` where it exists, otherwise the labels themselves.
-    Paths may be absolute, and have Windows' backslashes. All are looked for right away.
+    Paths may be absolute, and have Windows' backslashes. All are looked for right away. An image
+    without a label has the label -1, an empty one, or none at all: the line is its path.
 
     Args:
       root: the folder that paths and list files are relative to.
       train: list of training images; "": "train_list.txt".
       eval: list of evaluation images; "": "val_list.txt" where there is one.
       delimiter: between path and label; the last one in the line counts.
-      num_classes: 0: largest label of `train` + 1, or as many as `root/classes.txt` names.
+      num_classes: 0: largest label of `train` + 1, or as many as there are names or marks.
+      multi_label: a label is a mark for each class, 0 or 1, with commas between: `path 0,1,1`.
+        Where the delimiter is a space, a tab is one too.
+      class_names: in place of the lines of `root/classes.txt`.
       allowed: so many of a list may be missing, which is said. None: none.
       training: whether to look for training images too.
+      needs_labels: name of the loss that learns from labels alone; "": some may be missing.
 
     Raises:
       ValueError: a missing list; a line (named) whose label is missing, not a number, not below the
-        number of classes or far above the number of images; missing images (the first one named).
+        number of classes or far above the number of images; missing images (the first one named);
+        no image with a label and no class names.
     """
     base = directory(root, "root")
     delimiter = delimiter.replace("\\t", "\t")  # as it is typed where a shell takes it literally
@@ -350,17 +366,24 @@ def open_list(
             f"config.data.num_classes = {num_classes}: write a number up to {MAX_CLASSES}, or 0 "
             "for the largest label + 1"
         )
-    names = read_class_names(base)
+    names = given_class_names(class_names) or read_class_names(base)
     if names and num_classes and len(names) != num_classes:
+        where = "config.data.class_names" if class_names else base / CLASSES_FILE
         raise ValueError(
-            f"{base / CLASSES_FILE} names {len(names)} classes, "
-            f"config.data.num_classes = {num_classes}"
+            f"{where} names {len(names)} classes, config.data.num_classes = {num_classes}"
         )
     count = num_classes or len(names)
     train_list, eval_list = base / (train or "train_list.txt"), base / (eval or "val_list.txt")
-    rows = _read_list(train_list, "train", delimiter, count)
-    count = count or _count_classes(train_list, *rows[1:])
-    if not names and (least := int(rows[1].min())):
+    how = {"delimiter": delimiter, "marks": multi_label, "needs_labels": bool(needs_labels)}
+    rows = _read_list(train_list, "train", count, **how)
+    labels = rows[1][labelled(rows[1])]
+    if not count and not len(labels):
+        raise ValueError(
+            f"{train_list}: no image has a label, and nothing names the classes: write a name in "
+            f"each line of {base / CLASSES_FILE}, or config.data.class_names"
+        )
+    count = count or marks_of(rows[1]) or _count_classes(train_list, *rows[1:])
+    if not names and not multi_label and len(labels) and (least := int(labels.min())):
         log.warning("%s: the labels begin with %d, and classes are counted from 0: those before it "
                     "have no training images", train_list, least)  # fmt: skip
     names = names or tuple(map(str, range(count)))
@@ -374,7 +397,7 @@ def open_list(
 
     if not eval and not eval_list.is_file():
         return files(train_list, rows, training), None
-    eval_rows = _read_list(eval_list, "eval", delimiter, count)
+    eval_rows = _read_list(eval_list, "eval", count, **how)
     return files(train_list, rows, training), files(eval_list, eval_rows)
 
 
@@ -393,7 +416,7 @@ def _count_classes(path: Path, labels: np.ndarray, lines: np.ndarray) -> int:
     return count
 
 
-def _looked_for(files: Files, max_bad_images: int | None) -> Files:
+def _looked_for(files: Files, max_bad_images: int | None, root: str = "config.data.root") -> Files:
     """Returns the files of a list, those that are only there with / for \\ under that name.
 
     Raises:
@@ -414,7 +437,7 @@ def _looked_for(files: Files, max_bad_images: int | None) -> Files:
     if len(missing) > 1:
         said += f", and {len(missing) - 1} more of the {len(files)} listed images are missing"
     if len(missing) == len(files):
-        raise ValueError(f"{said}: paths are relative to config.data.root = {files.root}")
+        raise ValueError(f"{said}: paths are relative to {root} = {files.root}")
     if max_bad_images is None:
         raise ValueError(f'{said}: write config.data.on_bad_image = "skip" to do without')
     if len(missing) > max_bad_images:
@@ -449,6 +472,53 @@ def _file_names(folder: str) -> set[str]:
         return set()
 
 
+def given_class_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Returns `config.data.class_names`.
+
+    Raises:
+      ValueError: they are no names, or one is there twice.
+    """
+    if not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"config.data.class_names = {names!r}: write texts, one for each class")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"config.data.class_names has {twice[0]!r} twice")
+    return tuple(names)
+
+
+def open_unlabelled(path: str, *, root: str, delimiter: str, allowed: int | None) -> Files:
+    """Returns images without a label, of `config.data.unlabelled`.
+
+    Args:
+      path: a folder: all images below it; or a list, a line of which is a path relative to the
+        list's folder. What follows the path, a label perhaps, is not read. Relative to `root`.
+      root, delimiter: of `config.data`.
+      allowed: so many of a list may be missing; None: none.
+
+    Raises:
+      ValueError: neither is there, or there are no images.
+    """
+    place = Path(root).expanduser() / Path(path).expanduser()
+    if not place.is_file():
+        folder = directory(place, "unlabelled")
+        left = Counter()
+        found = _walk(str(folder), left, frozenset())
+        paths = sorted(os.path.relpath(image, folder) for image in found)
+        if not paths:
+            raise ValueError(f"{folder} has no images (config.data.unlabelled)")
+        return Files(str(folder), tuple(paths), np.full(len(paths), NONE, np.int32), ())
+    paths, lines = [], []
+    for number, line in enumerate(_read_text(place).split("\n"), start=1):
+        if line := line.rstrip():
+            whole = line.lower().endswith(SUFFIXES)
+            paths.append(line if whole else line.rpartition(delimiter)[0].rstrip() or line)
+            lines.append(number)
+    if not paths:
+        raise ValueError(f"{place}: the list is empty")
+    none, lines = np.full(len(paths), NONE, np.int32), np.array(lines, np.int32)
+    found = Files(str(place.parent), tuple(paths), none, (), str(place), lines)
+    return _looked_for(found, allowed, "the folder of config.data.unlabelled")
+
+
 def read_class_names(folder: Path) -> tuple[str, ...]:
     """Returns the lines of `folder/classes.txt`, or () where there is none."""
     path = folder / CLASSES_FILE
@@ -474,17 +544,27 @@ def _read_text(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+MARKS = re.compile(r"\s*[+-]?[0-9]+(\s*,\s*[+-]?[0-9]+)+\s*")
+
+
 def _read_list(
-    path: Path, key: str, delimiter: str, num_classes: int
+    path: Path, key: str, num_classes: int, *, delimiter: str, marks: bool, needs_labels: bool
 ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
     """Returns paths, labels and line numbers. num_classes = 0: labels have no upper limit."""
     if not path.is_file():
         raise ValueError(f"{path}: no such list file (config.data.{key}, relative to root)")
     paths, labels, lines = [], [], []
+    of_label = _marks if marks else _number
     for number, line in enumerate(_read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
-        image, found, label = line.rstrip().rpartition(delimiter)
+        of_line = "\t" if marks and delimiter == " " and "\t" in line else delimiter
+        image, found, label = line.rstrip().rpartition(of_line)
+        if not needs_labels and line.rstrip().lower().endswith(SUFFIXES):
+            image, found, label = line.rstrip(), delimiter, ""
+        elif marks and found:  # there may be spaces between marks
+            match = re.fullmatch(rf"(.+?){re.escape(of_line)}({MARKS.pattern})", line)
+            image, label = match.groups()[:2] if match else (image, label)
         if not found or not image.strip():
             other = re.search(r"([,;:|\t ])\s*[0-9]+\s*$", line)
             hint = f"; it may be {other[1]!r}" if other else ""
@@ -492,28 +572,59 @@ def _read_list(
                 f"{path}:{number}: no label after the delimiter {delimiter!r} in {_quoted(line)} "
                 f"(config.data.delimiter{hint})"
             )
-        # int() refuses numbers of more than 4,300 digits
-        if not re.fullmatch(r"\s*[+-]?[0-9]{1,100}\s*", label):
-            raise ValueError(
-                f"{path}:{number}: the label {_quoted(label)} is not a whole number: number the "
-                f"classes from 0, their names in the lines of {CLASSES_FILE}"
-            )
-        value = int(label)
-        limit = num_classes or MAX_LABEL + 1
-        if not 0 <= value < limit:
-            raise ValueError(
-                f"{path}:{number}: the label {value} is out of range: there are "
-                f"{num_classes} classes, 0 to {num_classes - 1}"
-                if num_classes
-                else f"{path}:{number}: the label {value} is out of range: labels begin with 0"
-                f" and go up to {MAX_LABEL}"
-            )
+        if not needs_labels and label.strip() in ("", "-1"):
+            labels.append(NONE)
+        else:
+            labels.append(of_label(label, f"{path}:{number}", num_classes))
+            if marks:
+                num_classes = num_classes or len(labels[-1])
         paths.append(image.rstrip())
-        labels.append(value)
         lines.append(number)
     if not paths:
         raise ValueError(f"{path}: the list is empty")
-    return tuple(paths), np.array(labels, np.int32), np.array(lines, np.int32)
+    if marks:
+        out = np.full((len(labels), num_classes), NONE, np.int8)
+        for row, label in zip(out, labels):
+            row[:] = label if label is NONE else np.frombuffer(label, np.int8)
+    else:
+        out = np.array(labels, np.int32)
+    return tuple(paths), out, np.array(lines, np.int32)
+
+
+def _number(label: str, where: str, num_classes: int) -> int:
+    """Returns the number of a class, as a list has it."""
+    # int() refuses numbers of more than 4,300 digits
+    if not re.fullmatch(r"\s*[+-]?[0-9]{1,100}\s*", label):
+        several = "; marks of several classes need config.data.multi_label = True"
+        raise ValueError(
+            f"{where}: the label {_quoted(label)} is not a whole number: number the "
+            f"classes from 0, their names in the lines of {CLASSES_FILE}"
+            + (several if MARKS.fullmatch(label) else "")
+        )
+    value = int(label)
+    limit = num_classes or MAX_LABEL + 1
+    if not 0 <= value < limit:
+        raise ValueError(
+            f"{where}: the label {value} is out of range: there are "
+            f"{num_classes} classes, 0 to {num_classes - 1}"
+            if num_classes
+            else f"{where}: the label {value} is out of range: labels begin with 0"
+            f" and go up to {MAX_LABEL}"
+        )
+    return value
+
+
+def _marks(label: str, where: str, num_classes: int) -> bytes:
+    """Returns the marks of the classes, as a list has them."""
+    marks = [mark.strip() for mark in label.split(",")]
+    if {*marks} - {"0", "1"}:
+        raise ValueError(
+            f"{where}: the label {_quoted(label)} is no marks: write 0 or 1 for each class, with "
+            "commas between (config.data.multi_label)"
+        )
+    if num_classes and len(marks) != num_classes:
+        raise ValueError(f"{where}: {len(marks)} marks, there are {num_classes} classes")
+    return bytes(map(int, marks))
 
 
 def _quoted(text: str) -> str:

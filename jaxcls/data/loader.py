@@ -16,10 +16,11 @@ import cv2
 import grain
 import numpy as np
 
+from jaxcls.config import labelled_rows
 from jaxcls.data.access import Source
 from jaxcls.data.batches import Batch, MakeBatch, refuse
 from jaxcls.data.ops import Transform
-from jaxcls.data.sampling import Order
+from jaxcls.data.sampling import MixedOrder, Order
 from jaxcls.data.workers import WorkerDied, Workers
 
 MAX_DEATHS = 3  # of workers in a row without a batch; one more stops the run
@@ -61,6 +62,7 @@ def train_batches(
     num_steps: int,
     sampling: str = "shuffle",
     repeats: int = 1,
+    unlabelled_share: float = 0.0,
     rows: np.ndarray | None = None,
     on_bad_image: str = "error",
     max_bad_images: int = 100,
@@ -80,6 +82,8 @@ def train_batches(
       start_step: step to begin with: 0, or where a resumed run goes on.
       num_steps: steps of the whole run.
       sampling, repeats: of `sampling.Order`.
+      unlabelled_share: of each batch, images without a label (`sampling.MixedOrder`); an epoch is
+        one of those with a label then. 0: in one order, whether they have a label or not.
       rows: numbers of this process's rows in the global batch; None: all.
       on_bad_image: "error", or "skip": the next readable image of the source takes its place.
       max_bad_images: with "skip", more different ones than this are an error.
@@ -89,25 +93,32 @@ def train_batches(
       ValueError: fewer images than a batch; from the iterator also an unreadable image (named), a
         label out of range, worker processes that die again and again.
     """
-    if len(source) < batch_size:
+    has_label = source.has_label if unlabelled_share else np.ones(len(source), bool)
+    count, rows_labelled = has_label.sum(), labelled_rows(batch_size, unlabelled_share)
+    if count < rows_labelled:
         raise ValueError(
-            f"{len(source)} training images are fewer than one batch: lower config.batch_size = "
+            f"{count} training images are fewer than one batch: lower config.batch_size = "
             f"{batch_size}"
         )
+    ours = np.flatnonzero(has_label)
+    labels = None if sampling == "shuffle" else source.labels
+    order = Order(
+        count=int(count),
+        batch_size=rows_labelled,
+        seed=seed,
+        sampling=sampling,
+        repeats=repeats,
+        labels=labels if labels is None or not unlabelled_share else labels[ours],
+    )
+    if unlabelled_share:
+        order = MixedOrder(order, ours, np.flatnonzero(~has_label), batch_size)
     make = MakeBatch(
         source=source,
         transform=transform,
         batch_size=batch_size,
         rows=np.arange(batch_size) if rows is None else np.asarray(rows),
         num_batches=num_steps,
-        order=Order(
-            count=len(source),
-            batch_size=batch_size,
-            seed=seed,
-            sampling=sampling,
-            repeats=repeats,
-            labels=None if sampling == "shuffle" else source.labels,
-        ),
+        order=order,
         seed=seed,
         max_bad_images=_max_bad_images(on_bad_image, max_bad_images),
     )

@@ -86,6 +86,10 @@ class _InRecords:
 
     marks = 0  # a label is a number
 
+    @property
+    def has_label(self) -> np.ndarray:
+        return np.ones(len(self), bool)
+
     @functools.cached_property
     def labels(self) -> np.ndarray:
         """Labels, which are read; -1 where that is not possible."""

@@ -12,13 +12,13 @@ import threading
 
 import numpy as np
 
-from jaxcls.config import choose
+from jaxcls.config import choose, labelled_rows
 from jaxcls.data.labels import groups
 
 # How many images of each class an epoch has, by the number of images that the class has.
 WEIGHTS = {"shuffle": None, "balanced": np.ones_like, "sqrt": np.sqrt}
 GOLDEN = (5**0.5 - 1) / 2
-EPOCH, CLASS, SUBSET = 1, 2, 3  # streams
+EPOCH, CLASS, SUBSET, UNLABELLED = 1, 2, 3, 4  # streams
 
 
 def permutation(count: int, key: tuple[int, int], stream: int, number: int = 0) -> np.ndarray:
@@ -69,8 +69,13 @@ class Order:
         with _lock:  # all threads wait for one to make it
             return _order(self, epoch)
 
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch."""
+        return self.count // self.batch_size
+
     def _make(self, epoch: int) -> np.ndarray:
-        steps = self.count // self.batch_size
+        steps = self.steps
         visits = steps * self.batch_size // self.repeats
         if self.sampling == "shuffle":
             images = permutation(self.count, (self.seed, epoch), EPOCH)[:visits]
@@ -117,25 +122,80 @@ class Order:
 
     def _walk(self, number: int, start: int, length: int) -> np.ndarray:
         """Returns the visits `start` to `start + length` - 1 to the images of a class."""
-        images = self._classes[number]
-        first, skip = divmod(start, len(images))
-        rounds = range(first, first + -(-(skip + length) // len(images)))
-        orders = [permutation(len(images), (self.seed, k), CLASS, number) for k in rounds]
-        return images[np.concatenate([*orders, np.zeros(0, np.int64)])[skip : skip + length]]
+        return _walk(self._classes[number], self.seed, start, length, CLASS, number)
+
+
+def _walk(
+    images: np.ndarray, seed: int, start: int, length: int, stream: int, number: int = 0
+) -> np.ndarray:
+    """Returns a part of the endless walk through random permutations of images."""
+    first, skip = divmod(start, len(images))
+    rounds = range(first, first + -(-(skip + length) // len(images)))
+    orders = [permutation(len(images), (seed, k), stream, number) for k in rounds]
+    return images[np.concatenate([*orders, np.zeros(0, np.int64)])[skip : skip + length]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MixedOrder:
+    """As `Order`, with the same number of images with and without a label in every batch.
+
+    An epoch is one of the images with a label, as `order` says. Those without are a walk through
+    random permutations of all of them that goes on in the next epoch, so that few are seen several
+    times in an epoch and of many a part. Their rows are the same in all batches and spread evenly
+    over a batch, over its contiguous parts (devices, groups of BatchNorm) as over every k-th row
+    (micro-batches): of the multiples of the root of 2, modulo 1, the smallest are theirs. (Those of
+    the golden ratio, a usual choice, come in order at every 8th.)
+
+    Args:
+      order: of the images with a label, its batches being their rows.
+      labelled, unlabelled: numbers of the images of both kinds, int.
+      batch_size: of the global batch.
+    """
+
+    order: Order
+    labelled: np.ndarray
+    unlabelled: np.ndarray
+    batch_size: int
+
+    def __call__(self, epoch: int) -> np.ndarray:
+        with _lock:
+            return _order(self, epoch)
+
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch."""
+        return self.order.steps
+
+    def _make(self, epoch: int) -> np.ndarray:
+        rows = self.batch_size - self.order.batch_size
+        visits = self.steps * rows
+        theirs = _walk(self.unlabelled, self.order.seed, epoch * visits, visits, UNLABELLED)
+        out = np.empty((self.steps, self.batch_size), np.int64)
+        of_row = np.argsort(np.arange(self.batch_size) * 2**0.5 % 1, kind="stable")
+        out[:, np.sort(of_row[:rows])] = theirs.reshape(-1, rows)
+        ours = self.labelled[self.order._make(epoch)]
+        out[:, np.sort(of_row[rows:])] = ours.reshape(self.steps, -1)
+        return out.ravel()
 
 
 _lock = threading.Lock()
 
 
 @functools.lru_cache(maxsize=2)  # batches made ahead of time may belong to the next epoch
-def _order(order: Order, epoch: int) -> np.ndarray:
+def _order(order: Order | MixedOrder, epoch: int) -> np.ndarray:
     return order._make(epoch)
 
 
-def check(sampling: str, repeats: int, batch_size: int) -> None:
+def check(sampling: str, repeats: int, batch_size: int, unlabelled_share: float = 0.0) -> None:
     """Refuses an unknown sampling, and repeats that do not divide the batch."""
     choose("config.data.sampling", sampling, WEIGHTS)
-    if repeats < 1 or batch_size % repeats:
+    labelled = labelled_rows(batch_size, unlabelled_share)
+    if repeats > 0 and labelled % repeats and labelled < batch_size:
+        raise ValueError(
+            f"config.data.repeats = {repeats} does not divide the {labelled} images with a label "
+            f"of a batch (config.batch_size = {batch_size}, config.data.unlabelled_share)"
+        )
+    if repeats < 1 or labelled % repeats:
         raise ValueError(
             f"config.data.repeats = {repeats} does not divide config.batch_size = {batch_size}"
         )

@@ -6,10 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from jaxcls.config import check_seed, choose, defaults, keywords, taken
+from jaxcls.config import LARGEST, check_seed, choose, defaults, keywords, labelled_rows, taken
 from jaxcls.data.access import Source
-from jaxcls.data.arrays import Subset, open_digits, open_fake
-from jaxcls.data.folders import CLASSES_FILE, Files, open_folder, open_list, some
+from jaxcls.data.arrays import Joined, Subset, open_digits, open_fake
+from jaxcls.data.folders import (
+    CLASSES_FILE,
+    Files,
+    open_folder,
+    open_list,
+    open_unlabelled,
+    some,
+)
+from jaxcls.data.labels import counts, groups
 from jaxcls.data.loader import PLAIN, Options
 from jaxcls.data.records import open_array_record, open_tfds
 from jaxcls.data.sampling import WEIGHTS, subset
@@ -32,11 +40,17 @@ class Data:
     repeats: int
     cache: str  # a key of cache.KINDS
     loader: Options = PLAIN  # config.loader
+    unlabelled_share: float = 0.0  # of each batch
+
+    @property
+    def num_train(self) -> int:
+        """Training images that an epoch goes through: where a share has no label, the others."""
+        return int(self.train.has_label.sum()) if self.unlabelled_share else len(self.train)
 
     def facts(self) -> dict[str, Any]:
         """Returns what a program is built for: `program.build(config, **data.facts())`."""
         return {
-            "num_train": len(self.train),
+            "num_train": self.num_train,
             "num_classes": len(self.class_names),
             "class_names": self.class_names,
             "class_counts": self.class_counts,
@@ -68,8 +82,11 @@ def open(
     sampling: str,
     repeats: int,
     cache: str,
+    unlabelled: str,
+    unlabelled_share: float,
     image_size: int = 224,
     training: bool = True,
+    needs_labels: str = "supervised",
     **keys: Any,
 ) -> Data:
     """Returns the images that `config.data` names: `sources.open(**config.data)`.
@@ -79,11 +96,13 @@ def open(
       on_bad_image, ..., cache: see configs/base.py.
       image_size: pixels of fake images, height and width.
       training: whether training images will be read: if not, those of a list may be missing.
+      needs_labels: name of the loss, if it learns from labels alone; "": some may be missing.
       keys: the others of `config.data`; those that the source takes are its function's parameters.
 
     Raises:
       ValueError: an unknown source, a key that it does not take, or data that is not as it should
-        be: a missing folder, an empty class, a list line without a label, ...
+        be: a missing folder, an empty class, a list line without a label, ...; images without a
+        label that nothing learns from, or that never come.
     """
     if not source:
         raise ValueError(f"config.data.source is not set: write one of {', '.join(sorted(OPEN))}")
@@ -94,6 +113,7 @@ def open(
         "image_size": image_size,
         "training": training,
         "allowed": bad_images_allowed(on_bad_image, max_bad_images),
+        "needs_labels": needs_labels,
     }
     if keys["eval_fraction"] is None and source != "folder":
         keys["eval_fraction"] = 0.0
@@ -112,8 +132,22 @@ def open(
     if eval_source is not None:
         _report_classes(train_source, eval_source)
     if fraction != 1:
-        indices = subset(train_source.labels, fraction, fraction_seed)
-        train_source = Subset(train_source, indices)
+        grouped = groups(train_source.labels)
+        if not train_source.has_label.all():  # these are a group, too
+            rest = len(train_source.class_names) + 1
+            grouped = np.where(train_source.has_label, grouped, rest)
+        train_source = Subset(train_source, subset(grouped, fraction, fraction_seed))
+    if unlabelled and training:
+        if needs_labels:
+            raise ValueError(
+                f"config.data.unlabelled = {unlabelled!r}: config.loss.name = {needs_labels!r} "
+                "learns from labels alone: choose a loss that has a teacher, or write "
+                'config.data.unlabelled = ""'
+            )
+        how = {"root": keys["root"], "delimiter": keys["delimiter"], "allowed": given["allowed"]}
+        train_source = Joined(train_source, open_unlabelled(unlabelled, **how))
+    if training:
+        _check_share(train_source, sampling, unlabelled_share)
     return Data(
         train=train_source,
         eval=eval_source,
@@ -123,7 +157,30 @@ def open(
         sampling=sampling,
         repeats=repeats,
         cache=cache,
+        unlabelled_share=unlabelled_share,
     )
+
+
+def _check_share(source: Source, sampling: str, share: float) -> None:
+    """Refuses a share of images without a label that cannot be had, or such that never come.
+
+    Raises:
+      ValueError: it is so.
+    """
+    labelled_rows(LARGEST, share)  # whether it is one
+    there = source.has_label
+    if share and (there.all() or not there.any()):
+        what = "every" if there.all() else "no"
+        raise ValueError(
+            f"config.data.unlabelled_share = {share}: {what} training image has a label: "
+            + ("name others in config.data.unlabelled" if there.all() else "write 0.0")
+        )
+    if not share and sampling != "shuffle" and not there.all():
+        raise ValueError(
+            f"config.data.sampling = {sampling!r} goes by classes, and {(~there).sum()} training "
+            "images have no label: say in config.data.unlabelled_share how many of a batch these "
+            'are, or write sampling = "shuffle"'
+        )
 
 
 def unset() -> dict[str, Any]:
@@ -151,7 +208,7 @@ def _report_classes(train: Source, evaluation: Source) -> None:
     if not isinstance(train, Files):
         return
     count = len(train.class_names)
-    there = [np.bincount(s.labels, minlength=count) > 0 for s in (train, evaluation)]
+    there = [counts(s.labels, count) > 0 for s in (train, evaluation)]
     for what, missing in (
         ("evaluation", there[0] & ~there[1]),
         ("training", there[1] & ~there[0]),
