@@ -190,32 +190,67 @@ def get_config(arg=None):
 
     # -- The optimizer: jaxcls.optim.make(**optim) ----------------------------------------------
     c.optim = ConfigDict()
-    c.optim.name = "momentum"  # "sgd", "momentum", "adam", "adamw", "rmsprop", "adadelta", "lamb"
-    c.optim.momentum = 0.9  # momentum, rmsprop
+    # "sgd", "momentum", "adam", "adamw", "rmsprop", "adadelta", "lamb", "lars", "lion"
+    c.optim.name = "momentum"
+    c.optim.momentum = 0.9  # momentum, rmsprop, lars
     c.optim.nesterov = False  # momentum
     c.optim.betas = (0.9, 0.999)  # adam, adamw, lamb
+    c.optim.lion_betas = (0.9, 0.99)  # lion
     c.optim.rho = 0.9  # rmsprop, adadelta: decay of the mean square
     c.optim.epsilon = config_dict.placeholder(float)  # None: 1e-8 (rmsprop 1e-3, adadelta 1e-6)
-    c.optim.l2 = 0.0  # gradient += l2 * parameter (PaddleClas's L2Decay); not adamw, lamb
-    c.optim.weight_decay = 0.0  # parameter -= lr * weight_decay * parameter; not adam, rmsprop
-    c.optim.no_decay = ()  # patterns of parameters without l2 and weight_decay: ("/bias$", ...)
-    c.optim.lr_mults = ()  # ((pattern, factor), ...); the first that matches counts
+    # lars: of its updates to the kernel, in norm, at a learning rate of 1; biases and norms: plain
+    c.optim.trust_coefficient = 0.001
+    c.optim.l1 = 0.0  # gradient += l1 * sign(parameter)
+    c.optim.l2 = 0.0  # gradient += l2 * parameter (PaddleClas's L2Decay); not adamw, lamb, lion
+    # parameter -= lr * weight_decay * parameter; not adam, rmsprop, lars
+    c.optim.weight_decay = 0.0
+    c.optim.no_decay = ()  # patterns of parameters without l1, l2, weight_decay: ("/bias$", ...)
+    # ((pattern, factor), ...), factors of the learning rate; the first that matches counts. A new
+    # head with ten times the rate of the others: (("^head/", 10.0),); stages: stage_mults and
+    # block_mults of jaxcls.config
+    c.optim.lr_mults = ()
+    # the learning rate of a block is layer_decay^(layers above it) times that of the head, stem,
+    # each block, neck and head being layers (BEiT's 0.75 or so); and times lr_mults; 1.0: off
+    c.optim.layer_decay = 1.0
     c.optim.frozen = ()  # patterns of parameters that stay as they are, their BatchNorms too
     c.optim.clip_norm = 0.0  # global norm of the gradient at most; 0: off
+    # Lookahead around any optimizer: steps after which slow weights go the share lookahead_alpha to
+    # the parameters, which go on from there (evaluate at multiples); 0: off
+    c.optim.lookahead = 0
+    c.optim.lookahead_alpha = 0.5
     c.optim.accumulate_steps = 1  # micro-batches in a step, each batch_size / accumulate_steps
 
-    # -- Its learning rate: jaxcls.optim.schedule(**lr) -----------------------------------------
+    # -- Its learning rate: jaxcls.schedules.schedule(**lr) -------------------------------------
     c.lr = ConfigDict()
     c.lr.peak = 0.1  # for a batch of `batch` images; for b images it is peak * b / batch
     c.lr.batch = 0  # 0: peak as it stands
-    c.lr.schedule = "cosine"  # "constant", "cosine", "piecewise", "polynomial", "exponential"
-    c.lr.warmup = ""  # duration of the linear rise from 0; it counts within the run
+    # "constant", "cosine", "piecewise", "polynomial", "exponential", "cyclic", "one_cycle",
+    # "plateau": lower where evaluations get no better. `python -m jaxcls.config --plot` draws it
+    c.lr.schedule = "cosine"
+    c.lr.warmup = ""  # duration of the linear rise to the peak; it counts within the run
+    c.lr.warmup_start = 0.0  # learning rate that it begins with
     c.lr.warmup_if_scaled = ""  # this warmup instead where batch_size is above `batch`
-    c.lr.end = 0.0  # cosine, polynomial: where it ends
+    c.lr.end = 0.0  # cosine, polynomial: where it ends; cyclic, plateau: the least
     c.lr.milestones = ()  # piecewise: durations from the start, ("30 epochs", "60 epochs")
-    c.lr.gamma = 0.1  # piecewise: factor at each milestone; exponential: every `every`
+    # factor: piecewise: at each milestone; exponential: every `every`; plateau: each time; cyclic
+    # with mode "exp_range": of the height, in a cycle
+    c.lr.gamma = 0.1
     c.lr.every = "2.4 epochs"  # exponential
     c.lr.power = 1.0  # polynomial: 1 = linear
+    # cyclic: "triangular" (or ""), "triangular2": each half as high as the one before, "exp_range";
+    # one_cycle: "cos" (or ""), "linear"; plateau: `threshold` is "rel"ative (or ""), or "abs"olute
+    c.lr.mode = ""
+    c.lr.cycle = "10 epochs"  # cyclic: length of a way up and down
+    # share of the way up, of a cycle, or of the run with one_cycle; None: 0.5, one_cycle 0.3
+    c.lr.rise = config_dict.placeholder(float)
+    c.lr.div_factor = 25.0  # one_cycle: it begins with peak / div_factor
+    c.lr.final_div_factor = 1e4  # one_cycle: it ends with that / final_div_factor
+    c.lr.three_phase = False  # one_cycle: down to where it began first, as fast as up
+    # plateau: evaluations in a row without a better checkpoint.best that are borne; one more, and
+    # the learning rate is multiplied by gamma
+    c.lr.patience = 10
+    c.lr.threshold = 1e-4  # plateau: what is better by less is not better
+    c.lr.cooldown = 0  # plateau: evaluations after it that are not counted
 
     # -- Numbers: jaxcls.precision.make(**precision) --------------------------------------------
     c.precision = ConfigDict()

@@ -72,6 +72,11 @@ def open_data(
         report(line)
     share = config.data.unlabelled_share
     sampling.check(data.sampling, data.repeats, config.batch_size, share)
+    if config.lr.schedule == "plateau" and data.eval is None:
+        raise ValueError(
+            "config.lr.schedule = 'plateau' follows the evaluation, and config.data has no "
+            "evaluation images: set config.data.eval, or take another schedule"
+        )
     return config, data
 
 

@@ -179,7 +179,7 @@ class Console:
         network, *rest = parts(
             program.abstract_state.params,
             frozen=optimizer.frozen,
-            lr_mults=optimizer.lr_mults,
+            factors=optimizer.factors,
         )
         evaluated = f"{len(data.eval):,}" if data.eval is not None else "none"
         without = len(data.train) - int(data.train.has_label.sum())
@@ -272,35 +272,42 @@ def show_passing(text: str) -> None:
     print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def parts(
-    params: Any, *, frozen: Sequence[str], lr_mults: Sequence[tuple[str, float]]
-) -> list[str]:
+def parts(params: Any, *, frozen: Sequence[str], factors: Any) -> list[str]:
     """Returns lines about a network: its parameters, those of stem, stages, ... and how they learn.
 
     Args:
       params: the parameters, or their shapes.
-      frozen, lr_mults: of `config.optim`.
+      frozen: of `config.optim`.
+      factors: of the learning rate, a tree.
     """
-    held = jax.tree.leaves(trees.mask(params, frozen))
-    factors = jax.tree.leaves(trees.multipliers(params, lr_mults))
+    held, factors = jax.tree.leaves(trees.mask(params, frozen)), jax.tree.leaves(factors)
     table: dict[str, collections.Counter] = {}  # part -> how it learns -> parameters
     leaves = zip(trees.paths(params), jax.tree.leaves(params), held, factors)
     for path, leaf, still, factor in leaves:
-        how = "frozen" if still else "" if factor == 1 else f"learning rate x {factor:g}"
+        how = "frozen" if still else "" if factor == 1 else f"learning rate x {factor:.4g}"
         table.setdefault(path.partition("/")[0], collections.Counter())[how] += leaf.size
     total = sum(table.values(), collections.Counter())
     notes = [f"{total['frozen']:,} frozen"] if frozen else []
-    if lr_mults:
-        scaled = total.total() - total["frozen"] - total[""]
+    if scaled := total.total() - total["frozen"] - total[""]:
         notes.append(f"{scaled:,} with a learning rate of their own")
     lines = [f"{total.total():,} parameters", *notes]
     for part in sorted(table, key=lambda name: (name != "stem", name == "head", name)):
-        counts = table[part]
+        counts = _ranged(table[part])
         how = ", ".join(
             how if n == counts.total() else f"{n:,} {how}" for how, n in counts.items() if how
         )
         lines.append(f"{part:<8}{counts.total():>12,}  {how}".rstrip())
     return lines
+
+
+def _ranged(counts: collections.Counter) -> collections.Counter:
+    """Returns how a part learns, with more than three rates as a range of them."""
+    rates = {float(how.split()[-1]): n for how, n in counts.items() if how.startswith("learning")}
+    if len(rates) <= 3:
+        return counts
+    others = {how: n for how, n in counts.items() if not how.startswith("learning")}
+    ranged = f"learning rate x {min(rates):g} to {max(rates):g}"
+    return collections.Counter(others | {ranged: sum(rates.values())})
 
 
 def hints(data: Mapping[str, Any], workdir: Any, *, evaluated: bool) -> list[str]:

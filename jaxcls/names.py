@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from jaxcls import models, objectives, optim, precision
+from jaxcls import models, objectives, optim, precision, schedules
 from jaxcls.config import choose, consume, flatten
 from jaxcls.data import augment, ops
 
@@ -10,7 +10,7 @@ from jaxcls.data import augment, ops
 NAMES = {
     "model.name": models.MODELS,
     "optim.name": optim.OPTIMIZERS,
-    "lr.schedule": optim.SCHEDULES,
+    "lr.schedule": schedules.SCHEDULES,
     "loss.name": objectives.OBJECTIVES,
     "crop.name": ops.CROPS,
     "precision.name": (*precision.DTYPES, "auto"),

@@ -1,19 +1,16 @@
-"""The optimizer as one named optax chain, and the schedules of its learning rate."""
+"""The optimizer: `config.optim` as one named optax chain."""
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxcls import trees
-from jaxcls.config import choose, expect, steps_of, taken, tuples
-
-Schedule = Callable[[Any], jax.Array]
+from jaxcls.config import choose, defaults, expect, taken, tuples
+from jaxcls.schedules import Plateau, Schedule
 
 
 def _number(x: Any) -> bool:
@@ -29,136 +26,6 @@ def _is_rule(rule: Any) -> bool:
 def _require_some(tree: Any, key: str, value: Any, problem: str) -> None:
     if not any(jax.tree.leaves(tree)):
         raise ValueError(f"config.{key} = {value!r} {problem}")
-
-
-# -- The learning rate ---------------------------------------------------------------------------
-
-
-class Lengths(NamedTuple):
-    """What a schedule may know of a run besides its own keys."""
-
-    peak: float
-    warmup: int  # w, steps
-    warmup_key: str  # where that is from
-    total: int  # T, steps
-    in_steps: Callable[..., int]  # (duration, key=)
-
-    def left(self, step: jax.Array) -> jax.Array:
-        """Returns the share of the decay to come: 1 after the warmup, 0 at the end."""
-        return jnp.maximum(self.total - step, 0) / max(self.total - self.warmup, 1)
-
-
-def constant(run: Lengths) -> Schedule:
-    """Returns the peak at all steps."""
-    return lambda step: jnp.full_like(step, run.peak, dtype=float)
-
-
-def cosine(run: Lengths, *, end: float) -> Schedule:
-    """Returns end + (peak - end) (1 + cos(pi (s - w) / (T - w))) / 2."""
-    _check_end(end, run)
-    # (1 + cos(pi x)) / 2 without its cancellation where the rate is small.
-    return lambda step: end + (run.peak - end) * jnp.sin(jnp.pi / 2 * run.left(step)) ** 2
-
-
-def polynomial(run: Lengths, *, end: float, power: float) -> Schedule:
-    """Returns end + (peak - end) (1 - (s - w) / (T - w))^power."""
-    _check_end(end, run)
-    expect(0 < power < math.inf, "lr.power", power, "a number above 0")
-    return lambda step: end + (run.peak - end) * run.left(step) ** power
-
-
-def piecewise(run: Lengths, *, milestones: Sequence[str], gamma: float) -> Schedule:
-    """Returns peak gamma^(milestones that are <= s, counted from the start of the run)."""
-    _check_gamma(gamma)
-    drops = [run.in_steps(m, key="lr.milestones") for m in milestones]
-    expect(
-        len(drops) > 0 and all(a < b for a, b in zip([0, *drops], drops)),
-        "lr.milestones",
-        milestones,
-        'one or more durations, each longer than the one before: ("30 epochs", "60 epochs")',
-    )
-    if drops[0] < run.warmup:
-        raise ValueError(
-            f"config.lr.milestones = {milestones!r} begin within the warmup, "
-            f"config.{run.warmup_key}: both count from the start of the run"
-        )
-    rates = run.peak * gamma ** np.arange(len(drops) + 1.0)
-    return lambda step: jnp.array(rates)[jnp.searchsorted(jnp.array(drops), step, side="right")]
-
-
-def exponential(run: Lengths, *, gamma: float, every: str) -> Schedule:
-    """Returns peak gamma^floor((s - w) / every)."""
-    _check_gamma(gamma)
-    interval = run.in_steps(every, key="lr.every")
-    expect(interval > 0, "lr.every", every, 'a duration of at least one step: "2.4 epochs"')
-    return lambda step: (
-        run.peak * gamma ** jnp.floor_divide(step - run.warmup, interval).astype(float)
-    )
-
-
-def _check_end(end: float, run: Lengths) -> None:
-    expect(0 <= end <= run.peak, "lr.end", end, f"a number from 0 to the peak, {run.peak:g}")
-
-
-def _check_gamma(gamma: float) -> None:
-    expect(0 < gamma <= 1, "lr.gamma", gamma, "a factor above 0, at most 1")
-
-
-SCHEDULES = {f.__name__: f for f in (constant, cosine, polynomial, piecewise, exponential)}
-
-
-def schedule(
-    *,
-    peak: float,
-    batch: int,
-    schedule: str,
-    warmup: str,
-    warmup_if_scaled: str,
-    total_steps: int,
-    batch_size: int,
-    steps_per_epoch: int,
-    **keys: Any,
-) -> Schedule:
-    """Returns the learning rate as a function of the step, for `config.lr`.
-
-    In a run of T = `total_steps`, w of them warmup, step s < w has peak s / w, the others what the
-    function of `SCHEDULES` says. With `batch` set, the peak is peak * batch_size / batch (Goyal et
-    al. 2017, arXiv:1706.02677). It takes a Python int or an integer array, also under jit, and
-    returns a float scalar.
-
-    Raises:
-      ValueError: an unknown schedule, a value out of range or of the wrong form, a key that the
-        chosen schedule does not take.
-    """
-    method = SCHEDULES[choose("config.lr.schedule", schedule, SCHEDULES)]
-    takes = taken("lr", schedule, method, {key: tuples(value) for key, value in keys.items()})
-    in_steps = functools.partial(steps_of, batch_size=batch_size, steps_per_epoch=steps_per_epoch)
-    expect(0 <= peak < math.inf, "lr.peak", peak, "a number of at least 0")
-    expect(batch >= 0, "lr.batch", batch, "the batch size that peak is meant for, or 0")
-    if warmup_if_scaled and not batch:
-        raise ValueError(
-            f"config.lr.warmup_if_scaled = {warmup_if_scaled!r} does nothing without "
-            "config.lr.batch: set config.lr.batch, or use config.lr.warmup"
-        )
-    warmup_key = "lr.warmup"
-    if batch:
-        peak = peak * batch_size / batch
-        if batch_size > batch and warmup_if_scaled:
-            warmup_key, warmup = "lr.warmup_if_scaled", warmup_if_scaled
-    w = in_steps(warmup, key=warmup_key)
-    if w > total_steps:
-        raise ValueError(
-            f"config.{warmup_key} = {warmup!r} is {w} steps, the whole run is {total_steps}: "
-            "shorten it, or lengthen config.duration"
-        )
-    run = Lengths(peak, w, f"{warmup_key} = {warmup!r}", total_steps, in_steps)
-    decayed = method(run, **takes)
-
-    def learning_rate(step):
-        step = jnp.asarray(step)
-        return jnp.where(step < w, peak * (step / max(w, 1)), decayed(step))
-
-    return learning_rate
 
 
 # -- The optimizers ------------------------------------------------------------------------------
@@ -182,6 +49,13 @@ class Parts(NamedTuple):
         """Returns the part that adds factor * parameter, where there is something to add."""
         expect(0 <= factor < 1, f"optim.{name}", factor, "a number from 0 to below 1")
         return [(name, optax.add_decayed_weights(factor, self.decayed))] if factor else []
+
+    def lasso(self, name: str, factor: float) -> list[Part]:
+        """Returns the part that adds factor * sign(parameter), where there is something to add."""
+        expect(0 <= factor < 1, f"optim.{name}", factor, "a number from 0 to below 1")
+        add = lambda gradient, parameter: gradient + factor * jnp.sign(parameter)
+        tx = optax.stateless(lambda gradients, params: jax.tree.map(add, gradients, params))
+        return [(name, optax.masked(tx, self.decayed))] if factor else []
 
 
 def sgd(p: Parts, *, l2: float, weight_decay: float) -> list[Part]:
@@ -260,14 +134,86 @@ def lamb(
     ]
 
 
+def lars(p: Parts, *, momentum: float, trust_coefficient: float, l2: float) -> list[Part]:
+    """Returns LARS, for large batches (You et al. 2017, arXiv:1708.03888).
+
+    The gradient g + l2 p of each parameter of two and more dimensions, kernels, is scaled by
+    trust_coefficient |p| / (|g| + l2 |p|), by 1 where |p| or |g| is 0; biases and the parameters of
+    norms are updated as they are. As in the paper the learning rate is inside the momentum, as with
+    `rmsprop`. What `no_decay` names has no l2 in either place.
+    """
+    _check_momentum(momentum)
+    key = "optim.trust_coefficient"
+    expect(0 < trust_coefficient < math.inf, key, trust_coefficient, "a number above 0")
+    expect(0 <= l2 < 1, "optim.l2", l2, "a number from 0 to below 1")
+
+    def scaled(gradient, parameter, decayed):
+        beta = l2 if decayed else 0.0
+        update = gradient + beta * parameter
+        if parameter.ndim < 2:
+            return update
+        of_p, of_g = (jnp.sqrt(jnp.sum(x * x)) for x in (parameter, gradient))
+        ratio = trust_coefficient * of_p / (of_g + beta * of_p)
+        return update * jnp.where((of_p > 0) & (of_g > 0), ratio, 1)
+
+    # the frozen ones too, which have no say and no state
+    scale = lambda gradients, params: jax.tree.map(scaled, gradients, params, p.decayed)
+    velocity = [p.on_trained("velocity", optax.trace(momentum))] if momentum else []
+    return [("lars", optax.stateless(scale)), LEARNING_RATE, *velocity]
+
+
+def lion(p: Parts, *, lion_betas: tuple[float, float], weight_decay: float) -> list[Part]:
+    """Returns sign(b1 m + (1 - b1) g), m = b2 m + (1 - b2) g (Chen et al. 2023, arXiv:2302.06675).
+
+    Its updates are larger than Adam's: the paper takes a third to a tenth of adamw's learning rate
+    and as many times its weight decay.
+    """
+    _check_betas("optim.lion_betas", lion_betas)
+    return [
+        p.on_trained("lion", optax.scale_by_lion(*lion_betas)),
+        *p.decay("weight_decay", weight_decay),
+    ]
+
+
+class Slow(NamedTuple):
+    """State of `slowed`."""
+
+    count: jax.Array  # int32, updates so far
+    slow: Any  # the slow weights
+
+
+def slowed(k: int, alpha: float) -> optax.GradientTransformation:
+    """Returns the last part of a chain whose parameters are the fast weights of Lookahead.
+
+    At each k-th update the slow weights go the share `alpha` of their way to the fast ones, which
+    go on from there (Zhang et al. 2019, arXiv:1907.08610). The state of the optimizer inside stays
+    as it is. Skipped steps are no updates.
+    """
+
+    def init(params: Any) -> Slow:
+        return Slow(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
+
+    def update(updates: Any, state: Slow, params: Any) -> tuple[Any, Slow]:
+        # They begin where the parameters do, which fine-tuning sets after `init`.
+        begin = lambda slow, p: jnp.where(state.count == 0, p, slow)
+        count = state.count + 1
+        now = count % k == 0
+        move = lambda slow, p, u: jnp.where(now, slow + alpha * (p + u - slow), slow)
+        slow = jax.tree.map(move, jax.tree.map(begin, state.slow, params), params, updates)
+        updates = jax.tree.map(lambda u, s, p: jnp.where(now, s - p, u), updates, slow, params)
+        return updates, Slow(count, slow)
+
+    return optax.GradientTransformation(init, update)
+
+
 def _adam(betas: tuple[float, float], epsilon: float | None) -> optax.GradientTransformation:
-    expect(
-        len(betas) == 2 and all(_number(b) and 0 <= b < 1 for b in betas),
-        "optim.betas",
-        betas,
-        "two numbers from 0 to below 1",
-    )
+    _check_betas("optim.betas", betas)
     return optax.scale_by_adam(*betas, _epsilon(epsilon, 1e-8))
+
+
+def _check_betas(key: str, betas: tuple[float, float]) -> None:
+    ok = len(betas) == 2 and all(_number(b) and 0 <= b < 1 for b in betas)
+    expect(ok, key, betas, "two numbers from 0 to below 1")
 
 
 def _epsilon(epsilon: float | None, default: float) -> float:
@@ -284,7 +230,9 @@ def _check_rho(rho: float) -> None:
     expect(0 <= rho < 1, "optim.rho", rho, "a number from 0 to below 1")
 
 
-OPTIMIZERS = {f.__name__: f for f in (sgd, momentum, adam, adamw, rmsprop, adadelta, lamb)}
+OPTIMIZERS = {
+    f.__name__: f for f in (sgd, momentum, adam, adamw, rmsprop, adadelta, lamb, lars, lion)
+}
 LEARNING_RATE: Part = ("learning_rate", optax.identity())  # where `make` puts it, if not at the end
 
 
@@ -293,17 +241,23 @@ class Optimizer(NamedTuple):
 
     tx: optax.GradientTransformationExtraArgs
     frozen: tuple[str, ...]  # patterns of parameters
-    lr_mults: tuple[tuple[str, float], ...]  # factors of the learning rate, by pattern
+    factors: Any  # of the learning rate, a tree of floats
     accumulate_steps: int  # micro-batches in a step
+    rate: Callable[[Any], jax.Array]  # train state -> learning rate of its step
+    watched: Callable[[Any, Any], Any]  # (train state, evaluation or None) -> state, of a `Plateau`
 
 
 def make(
     *,
     name: str,
+    l1: float,
     no_decay: Sequence[str],
     lr_mults: Sequence[tuple[str, float]],
+    layer_decay: float,
     frozen: Sequence[str],
     clip_norm: float,
+    lookahead: int,
+    lookahead_alpha: float,
     accumulate_steps: int,
     params: Any,
     learning_rate: Schedule,
@@ -313,13 +267,16 @@ def make(
 
     `tx.update(grads, opt_state, params, step=step)` returns what to add to the parameters. The
     learning rate is that of `step`, not of a count in the optimizer's state: a skipped step must
-    not hold the schedule back. With g the gradient, p the parameter, m its factor of `lr_mults`,
-    the chain is, each part only where it is on:
+    not hold the schedule back. With g the gradient, p the parameter, m its factor of `lr_mults`
+    times layer_decay^(layers above it, see `trees.layers_above`), the chain is, each part only
+    where it is on:
 
         clip_norm      g min(1, clip_norm / |g|), |g| over all parameters that are trained
+        l1             g + l1 sign(p)
         ...            the function of `OPTIMIZERS`; PaddlePaddle's formulas
         lr_mults       times m
-        learning_rate  times -learning_rate(step)
+        learning_rate  times -learning_rate(step), and the factor of a `Plateau`
+        lookahead      `slowed`
         frozen         0
 
     Frozen parameters have no state; the state of all others is float32, or float64 for float64
@@ -345,6 +302,8 @@ def make(
         lr_mults,
         'pairs of a pattern and a factor of at least 0: (("^stem/", 0.1),)',
     )
+    expect(0 < layer_decay <= 1, "optim.layer_decay", layer_decay, "a factor above 0, at most 1")
+    _check_lookahead(lookahead, lookahead_alpha)
     expect(accumulate_steps >= 1, "optim.accumulate_steps", accumulate_steps, "at least 1")
     trees.check(no_decay, params, "optim.no_decay")
     trees.check([pattern for pattern, _ in lr_mults], params, "optim.lr_mults")
@@ -353,29 +312,61 @@ def make(
     is_frozen = trees.mask(params, frozen)
     trained = jax.tree.map(lambda f: not f, is_frozen)
     decayed = jax.tree.map(lambda t, n: t and not n, trained, trees.mask(params, no_decay))
-    factors = trees.multipliers(params, lr_mults)
+    above = trees.layers_above(params)
+    factors = jax.tree.map(
+        lambda factor, layers: factor * layer_decay**layers,
+        trees.multipliers(params, lr_mults),
+        above,
+    )
     parts = Parts(trained, decayed, bool(frozen))
-    chain = method(parts, **takes)
+    chain = [*parts.lasso("l1", l1), *method(parts, **takes)]
     _require_some(trained, "optim.frozen", frozen, "freezes every parameter: none would be trained")
     _require_some(factors, "optim.lr_mults", lr_mults, "is 0 for every parameter: none would learn")
-    if {"l2", "weight_decay"} & {part for part, _ in chain}:
+    if layer_decay < 1:
+        scaled = jax.tree.map(lambda t, layers: t and layers > 0, trained, above)
+        problem = "does nothing: only the head is trained, whose factor is 1"
+        _require_some(scaled, "optim.layer_decay", layer_decay, problem)
+    if l1 or any(takes.get(key) for key in ("l2", "weight_decay")):
         _require_some(decayed, "optim.no_decay", no_decay, "leaves nothing that would decay")
     elif no_decay:
         raise ValueError(
-            f"config.optim.no_decay = {no_decay!r}: nothing decays, config.optim.l2 and "
-            "config.optim.weight_decay are 0"
+            f"config.optim.no_decay = {no_decay!r}: nothing decays, config.optim.l2, "
+            "config.optim.weight_decay and config.optim.l1 are 0"
         )
     if clip_norm:
         chain.insert(0, parts.on_trained("clip_norm", optax.clip_by_global_norm(clip_norm)))
     place = chain.index(LEARNING_RATE) if LEARNING_RATE in chain else len(chain)
-    rates = [("lr_mults", _scale_by_factors(factors))] if lr_mults else []
+    scale = bool(lr_mults) or layer_decay < 1
+    rates = [("lr_mults", _scale_by_factors(factors))] if scale else []
     rates.append((LEARNING_RATE[0], _scale_by_learning_rate(learning_rate)))
     chain[place : place + 1] = rates
+    if lookahead:
+        chain.append(parts.on_trained("lookahead", slowed(lookahead, lookahead_alpha)))
     if frozen:
         chain.append(("frozen", optax.transforms.freeze(is_frozen)))
-    return Optimizer(
-        _in_float32(optax.named_chain(*chain)), tuple(frozen), tuple(lr_mults), accumulate_steps
-    )
+    name, plateau = LEARNING_RATE[0], isinstance(learning_rate, Plateau)
+
+    def rate(state: Any) -> jax.Array:
+        now = learning_rate(state.step)
+        return now * state.opt_state[name].factor if plateau else now
+
+    def watched(state: Any, evaluation: Any) -> Any:
+        if not plateau:
+            return state
+        new = learning_rate.after(state.opt_state[name], evaluation)
+        return state.replace(opt_state=type(state.opt_state)(state.opt_state, **{name: new}))
+
+    tx = _in_float32(optax.named_chain(*chain))
+    return Optimizer(tx, tuple(frozen), factors, accumulate_steps, rate, watched)
+
+
+def _check_lookahead(k: int, alpha: float) -> None:
+    expect(k >= 0, "optim.lookahead", k, "a number of steps, or 0 for none")
+    expect(0 < alpha <= 1, "optim.lookahead_alpha", alpha, "a share above 0, at most 1")
+    if not k and alpha != defaults()[0]["optim.lookahead_alpha"]:
+        raise ValueError(
+            f"config.optim.lookahead_alpha = {alpha} does nothing without config.optim.lookahead"
+        )
 
 
 def _scale_by_factors(factors: Any) -> optax.GradientTransformation:
@@ -383,12 +374,17 @@ def _scale_by_factors(factors: Any) -> optax.GradientTransformation:
 
 
 def _scale_by_learning_rate(learning_rate: Schedule) -> optax.GradientTransformationExtraArgs:
+    watched = isinstance(learning_rate, Plateau)
+
+    def init(params):
+        return learning_rate.start() if watched else optax.init_empty_state(params)
+
     def update(updates, state, params=None, *, step, **extra_args):
         del params, extra_args
-        rate = learning_rate(step)
+        rate = learning_rate(step) * state.factor if watched else learning_rate(step)
         return jax.tree.map(lambda u: -rate * u, updates), state
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _in_float32(

@@ -13,6 +13,7 @@ from jaxcls.config import Plan, check_complete, consume, plan, refuse_idle
 from jaxcls.data import augment, device, erasing, mixing, ops
 from jaxcls.keys import first_keys, keys_of
 from jaxcls.report import scores
+from jaxcls.schedules import schedule
 
 
 class Program(NamedTuple):
@@ -79,7 +80,8 @@ def build(
     objective = use("loss", objectives.make, outputs=outputs, **given)
     average = use("ema", averages.make)
     average |= use("swa", averages.stochastic, total_steps=lengths.total_steps, **durations)
-    learning_rate = use("lr", optim.schedule, total_steps=lengths.total_steps, **durations)
+    lr = {"total_steps": lengths.total_steps, "metric": config.checkpoint.best, **durations}
+    learning_rate = use("lr", schedule, **lr)
     shapes = functools.partial(steps.init_variables, model, image.shape, objective.extra)
     params = jax.eval_shape(shapes, jax.random.key(0))["params"]
     optimizer = use("optim", optim.make, params=params, learning_rate=learning_rate)
@@ -130,7 +132,7 @@ def build(
                 optimizer.tx,
                 objective,
                 prepare=prepare,
-                learning_rate=learning_rate,
+                learning_rate=optimizer.rate,
                 accumulate_steps=optimizer.accumulate_steps,
                 average=average,
                 frozen=optimizer.frozen,

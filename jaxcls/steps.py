@@ -86,7 +86,7 @@ def make_train_step(
     objective: Objective,
     *,
     prepare: Prepare,
-    learning_rate: Callable[[Array], Array],
+    learning_rate: Callable[[TrainState], Array],
     accumulate_steps: int = 1,
     average: Mapping[str, Callable[[Array], Any]] | None = None,
     frozen: tuple[str, ...] = (),
@@ -104,7 +104,7 @@ def make_train_step(
         skipped.
       objective: of `jaxcls.objectives`.
       prepare: makes a batch what the model takes: normalised, flipped, mixed.
-      learning_rate: of a step, for the log; `tx` applies it.
+      learning_rate: of a state, for the log; `tx` applies it.
       accumulate_steps: number of micro-batches k, which count alike; micro-batch j has the rows j,
         j + k, j + 2k, ..., so that each device cuts its own rows.
       average: those that the state has, of `averages.make`.
@@ -170,7 +170,7 @@ def make_train_step(
         kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
         loss_scale = state.loss_scale.update(finite)
         metrics |= {
-            "lr": learning_rate(state.step),
+            "lr": learning_rate(state),
             "grad_norm": grad_norm,
             "finite": finite,
             "skipped": loss_scale.skipped,

@@ -83,6 +83,9 @@ SYNONYMS = {
     "warmup_epochs": 'lr.warmup="{} epochs"',
     "lr_warmup_epochs": 'lr.warmup="{} epochs"',
     "warmup_steps": 'lr.warmup="{} steps"',
+    "warmup_lr": "lr.warmup_start={}",
+    "warmup_start_lr": "lr.warmup_start={}",
+    "pct_start": "lr.rise={}",
     "decay_epochs": 'lr.every="{} epochs"',
     "decay_rate": "lr.gamma={}",
     "lr_gamma": "lr.gamma={}",
@@ -102,7 +105,8 @@ SYNONYMS = {
     "accumulation_steps": "optim.accumulate_steps={}",
     "gradient_accumulation_steps": "optim.accumulate_steps={}",
     "freeze": "optim.frozen={}",
-    "layer_decay": "optim.lr_mults={}",
+    "layerwise_decay": "optim.layer_decay={}",
+    "lr_mult_list": "optim.lr_mults={}",
     # network
     "arch": "model.name={}",
     "a": "model.name={}",
@@ -261,6 +265,9 @@ KNOWN_BY = {
     "lr.schedule": {
         **dict.fromkeys(("step", "multistep", "multi_step", "piecewise_constant"), "piecewise"),
         "linear": "polynomial",
+        **dict.fromkeys(("cycliclr", "triangular"), "cyclic"),
+        **dict.fromkeys(("onecycle", "onecyclelr"), "one_cycle"),
+        **dict.fromkeys(("reducelronplateau", "reduceonplateau", "reduce_on_plateau"), "plateau"),
     },
     "loss.name": {
         **dict.fromkeys(("kd", "kl_div", "kldiv", "distillation"), "kl"),
@@ -269,7 +276,7 @@ KNOWN_BY = {
         "at": "attention",
         "mutual": "dml",
     },
-    "optim.name": {"nesterov": "momentum", "sgdm": "momentum"},
+    "optim.name": {"nesterov": "momentum", "sgdm": "momentum", "larc": "lars"},
     "data.source": {
         "imagefolder": "folder",
         "image_folder": "folder",

@@ -118,6 +118,7 @@ def _run(
     def elapsed():
         return round(seconds + time.time() - began, 1)
 
+    state = program.optimizer.watched(state, saved.last)
     first, seconds = int(state.step), known["seconds"]
     if complete(first):
         saved.close()
@@ -189,6 +190,7 @@ def _run(
                         log.report(step, "eval", results[0])
                         log.sync()
                         saved.evaluated(step, metrics.plain(results[0]))
+                        state = program.optimizer.watched(state, saved.last)
                 stopping = bool(stop.received)
             console.saved(saved.finished())
             if stopping or step == total:

@@ -69,6 +69,22 @@ def multipliers(tree: Any, rules: Sequence[tuple[str, float]]) -> Any:
     return map_with_path(factor, tree)
 
 
+def layers_above(tree: Any) -> Any:
+    """Returns the tree of ints: how many layers of a network stand above that of a parameter.
+
+    Layers are the stem, each block of each stage in their order, the neck, and on top the heads
+    with what else there is. What a network does not have is not counted.
+    """
+
+    def layer(path):
+        if found := re.match(r"stage(\d+)/(?:block(\d+)/)?", path):
+            return 1, int(found[1]), int(found[2] or 0)
+        return ({"stem": 0, "neck": 2}.get(path.partition("/")[0], 3),)
+
+    order = sorted({layer(path) for path in paths(tree)})
+    return map_with_path(lambda path, _: len(order) - 1 - order.index(layer(path)), tree)
+
+
 def check_regexes(patterns: Iterable[str], key: str) -> None:
     """Refuses rules that are no regular expressions.
 

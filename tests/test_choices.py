@@ -82,6 +82,18 @@ def test_the_batch_fits_images_and_devices(images, devices, batch):
     assert lengths.save_every == lengths.eval_every
 
 
+def test_a_plateau_needs_evaluation_images(tmp_path):
+    for i in range(4):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((8, 8, 3), 60 * i, np.uint8))
+    (tmp_path / "train_list.txt").write_text("0.png 0\n1.png 1\n2.png 0\n3.png 1\n")
+    config = base.get_config()
+    config.data.source, config.data.root, config.batch_size = "list", str(tmp_path), 4
+    assert choices.open_data(config)[1].eval is None
+    config.lr.schedule = "plateau"
+    with pytest.raises(ValueError, match=r"lr.schedule = 'plateau' .* set config.data.eval, or"):
+        choices.open_data(config)
+
+
 def test_nothing_is_computed_with_a_key_that_is_open():
     config = finetune.get_config()
     with pytest.raises(ValueError, match=r"not set, .*config\.model\.name, .*config\.lr\.peak"):

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import base, resnet50_vd
 from jaxcls import config as c
-from jaxcls import distillation, objectives, optim, precision
+from jaxcls import distillation, objectives, optim, precision, schedules
 from jaxcls.data import augment, erasing, mixing, ops, sources
 
 
@@ -83,7 +83,7 @@ TAKERS = {  # of sections whose consumer takes **keys, for methods that it choos
     "crop": (ops.training, *ops.CROPS.values()),
     "loss": (objectives.make, distillation.mixed, *objectives.OBJECTIVES.values()),
     "optim": (optim.make, *optim.OPTIMIZERS.values()),
-    "lr": (optim.schedule, *optim.SCHEDULES.values()),
+    "lr": (schedules.schedule, *schedules.SCHEDULES.values()),
     "augment": (augment.make, augment.Augment, *augment.POLICIES.values()),
     "erase": (erasing.make, *erasing.METHODS.values()),
     "mix": (mixing.make, *mixing.KINDS.values()),

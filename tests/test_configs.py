@@ -9,7 +9,7 @@ import pinned
 import pytest
 
 from configs import augment, imagenet
-from jaxcls import choices, optim, program
+from jaxcls import choices, program, schedules
 from jaxcls.config import plan
 from jaxcls.data import ops
 
@@ -132,7 +132,7 @@ def test_shapes_of_the_step_of_every_recipe(name):
 def test_lengths_and_rates_of_every_recipe(name):
     config = RECIPES[name]
     lengths = plan(config, IMAGES)
-    rate = optim.schedule(
+    rate = schedules.schedule(
         **config.lr,
         total_steps=lengths.total_steps,
         batch_size=lengths.batch_size,

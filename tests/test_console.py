@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxcls import console
+from jaxcls import console, trees
 from jaxcls.console import Console
 
 EVERYTHING = {
@@ -65,10 +65,11 @@ def test_parts_of_a_network():
         "stage1": {"conv": {"kernel": shape(3, 3, 2, 5)}, "bn": {"scale": shape(5)}},
         "stem": {"kernel": shape(1000, 2)},
     }
-    assert console.parts(params, frozen=(), lr_mults=()) == [
+    assert console.parts(params, frozen=(), factors=trees.multipliers(params, ())) == [
         "2,405 parameters", "stem           2,000", "stage1            95", "head             310"
     ]  # fmt: skip
-    assert console.parts(params, frozen=("^stem/", "/bn/"), lr_mults=(("^stage1/", 0.1),)) == [
+    factors = trees.multipliers(params, (("^stage1/", 0.1),))
+    assert console.parts(params, frozen=("^stem/", "/bn/"), factors=factors) == [
         "2,405 parameters",
         "2,005 frozen",
         "90 with a learning rate of their own",

@@ -399,7 +399,8 @@ MAY_IMPORT = {
     "objectives": {"config", "distillation", "losses"},
     "teachers": {"config", "data.ops", "files", "network", "precision"},
     "precision": {"config"},
-    "optim": {"config", "trees"},
+    "optim": {"config", "schedules", "trees"},
+    "schedules": {"config"},
     "steps": {"averages", "data.device", "keys", "losses", "objectives", "precision", "trees"},
     "network": {
         "config",

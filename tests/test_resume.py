@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import runs
 
-from jaxcls import checkpoint, checksums, program, sharding, train, trees
+from jaxcls import checkpoint, checksums, metrics, program, sharding, train, trees
 from jaxcls.data import arrays, feed, sources
 from jaxcls.data.decode import BadImage
 
@@ -234,6 +234,47 @@ def test_whatever_ends_an_evaluation_the_epoch_is_saved(in_process, tmp_path, mo
         assert runs.checkpoints(parts) == [6]
     assert in_process(parts, **changes)[0] == 0
     runs.assert_same_run(parts, whole, 14)
+
+
+WATCHED = {
+    "lr.schedule": "plateau",
+    "lr.patience": 0,
+    "lr.gamma": 0.5,
+    "lr.threshold": 9.0,  # nothing is better than the first evaluation after the warmup
+    "lr.warmup": "3 steps",
+    "optim.lookahead": 4,
+    "optim.layer_decay": 0.8,
+}
+
+
+@pytest.mark.ci
+def test_a_plateau_and_lookahead_go_on(in_process, tmp_path, monkeypatch):
+    """The checkpoint of an evaluation was saved before it: its factor is found again."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    changes = WATCHED | {"duration": "26 steps", "log.every": "1 steps", "log.tensorboard": False}
+    assert in_process(whole, **changes)[0] == 0
+    rates = {line["step"]: line["lr"] for line in runs.lines(whole) if line["split"] == "train"}
+    # the evaluations are those of steps 6, 12, 18, 24
+    want = {6: 0.1, 7: 0.1, 12: 0.1, 13: 0.05, 18: 0.05, 19: 0.025, 24: 0.025, 25: 0.0125}
+    assert {step: rates[step] for step in want} == pytest.approx(want)
+
+    def lost(*args, **kwargs):
+        raise RuntimeError
+
+    assert in_process(parts, ("train", 14), **changes)[0] == 143  # of its own step: 14
+    assert in_process(parts, ("eval", 1), **changes)[0] == 143  # within the evaluation of 18
+    with monkeypatch.context() as patch:  # after it, before it is known
+        patch.setattr(checkpoint.Checkpoints, "evaluated", lost)
+        with pytest.raises(RuntimeError):
+            in_process(parts, **changes)
+    assert runs.checkpoints(parts)[-1] == 18
+    with monkeypatch.context() as patch:  # once it is known, in the next step
+        patch.setattr(metrics.Log, "add", lost)
+        with pytest.raises(RuntimeError):
+            in_process(parts, **changes)
+    assert (runs.checkpoints(parts)[-1], runs.logged(parts)) == (18, 18)
+    assert in_process(parts, **changes)[0] == 0
+    runs.assert_same_run(parts, whole, 26)
 
 
 @pytest.mark.ci

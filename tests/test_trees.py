@@ -89,3 +89,23 @@ def test_frozen_modules_fit_a_field_of_a_flax_module():
     assert a == b
     assert hash(a) == hash(b)
     assert pickle.loads(pickle.dumps(a)) == b
+
+
+def test_layers_above():
+    """Blocks in the order of their numbers, whatever the order of their names is."""
+    paths = {
+        "aux1/fc/kernel": 0, "extra/w": 0, "head/fc/kernel": 0, "neck/bn/scale": 1,
+        "stage1/block1/conv/kernel": 14, "stage2/block1/conv/kernel": 13,
+        **{f"stage10/block{i}/bn/scale": 13 - i for i in range(1, 12)},
+        "stem/conv1/kernel": 15,
+    }  # fmt: skip
+    tree = {}
+    for path in paths:
+        node = tree
+        for part in path.split("/")[:-1]:
+            node = node.setdefault(part, {})
+        node[path.rpartition("/")[2]] = np.zeros(1)
+    got = trees.layers_above(tree)
+    assert dict(zip(trees.paths(got), jax.tree.leaves(got))) == paths
+    del tree["neck"], tree["stem"]
+    assert max(jax.tree.leaves(trees.layers_above(tree))) == 13
