@@ -94,7 +94,7 @@ def get_config(arg=None):
 
     # -- Which part of them trains: jaxcls.data.ops.training(**crop) ----------------------------
     c.crop = ConfigDict()
-    c.crop.name = "random_resized"  # or "shift" (pad and crop), "center"
+    c.crop.name = "random_resized"  # or "shift" (pad and crop), "center"; "eval": as in evaluation
     c.crop.scale = (0.08, 1.0)  # random_resized: share of the area
     c.crop.ratio = (3 / 4, 4 / 3)  # random_resized: width / height
     c.crop.log_ratio = False  # random_resized: uniform in its logarithm

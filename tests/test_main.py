@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import runs
 
-from jaxcls import command, train
+from jaxcls import command, network, train
 from jaxcls.config import stage_mults
+from jaxcls.data import arrays
 
 ROOT = Path(__file__).parents[1]
 END = 30  # steps of configs/tiny.py
@@ -235,6 +236,51 @@ def test_mode_eval_is_the_last_evaluation_and_raw_weights_are_others(commands, f
     )
     assert json.loads(one.out)["loss"] != last["loss"]
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
+
+
+@pytest.mark.ci
+def test_evaluation_at_another_size(commands, finished, tmp_path):
+    workdir, _ = finished
+    size = "--config.image.eval_size=12", "--config.image.eval_resize=12"
+    done = commands.fork(f"--workdir={workdir}", "--mode=eval", *size)
+    assert done.returncode == 0, done.err
+    net, variables = network.load(workdir)
+    net, source = net.resized(12), arrays.open_digits()[1]
+    pixels = np.stack([net.transform(source[i]["image"], None) for i in range(len(source))])
+    logits = np.asarray(net.predict(variables, pixels)["logits"])
+    top1 = (logits.argmax(-1) == source.labels).mean()
+    assert json.loads(done.out)["top1"] == pytest.approx(top1, abs=2e-3)  # float16
+    small = "--config.image.eval_size=12", "--config.image.eval_resize=11"
+    done = commands.fork(f"--workdir={workdir}", "--mode=eval", *small)
+    assert done.returncode == 2
+    assert "evaluation crops 12 pixels" in done.err
+
+
+@pytest.mark.ci
+def test_fix_training_trains_the_classifier_alone(commands, finished, tmp_path):
+    workdir, _ = finished
+    done = commands.fork(
+        f"--config={ROOT / 'configs' / 'fix.py'}:12",
+        f"--workdir={tmp_path}",
+        f"--config.init.checkpoint={workdir}",
+        "--config.data.source=digits",
+        "--config.duration=60 steps",
+        "--config.eval.every=30 steps",
+    )
+    assert done.returncode == 0, done.err
+    state, meta = runs.saved(tmp_path, 60)
+    source, _ = runs.saved(workdir, END)
+    assert meta["network"]["image"]["size"] == meta["network"]["image"]["eval_resize"] == 12
+    for path, array in state.items():
+        kind, _, name = path.partition("/")
+        if kind in ("params", "batch_stats") and not name.startswith("head/"):
+            assert array.tobytes() == source[f"averages/ema/{path}"].tobytes(), path
+    size = "--config.image.eval_size=12", "--config.image.eval_resize=12"
+    before = commands.fork(f"--workdir={workdir}", "--mode=eval", *size)
+    assert runs.lines(tmp_path)[-1]["loss"] < json.loads(before.out)["loss"]
+    done = commands.fork(f"--config={ROOT / 'configs' / 'fix.py'}", f"--workdir={tmp_path}")
+    assert done.returncode == 2
+    assert "configs/fix.py needs the size of the images" in done.err
 
 
 @pytest.mark.ci

@@ -5,14 +5,17 @@ import json
 import subprocess
 import sys
 import types
+from typing import Any
 
+import cv2
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 import runs
 from test_zoo import AT_LEAST, SIBLINGS
 
-from jaxcls import checkpoint, choices, evaluate, meta, network, program, weights
+from jaxcls import checkpoint, choices, evaluate, meta, models, network, program, weights
 from jaxcls.data import ops
 from jaxcls.data.feed import Feed
 from jaxcls.models.published import ACCURACY
@@ -173,6 +176,59 @@ def test_descriptions_that_are_none(tmp_path, changes, message):
     weights.export(tmp_path / "w", zeros, {"network": net.described() | changes})
     with pytest.raises(ValueError, match=message):
         network.load(tmp_path / "w", report=lambda line: None)
+
+
+def test_images_of_another_size_without_training():
+    net, variables = small()
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: rng.uniform(0.5, 1, x.shape).astype(np.float32), variables)
+    image = rng.integers(0, 256, (30, 40, 1), np.uint8)
+    larger = net.resized(12, 15)
+    pixels = larger.transform(image, None)
+    resized = cv2.resize(image, (20, 15))
+    np.testing.assert_array_equal(pixels[..., 0], resized[1:13, 4:16])
+    given = (pixels.astype(np.float32)[None] / 255 - 0.3) / 0.37
+    expected = net.module.apply(variables, given)["logits"]
+    np.testing.assert_allclose(larger.predict(variables, pixels[None])["logits"], expected, 1e-5)
+    # what is not said follows: images of one size, or the proportion that there was
+    assert net.resized(12).image.eval_resize == 12
+    assert larger.resized(16).image.eval_resize == 20
+    assert (larger.image.size, larger.image.shown) == (8, 12)
+    big, _ = small(name="GoogLeNet", options={}, image=dataclasses.replace(net.image, size=64))
+    assert big.resized(61).image.shown == 61
+    with pytest.raises(ValueError, match="GoogLeNet, trained at 64 x 64 .* needs at least 61 x 61"):
+        big.resized(60)
+    with pytest.raises(ValueError, match="evaluation crops 12 pixels"):
+        net.resized(12, 11)
+
+
+class Flat(nn.Module):
+    """A network without pooling: it takes images of one size."""
+
+    c: Any = None
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return {"logits": nn.Dense(4)(x.reshape(len(x), -1))}
+
+
+def test_a_size_that_a_network_does_not_take(monkeypatch):
+    monkeypatch.setattr(models, "build", lambda *_, **__: Flat())
+    net, _ = small()
+    assert net.resized(8, 9).image.shown == 8
+    with pytest.raises(ValueError, match="trained at 8 x 8 pixels, cannot be evaluated at 12 x 12"):
+        net.resized(12)
+    config = runs.tiny("plain")
+    config.image.eval_size = config.image.eval_resize = 12
+    config.model.options = ()
+    with pytest.raises(ValueError, match="config.image.eval_size = 12: ResNet18_vd, trained at 8"):
+        network.make(
+            **config.model,
+            classes=4,
+            class_names=(),
+            image=ops.Image(**config.image),
+            precision="float32",
+        )
 
 
 @pytest.mark.parametrize(

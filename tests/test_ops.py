@@ -322,6 +322,26 @@ def test_center_and_evaluation_crop_the_centre():
     assert np.array_equal(f(image, None), image[10:30, 30:50])
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"eval_resize": 0}, {"interpolation": "random"}, {"scaled_decode": "train"}, GREY],
+)
+def test_training_may_see_images_as_evaluation_does(changes):
+    keys = {"size": 32, "eval_resize": 37} | changes
+    seen, other = (transform(name=name, flip=0.0, **keys) for name in ("eval", "center"))
+    for image in (photo(), photo(90, 40), jpeg(photo(160, 200))):
+        expected = transform(train=False, **keys)(image, None)
+        np.testing.assert_array_equal(seen(image, np.random.default_rng(0)), expected)
+        assert (other(image, np.random.default_rng(0)) != expected).any()
+    with pytest.raises(ValueError, match="smaller than the evaluation's crop"):
+        transform(name="eval", size=32, eval_resize=0)(photo(20, 20), None)
+    assert transform(name="eval", size=24, eval_size=32, eval_resize=37)(photo(), None).shape == (
+        24,
+        24,
+        3,
+    )
+
+
 def test_evaluation_resizes_the_short_side():
     image = photo(50, 83)
     large = cv2.resize(image, (53, 32), interpolation=cv2.INTER_LINEAR)  # 83 * 32 / 50 = 53.1

@@ -123,17 +123,16 @@ def training(
     keys = {key: tuples(value) for key, value in keys.items()}
     if not 0 <= flip <= 1:
         raise ValueError(f"config.crop.flip = {flip}: write a probability, from 0 to 1")
-    return Transform(
-        size=image.size,
-        crop=crop(image.size, **taken("crop", name, crop, keys)),
-        interpolation=INTERPOLATION[image.interpolation],
-        scaled_decode=image.scaled_decode != "never",
-        pad=True,
-        channels=image.channels,
-        exif=image.exif,
-        augment=augment,
-        flip=flip,
-    )
+    transform = image.transform
+    if crop is not as_evaluated:
+        transform = dataclasses.replace(
+            transform,
+            interpolation=INTERPOLATION[image.interpolation],
+            scaled_decode=image.scaled_decode != "never",
+            pad=True,
+        )
+    cut = crop(image, **taken("crop", name, crop, keys))
+    return dataclasses.replace(transform, size=image.size, crop=cut, augment=augment, flip=flip)
 
 
 def check_size(size: int) -> None:
@@ -220,31 +219,38 @@ class Shifted:
 
 
 def random_resized(
-    size: int, *, scale: Sequence[float], ratio: Sequence[float], log_ratio: bool
+    image: Image, *, scale: Sequence[float], ratio: Sequence[float], log_ratio: bool
 ) -> RandomResized:
-    """Returns the crop of a random part of the image, resized to `size` pixels."""
+    """Returns the crop of a random part of the image, resized to `image.size` pixels."""
     _check_range("scale", scale, (0.0, 1.0))
     _check_range("ratio", ratio, (1e-3, 1e3))
     return RandomResized(scale, ratio, log_ratio)
 
 
-def shift(size: int, *, shift: int) -> Shifted:
-    """Returns the crop of the centre, moved by up to `shift` pixels after resizing to `size`.
+def shift(image: Image, *, shift: int) -> Shifted:
+    """Returns the crop of the centre, moved by up to `shift` pixels after resizing to `image.size`.
 
     What that uncovers is black.
     """
     _check_pixels("crop.shift", shift)
-    if shift >= size:
-        raise ValueError(f"config.crop.shift = {shift} moves all {size} pixels out of the image")
-    return Shifted(size, shift)
+    if shift >= image.size:
+        raise ValueError(
+            f"config.crop.shift = {shift} moves all {image.size} pixels out of the image"
+        )
+    return Shifted(image.size, shift)
 
 
-def center(size: int) -> Shifted:
-    """Returns the crop of the centre after resizing the short side to `size` pixels."""
-    return Shifted(size, 0)
+def center(image: Image) -> Shifted:
+    """Returns the crop of the centre after resizing the short side to `image.size` pixels."""
+    return Shifted(image.size, 0)
 
 
-CROPS = {f.__name__: f for f in (random_resized, shift, center)}
+def as_evaluated(image: Image) -> Shifted:
+    """Returns the crop of evaluation, of `image.size` pixels; all of the transform is as there."""
+    return image.transform.crop
+
+
+CROPS = {f.__name__: f for f in (random_resized, shift, center)} | {"eval": as_evaluated}
 
 
 def shifts(rng: np.random.Generator | None, shift: int) -> tuple[int, int]:
