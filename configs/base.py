@@ -155,11 +155,30 @@ def get_config(arg=None):
 
     # -- The loss: jaxcls.objectives.make(**loss) -----------------------------------------------
     c.loss = ConfigDict()
-    # "supervised": cross-entropy with the labels. From a teacher (jaxcls/distillation.py):
-    # "symmetric_kl" (SSLD's), "js", "soft_ce", "kl", "dkd", "dist", "skd", "wsl" compare scores,
-    # "l2", "attention", "rkd" features; "dml": two networks learn from each other
+    # "supervised": cross-entropy with the labels; "bce", "asymmetric": a binary one for each class,
+    # of images that may show several. From a teacher (jaxcls/distillation.py): "symmetric_kl"
+    # (SSLD's), "js", "soft_ce", "kl", "dkd", "dist", "skd", "wsl" compare scores, "l2",
+    # "attention", "rkd" features; "dml": two networks learn from each other
     c.loss.name = "supervised"
     c.loss.label_smoothing = 0.0
+    # supervised: classes weigh ("inverse",) to their number of images, or to their "effective" one,
+    # or as "auto" finds it; or as given: a number for each, or (("cat", 2.0), ...), others 1. All
+    # are scaled to a mean of 1 over the training images
+    c.loss.class_weights = ()
+    c.loss.effective_beta = 0.999  # effective: 0 is no weighting, towards 1 the inverse
+    c.loss.focal_gamma = 0.0  # supervised: of the focal loss; 0: off
+    # supervised: tau, the logits get tau log(share of the class) in training; 1 for rare classes to
+    # count as much as frequent ones, 0: off
+    c.loss.logit_adjustment = 0.0
+    # bce: weights of the classes that an image does show, ("balanced",): images without it for each
+    # one with it; or as given, as class_weights
+    c.loss.pos_weights = ()
+    # bce: from this share on a class of a mixed batch is wholly there, below not; 0: by its share
+    c.loss.target_threshold = 0.0
+    c.loss.gamma_pos = 1.0  # asymmetric: focus on classes that are there and not seen
+    c.loss.gamma_neg = 4.0  # asymmetric: on those that are seen and not there
+    c.loss.clip = 0.05  # asymmetric: probabilities below count as 0, of classes that are not there
+    c.loss.focus_gradient = False  # asymmetric: the focus has a gradient, too, as in its formula
     c.loss.aux_weight = 0.3  # weight of each auxiliary head's loss, in networks that have them
     # of a loss from a teacher: weight of the labels' beside it; None: 0 for symmetric_kl, js and
     # soft_ce, 0.1 for skd, 1 for the others

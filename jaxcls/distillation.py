@@ -50,6 +50,9 @@ def mixed(
     hard: float | None,
     soft: float,
     label_smoothing: float,
+    class_weights: Sequence[Any],
+    focal_gamma: float,
+    logit_adjustment: float,
 ) -> Callable[[Arrays, Arrays, Any], tuple[Array, dict[str, Array]]]:
     """Returns the loss of an objective, (outputs, batch, aux) -> (scalar, metrics).
 
@@ -62,21 +65,25 @@ def mixed(
       supervised: loss of the labels, (outputs, batch) -> (scalar, metrics).
       part: of a row of `PARTS`.
       teachers: `jaxcls.teachers.Teachers`, or None.
-      hard, soft, label_smoothing: `config.loss`; hard = None: that of the part.
+      hard, soft, ...: `config.loss`; hard = None: that of the part. The keys of the labels' loss
+        are `supervised`'s.
 
     Raises:
-      ValueError: a weight out of range, teachers that are missing or too many, smoothing of labels
-        that do not count.
+      ValueError: a weight out of range, teachers that are missing or too many, a key of the labels'
+        loss where that does not count.
     """
     hard = part.hard if hard is None else hard
     expect(0 <= hard < math.inf, "loss.hard", hard, "a weight of at least 0, or None")
     expect(0 < soft < math.inf, "loss.soft", soft, "a weight above 0")
     check_teachers(name, teachers, part.taught)
-    if label_smoothing and not hard:
-        raise ValueError(
-            f"config.loss.label_smoothing = {label_smoothing} does nothing: labels do not count in "
-            f"{name!r} with config.loss.hard = 0"
-        )
+    theirs = {"label_smoothing": label_smoothing, "class_weights": class_weights}
+    theirs |= {"focal_gamma": focal_gamma, "logit_adjustment": logit_adjustment}
+    for key, value in theirs.items():
+        if value and not hard:
+            raise ValueError(
+                f"config.loss.{key} = {value} does nothing: labels do not count in {name!r} with "
+                "config.loss.hard = 0"
+            )
 
     def loss(outputs: Arrays, batch: Arrays, aux: Any):
         theirs = aux if part.taught else (outputs[PEER],)

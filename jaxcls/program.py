@@ -41,7 +41,7 @@ def build(
     num_train: int,
     num_classes: int,
     class_names: Sequence[str] = (),
-    class_counts: objectives.Counts | None = None,
+    class_counts: Callable[[], Any] | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Program:
     """Returns the program of a config, for a data set of this size; reads no data.

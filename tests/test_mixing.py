@@ -465,7 +465,9 @@ def test_kinds_of_each_image_are_drawn_as_often_as_asked():
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_soft_labels_sum_to_one_and_give_the_loss(smoothing, each_image):
     classes, rng = 7, np.random.default_rng(0)
-    objective = objectives.supervised(label_smoothing=smoothing, aux_weight=0.3, outputs={})
+    loss = base.get_config().loss
+    loss.label_smoothing = smoothing
+    objective = objectives.make(**loss, outputs={})
     mix = jax.jit(make(**ALL, prob=0.7, each=each_image))
     batch = normalised(n=16) | {"label": rng.integers(0, classes, 16).astype(np.int32)}
     seen = set()

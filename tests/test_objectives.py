@@ -10,6 +10,7 @@ import optax
 import pytest
 import runs
 
+from configs import base
 from jaxcls import checkpoint, evaluate, network, objectives, precision, steps, train, weights
 from jaxcls.data import ops
 from jaxcls.models.layers import BatchNorm
@@ -45,7 +46,7 @@ def batch_of(n=8):
 
 
 def plain():
-    return objectives.supervised(label_smoothing=0.0, aux_weight=0.3, outputs={})
+    return objectives.make(**base.get_config().loss, outputs={})
 
 
 @pytest.mark.parametrize("k", [1, 2])

@@ -16,6 +16,7 @@ import oracle
 import pinned
 import pytest
 
+from configs import base
 from jaxcls import models, objectives, precision, sharding, trees
 from jaxcls.data import device
 from jaxcls.models import __main__ as table
@@ -232,7 +233,9 @@ def keeps_its_promises(name, overrides, *, devices=(), precisions=(), remat=(Fal
     images = np.clip(40 * oracle.images(size, 8)[..., :1] + 128, 0, 255).astype(np.uint8)
     labels = np.arange(8) % CLASSES
     prepare = functools.partial(device.normalise, mean=(0.5,), std=(0.25,))
-    objective = objectives.supervised(label_smoothing=0.1, aux_weight=0.3, outputs={})
+    loss = base.get_config().loss
+    loss.label_smoothing = 0.1
+    objective = objectives.make(**loss, outputs={})
 
     def train(module):
         def loss(params, batch_stats, images, labels):

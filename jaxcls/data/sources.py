@@ -20,7 +20,7 @@ from jaxcls.data.folders import (
 from jaxcls.data.labels import counts, groups
 from jaxcls.data.loader import PLAIN, Options
 from jaxcls.data.records import open_array_record, open_tfds
-from jaxcls.data.sampling import WEIGHTS, subset
+from jaxcls.data.sampling import WEIGHTS, by_class, subset
 
 CACHES = ("auto", "none", "encoded", "decoded", "device")  # data/cache.py
 
@@ -56,20 +56,22 @@ class Data:
             "class_counts": self.class_counts,
         }
 
-    def class_counts(self) -> np.ndarray:
-        """Returns how often training sees each class in an epoch, float64 [K]; reads all labels.
+    def class_counts(self) -> tuple[np.ndarray, float]:
+        """Returns how often an epoch shows each class, float64 [K], and the images with a label.
 
-        That is its number of images, of images that show several classes too; with another
-        sampling than "shuffle" its share of all visits to images with a label.
+        That is the number of its images; with another sampling than "shuffle" of their visits, out
+        of as many. All labels are read, which may take long.
         """
-        labels, classes = self.train.labels, len(self.class_names)
+        labels, weight = self.train.labels, WEIGHTS[self.sampling] or np.asarray
+        visits = np.zeros(len(labels))
+        for images in by_class(labels).values():
+            visits[images] = weight(np.float64(len(images))) / len(images)
+        total = np.count_nonzero(visits)
+        visits *= total / visits.sum()
         if labels.ndim == 2:
-            return (labels > 0).sum(0).astype(np.float64)
-        counts = np.bincount(labels[labels >= 0], minlength=classes).astype(np.float64)
-        if weight := WEIGHTS[self.sampling]:
-            visits = np.where(counts > 0, weight(counts), 0)
-            counts = visits * (counts.sum() / visits.sum())
-        return counts
+            return visits @ (labels > 0), float(total)
+        known = labels >= 0
+        return np.bincount(labels[known], visits[known], len(self.class_names)), float(total)
 
 
 def open(
