@@ -238,6 +238,7 @@ def test_micro_batches_count_alike():
     np.testing.assert_allclose(np.mean(halves), loss(logits, {"label": labels}), rtol=1e-5)
 
 
+@pytest.mark.ci
 def test_a_program_counts_the_training_images():
     """Of digits there are unequally many; the weighted step goes through on all devices."""
     config = runs.tiny("plain")

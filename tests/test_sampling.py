@@ -311,3 +311,19 @@ def test_class_counts_are_the_visits_of_an_epoch(sampling):
     visits = order(sampling, labels=known, batch_size=84)
     visits = np.concatenate([known[visits(epoch)] for epoch in range(50)])
     np.testing.assert_allclose(np.bincount(visits, minlength=4) / 50, counts, atol=0.5)
+
+
+@pytest.mark.parametrize("sampling", ["shuffle", "balanced", "sqrt"])
+def test_class_counts_of_images_that_show_several(sampling):
+    marks = np.random.default_rng(0).random((96, 3)) < (0.9, 0.3, 0.05)
+    labels = marks.astype(np.int8)
+    labels[:10] = -1
+    source = arrays.Arrays("x", np.zeros((1, 1, 1, 1), np.uint8), labels, ("a", "b", "c"))
+    data = sources.Data(source, None, source.class_names, "error", 0, sampling, 1, "none")
+    counts, images = data.class_counts()
+    assert images == 86
+    if sampling == "shuffle":
+        np.testing.assert_allclose(counts, marks[10:].sum(0))
+    visits = order(sampling, labels=labels[10:], batch_size=86)
+    seen = np.mean([marks[10:][visits(epoch)].sum(0) for epoch in range(200)], 0)
+    np.testing.assert_allclose(seen, counts, atol=0.5)
