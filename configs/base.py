@@ -324,6 +324,12 @@ def get_config(arg=None):
     c.eval.every = "1 epochs"  # and at the end
     c.eval.batch_size = 0  # 0: batch_size
     c.eval.ema = True  # evaluate the average where there is one: `swa` from its start on, or `ema`
+    # DIR/report of the last evaluation, jaxcls.report.write.Options(**report)
+    c.report = ConfigDict()
+    c.report.enabled = True
+    c.report.samples = 1000  # of the bootstrap, for intervals; 0: none
+    c.report.mistakes = 24  # most confident ones, shown as pictures, at most 200; 0: none
+    c.report.grad_cam = True  # where the network looked: costs a compilation of its evaluation
     c.log = ConfigDict()
     c.log.every = "50 steps"
     c.log.tensorboard = True

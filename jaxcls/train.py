@@ -20,6 +20,7 @@ from jaxcls.data.feed import Feed
 from jaxcls.data.ops import transformed
 from jaxcls.evaluate import evaluate
 from jaxcls.program import Program, build
+from jaxcls.report.write import Report
 
 
 def setup(config: ConfigDict) -> tuple[steps.TrainState, Callable, Callable]:
@@ -80,6 +81,8 @@ def _run(
     began, main_process = time.time(), jax.process_index() == 0
     plan, total = program.plan, program.plan.total_steps
     files.check_kinds(workdir)
+    report = Report(config, workdir, program.network, data, console)
+    eval_step = program.score_step if report.options.enabled else program.eval_step
     known = meta.new(program.network, config.crop, data)
     saved = checkpoint.Checkpoints(
         workdir / "checkpoints",
@@ -90,7 +93,7 @@ def _run(
     program = program._replace(
         init=console.announced("initialising the network", program.init),
         train_step=console.announced("compiling the train step", program.train_step),
-        eval_step=console.announced("compiling the evaluation step", program.eval_step),
+        eval_step=console.announced("compiling the evaluation step", eval_step),
     )
     console.status("looking for checkpoints ...")
     accept = config.checkpoint.changed_data == "accept"
@@ -177,18 +180,22 @@ def _run(
                     saved.save(step, state, known)
             if evaluating and not stopping:
                 with log.window.paused():
+                    kind = preferred(state.averages) if config.eval.ema else ""
+                    variables = state.variables(kind)
                     results = evaluate(
                         program.eval_step,
                         eval_feed,
-                        state.variables(preferred(state.averages) if config.eval.ema else ""),
+                        variables,
                         batch_size=plan.eval_batch_size,
                         stop=lambda: bool(stop.received),
                         progress=console.evaluating,
+                        scores=report.scores(last=step == total),
                     )
                     if results:
                         saved.wait()
                         log.report(step, "eval", results[0])
                         log.sync()
+                        report.write(step, results[0], variables)
                         saved.evaluated(step, metrics.plain(results[0]))
                         state = program.optimizer.watched(state, saved.last)
                 stopping = bool(stop.received)

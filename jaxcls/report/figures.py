@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,6 @@ class Evaluation:
     class_names: tuple[str, ...]  # of the data
     result: Mapping[str, float]  # means over all images, as in metrics.jsonl
     scores: Scores
-    name: Callable[[int], str]  # number of an image in the source -> what it is called
     about: Mapping[str, Any]  # checkpoint, step, ...: shown as it is
 
 
@@ -84,8 +83,9 @@ def measure(evaluation: Evaluation, found: Predictions, *, samples: int) -> dict
     columns = zip(*(getattr(table, n).tolist() for n in ("precision", "recall", "f1", "support")))
     keys = ("precision", "recall", "f1", "support")
     figures["per_class"] = {n: dict(zip(keys, row)) for n, row in zip(names, columns)}
-    worst = np.argsort(np.where(table.support > 0, table.f1, np.inf), kind="stable")[:WORST]
-    figures["worst_classes"] = [names[i] for i in worst.tolist() if table.support[i]]
+    worst = np.argsort(table.f1, kind="stable").tolist()
+    worst = [i for i in worst if table.support[i] and table.f1[i] < 1][:WORST]
+    figures["worst_classes"] = [names[i] for i in worst]
     figures["confused"] = [
         {"label": names[a], "prediction": names[b], "images": n}
         for a, b, n in measures.confused(labels, predictions)[:100].tolist()

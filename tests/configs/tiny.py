@@ -26,6 +26,7 @@ def get_config(arg=None):
     c.eval.batch_size = 100
     c.checkpoint.every = "4 steps"
     c.log.every = "5 steps"
+    c.report.enabled = False  # tests/test_report.py
     if arg == "plain":
         return c
     c.ema.decay = 0.9

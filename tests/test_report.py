@@ -1,0 +1,280 @@
+"""Reports: their figures, files and page; written by runs, also by those that were killed."""
+
+import csv
+import html.parser
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+import runs
+import sklearn.metrics
+from etils import epath
+from test_network import small
+
+from jaxcls import choices, evaluate, network, program, train
+from jaxcls.data import ops
+from jaxcls.data.arrays import Arrays
+from jaxcls.data.feed import Feed
+from jaxcls.report import figures, write
+from jaxcls.report.grad_cam import grad_cam
+from jaxcls.report.scores import Scores
+
+HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "$x^{", "\u4e2d, '")
+
+
+def options(**changes):
+    """Returns the keys of `config.report`, without what takes long."""
+    keys = {"enabled": True, "samples": 50, "mistakes": 5, "grad_cam": False}
+    return write.Options(**keys | changes)
+
+
+def scores_of(logits, labels, batch=7):
+    """Returns scores that came in batches, the last one filled up."""
+    scores = Scores(len(labels))
+    for start in range(0, len(labels), batch):
+        rows = np.arange(start, start + batch)
+        mask = rows < len(labels)
+        rows %= len(labels)
+        scores.add({"logits": logits[rows], "label": labels[rows], "mask": mask})
+    return scores
+
+
+def evaluation_of(logits, labels, names, **changes):
+    """Returns an evaluation with these scores, and a source of as many images."""
+    net, _ = small(num_classes=len(names), class_names=tuple(names), **changes)
+    right = logits.argmax(1) == labels if labels.ndim == 1 else np.zeros(1)
+    result = {"loss": 1.0, "top1": float(right.mean()), "top5": 1.0, "images": len(labels)}
+    scores = scores_of(logits, labels)
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
+    source = Arrays("<b>fake", images, np.zeros(len(labels), int), tuple(names))
+    about = {"checkpoint": "/<i>run"}
+    return figures.Evaluation(
+        network=net, class_names=tuple(names), result=result, scores=scores, about=about
+    ), source
+
+
+def random(images, classes, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, images)
+    logits = rng.normal(size=(images, classes)) + 3 * np.eye(classes)[labels]
+    return logits.astype(np.float32), labels
+
+
+class Page(html.parser.HTMLParser):
+    """What a page consists of."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.shown = [], []
+        self.feed(text)
+        self.text = "".join(self.shown)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.shown.append(data)
+
+
+@pytest.mark.parametrize(("images", "classes"), [(203, 4), (900, 1000)])
+def test_files_of_a_report(tmp_path, images, classes):
+    logits, labels = random(images, classes)
+    names = (*HOSTILE, *(f"n{i:04d}" for i in range(4, classes)))
+    evaluation, source = evaluation_of(logits, labels, names)
+    write.report(epath.Path(tmp_path), evaluation, source, options())
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "metrics.json", "predictions.csv", "index.html"
+    }  # fmt: skip
+
+    made = json.loads((tmp_path / "metrics.json").read_text())
+    predictions = logits.argmax(1)
+    assert made["top1"] == (predictions == labels).mean()
+    expected = sklearn.metrics.confusion_matrix(labels, predictions, labels=range(classes))
+    np.testing.assert_array_equal(made["confusion"], expected)
+    table = sklearn.metrics.classification_report(
+        labels, predictions, labels=range(classes), target_names=names, output_dict=True,
+        zero_division=0,
+    )  # fmt: skip
+    for name, row in made["per_class"].items():
+        theirs = table[name]
+        expected = [theirs[k] for k in ("precision", "recall", "f1-score", "support")]
+        assert [row[k] for k in ("precision", "recall", "f1", "support")] == pytest.approx(expected)
+    for kind in ("macro", "micro", "weighted"):
+        theirs = sklearn.metrics.f1_score(labels, predictions, average=kind, zero_division=0)
+        assert made[kind]["f1"] == pytest.approx(theirs)
+    low, high = made["intervals"]["top1"]
+    assert low < made["top1"] < high
+    assert made["temperature"]["stored"] == 1
+
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == [f"<b>fake[{i}]" for i in range(images)]
+    assert [row["label"] for row in rows] == [names[k] for k in labels]
+    assert [row["prediction"] for row in rows] == [names[k] for k in predictions]
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p = (p / p.sum(1, keepdims=True)).max(1)
+    np.testing.assert_allclose([float(row["probability"]) for row in rows], p, rtol=1e-4)
+    wrong = max(p[predictions != labels])
+    assert made["mistakes"][0]["probability"] == pytest.approx(wrong)
+    worst = min(made["per_class"].values(), key=lambda row: row["f1"] if row["support"] else 1)
+    assert made["per_class"][made["worst_classes"][0]]["f1"] == worst["f1"]
+
+    text = (tmp_path / "index.html").read_text()
+    page = Page(text)
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert not [a for _, a in page.tags if any(key.startswith("on") for key in a)]
+    places = [a.get("src") or a.get("href") or "" for _, a in page.tags]
+    assert all(place.startswith(("data:", "#")) for place in places if place)
+    for name in HOSTILE:
+        assert name in page.text
+    assert "/<i>run" in page.text
+    pictures = [a for tag, a in page.tags if tag == "img" and "jpeg" in a["src"]]
+    assert len(pictures) == 5
+
+
+def test_what_is_no_number_or_has_no_label(tmp_path):
+    logits, labels = random(40, 3)
+    logits[::3, 0] = np.nan
+    logits[1] = -np.inf
+    labels[5:9] = -1
+    evaluation, source = evaluation_of(logits, labels, ("a", "a", "b"))
+    made = write.report(epath.Path(tmp_path), evaluation, source, options())
+    text = (tmp_path / "metrics.json").read_text()
+    there = json.loads(text, parse_constant=pytest.fail)
+    assert list(there["per_class"]) == ["a (0)", "a (1)", "b"]
+    assert sum(row["support"] for row in made["per_class"].values()) == 36
+    lines = (tmp_path / "predictions.csv").read_text().splitlines()
+    assert len(lines) == 41
+    assert lines[6].startswith("<b>fake[5],,")
+
+    perfect = 9 * np.eye(3, dtype=np.float32)[labels[:5]]
+    evaluation, source = evaluation_of(perfect, labels[:5], ("a", "b", "c"))
+    made = write.report(epath.Path(tmp_path), evaluation, source, options())
+    assert made["mistakes"] == made["worst_classes"] == []
+
+
+def test_images_of_several_classes(tmp_path):
+    rng = np.random.default_rng(0)
+    marks = (rng.uniform(size=(60, 4)) < 0.4).astype(np.int32)
+    marks[:, 3] = 0
+    logits = (rng.normal(size=(60, 4)) + 2 * marks - 1).astype(np.float32)
+    evaluation, source = evaluation_of(logits, marks, ("a", "b", "c", "d"))
+    made = write.report(epath.Path(tmp_path), evaluation, source, options())
+    expected = [sklearn.metrics.average_precision_score(marks[:, k], logits[:, k]) for k in (0, 1)]
+    found = [made["per_class"][name]["average_precision"] for name in "ab"]
+    assert found == pytest.approx(expected)
+    for kind in ("macro", "micro", "weighted"):
+        theirs = sklearn.metrics.precision_recall_fscore_support(
+            marks, logits >= 0, average=kind, zero_division=0
+        )
+        assert list(made[kind].values()) == pytest.approx(theirs[:3])
+    there = json.loads((tmp_path / "metrics.json").read_text())
+    assert there["per_class"]["d"]["average_precision"] is None
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
+    assert rows[0]["label"] == ";".join(np.array(list("abcd"))[marks[0] > 0])
+    assert "average precision" in (tmp_path / "index.html").read_text()
+
+
+# -- Scores from the pass that counts --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 500), (8, 104)])
+def test_scores_are_those_of_every_image_once(devices, batch_size):
+    config = runs.tiny("plain")
+    config.mesh.data, config.eval.batch_size = devices, batch_size
+    config, data = choices.open_data(config)
+    built = program.build(config, num_train=len(data.train), num_classes=10)
+    state, scores = built.init(), Scores(len(data.eval))
+    feed = Feed(data, data.eval, built.network.transform, built.layout)
+    given = {"batch_size": batch_size, "scores": scores}
+    [result] = evaluate.evaluate(built.score_step, feed, state.variables(), **given)
+    [plain] = evaluate.evaluate(built.eval_step, feed, state.variables(), batch_size=batch_size)
+    assert result == pytest.approx(plain, rel=1e-6)
+    np.testing.assert_array_equal(scores.numbers, np.arange(899))
+    np.testing.assert_array_equal(scores.labels, data.eval.labels)
+    pixels = np.stack([built.network.transform(data.eval[i]["image"], None) for i in range(899)])
+    expected = built.network.predict(state.variables(), pixels)["logits"]
+    np.testing.assert_allclose(scores.logits, expected, atol=1e-5)
+    assert (scores.logits.argmax(1) == scores.labels).mean() == result["top1"]
+
+
+def test_images_that_cannot_be_read_have_no_scores():
+    scores = Scores(5)
+    for mask in ([True, False, True], [True, True, False]):
+        rows = {"logits": np.zeros((3, 2)), "label": np.arange(3)}
+        scores.add({**rows, "mask": np.array(mask)})
+    assert scores.numbers.tolist() == [0, 2, 3, 4]
+    assert scores.labels.tolist() == [0, 2, 0, 1]
+
+
+def test_too_many_scores_are_told():
+    said = []
+    console = types.SimpleNamespace(say=said.append)
+    assert write.scores_for(range(50_000), 100_000, console) is None
+    assert said == ["no report: the scores of 50,000 images and 100,000 classes take 18.6 GiB"]
+    assert write.scores_for(range(50_000), 1000, console).count == 50_000
+
+
+# -- Where a network looked ------------------------------------------------------------------------
+
+
+def test_grad_cam_by_its_formula():
+    net, _ = small()
+    variables = jax.jit(net.module.init)(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+    heat = grad_cam(net, variables, images)
+    outputs = net.predict(variables, images)
+    # behind the last stage there are only the mean over places and the classifier
+    kernel = np.float64(variables["params"]["head"]["fc"]["kernel"])
+    best = np.asarray(outputs["logits"]).argmax(1)
+    stage = np.float64(outputs["stage1"])
+    expected = np.maximum((stage * kernel[:, best].T[:, None, None]).sum(-1), 0)
+    expected /= np.maximum(expected.max((1, 2), keepdims=True), 1e-12)
+    assert expected.max() == 1
+    np.testing.assert_allclose(heat, expected, atol=1e-4)
+
+
+def test_no_grad_cam_where_it_would_not_be_exact():
+    image = ops.Image(**network.published_image("GoogLeNet"))
+    net, zeros = small(name="GoogLeNet", options={}, image=image)
+    assert grad_cam(net, zeros, np.zeros((1, *image.shape), np.uint8)) is None
+
+
+# -- Of a run --------------------------------------------------------------------------------------
+
+
+def test_a_run_that_ends_while_it_writes_the_report(tmp_path, monkeypatch):
+    config = runs.tiny("plain")
+    config.duration, config.lr.warmup, config.eval.every = "4 steps", "", "2 steps"
+    config.report.update({"enabled": True, "samples": 20, "grad_cam": False})
+    report = tmp_path / "report"
+    whole = write.files.write_atomically
+
+    def full(path, text):
+        if path.name == "index.html":
+            raise OSError(28, "No space left on device")
+        whole(path, text)
+
+    monkeypatch.setattr(write.files, "write_atomically", full)
+    with pytest.raises(OSError, match="No space"):
+        train.run(config, str(tmp_path))
+    assert {p.name for p in report.iterdir()} == {"predictions.csv"}
+    monkeypatch.undo()
+    assert train.run(config, str(tmp_path)) == 0
+    made = json.loads((report / "metrics.json").read_text())
+    last = runs.lines(tmp_path)[-1]
+    assert {k: made[k] for k in last if k not in ("split", "epoch")} == {
+        k: last[k] for k in last if k not in ("split", "epoch")
+    }
+    assert np.trace(made["confusion"]) / 899 == made["top1"]
+    assert "<svg" in (report / "index.html").read_text()
+    # what the report says of an image is what the stored network says
+    net, variables = network.load(tmp_path)
+    _, data = choices.open_data(config)
+    pixels = np.stack([net.transform(data.eval[i]["image"], None) for i in range(9)])
+    p = np.asarray(net.probabilities(net.predict(variables, pixels)["logits"]))
+    rows = list(csv.DictReader((report / "predictions.csv").open()))[:9]
+    assert [row["prediction"] for row in rows] == [str(k) for k in p.argmax(1)]
+    np.testing.assert_allclose([float(row["probability"]) for row in rows], p.max(1), rtol=1e-4)
