@@ -62,6 +62,9 @@ def get_config(arg=None):
     c.data.max_bad_images = 100  # with "skip": more than this many in a run stop it
     c.data.fraction = 1.0  # share of the training images to use, the same of each class
     c.data.fraction_seed = 0  # which ones; config.seed does not change them; below 2**64
+    # makes a balanced set long-tailed, to try what helps there: images of the first class for each
+    # one of the last, exponentially fewer in between; 1.0: as they are
+    c.data.long_tail = 1.0
     # which images an epoch has: "shuffle": each once; "balanced", "sqrt": every class equally
     # often, or as the square root of its number of images
     c.data.sampling = "shuffle"

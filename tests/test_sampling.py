@@ -1,5 +1,6 @@
 """Orders of images: what each sampling promises, and that they depend on seed and epoch alone."""
 
+import dataclasses
 import itertools
 import json
 
@@ -327,3 +328,29 @@ def test_class_counts_of_images_that_show_several(sampling):
     visits = order(sampling, labels=labels[10:], batch_size=86)
     seen = np.mean([marks[10:][visits(epoch)].sum(0) for epoch in range(200)], 0)
     np.testing.assert_allclose(seen, counts, atol=0.5)
+
+
+def test_a_long_tail_is_the_exponential_profile():
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 500))
+    chosen = subset(labels, 1.0, 3, long_tail=100.0, classes=10)
+    counts = np.bincount(labels[chosen])
+    np.testing.assert_array_equal(counts, np.round(500 * 100.0 ** -(np.arange(10) / 9)))
+    assert (counts[0], counts[-1]) == (500, 5)
+    again = subset(labels, 1.0, 3, long_tail=100.0, classes=10)
+    np.testing.assert_array_equal(chosen, again)
+    # of two factors, and of two fractions, one has all images of the other
+    less = subset(labels, 0.5, 3, long_tail=200.0, classes=10)
+    assert set(less.tolist()) < set(chosen.tolist())
+    assert set(chosen.tolist()) != set(subset(labels, 1.0, 4, 100.0, 10).tolist())
+    with pytest.raises(ValueError, match="config.data.long_tail = 0.5: write how many"):
+        subset(labels, 1.0, 0, 0.5, 10)
+
+
+def test_a_long_tail_of_the_digits():
+    config = base.get_config()
+    config.data.update({"source": "digits", "long_tail": 20.0, "fraction_seed": 1})
+    data = sources.open(**config.data)
+    counts, _ = data.class_counts()
+    whole, _ = dataclasses.replace(data, train=data.train.source).class_counts()
+    np.testing.assert_array_equal(counts, np.round(whole * 20.0 ** -(np.arange(10) / 9)))
+    assert len(data.eval) == 899  # is left whole

@@ -8,6 +8,7 @@ here apart, and clear of the examples' own (data/loader.py).
 
 import dataclasses
 import functools
+import math
 import threading
 
 import numpy as np
@@ -201,7 +202,9 @@ def check(sampling: str, repeats: int, batch_size: int, unlabelled_share: float 
         )
 
 
-def subset(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+def subset(
+    labels: np.ndarray, fraction: float, seed: int, long_tail: float = 1.0, classes: int = 0
+) -> np.ndarray:
     """Returns a random share of the images of each class, at least one: their numbers, ascending.
 
     Of two fractions the larger has all images of the smaller.
@@ -210,16 +213,26 @@ def subset(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
       labels: int [N] or marks [N, K].
       fraction: the share, in (0, 1].
       seed: an int in [0, 2**64).
+      long_tail: class c of K has fraction * long_tail^(-c / (K - 1)) of its images: of a balanced
+        set that is a long-tailed one with this imbalance factor (Cui et al. 2019, arXiv:1901.05555,
+        section 5.1), the first class the largest.
+      classes: K; labels from there on, of images without a class, are a share as without long_tail.
 
     Raises:
-      ValueError: a fraction out of range.
+      ValueError: a fraction or a factor out of range.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"config.data.fraction = {fraction}: write a share above 0, at most 1.0")
+    if not 1 <= long_tail < math.inf:
+        raise ValueError(
+            f"config.data.long_tail = {long_tail}: write how many images the first class has for "
+            "each of the last, such as 100.0; 1.0: leave them as they are"
+        )
     chosen = []
     for label, images in by_class(labels).items():
         order = permutation(len(images), (seed, label), SUBSET)
-        chosen.append(images[order[: max(round(fraction * len(images)), 1)]])
+        share = fraction * (long_tail ** (-label / (classes - 1)) if label < classes else 1)
+        chosen.append(images[order[: max(round(share * len(images)), 1)]])
     return np.sort(np.concatenate(chosen))
 
 

@@ -81,6 +81,7 @@ def open(
     max_bad_images: int,
     fraction: float,
     fraction_seed: int,
+    long_tail: float,
     sampling: str,
     repeats: int,
     cache: str,
@@ -122,7 +123,7 @@ def open(
     opened = OPEN[source]
     arguments = taken("data", source, opened, keys)
     check_seed("data.fraction_seed", fraction_seed)
-    if fraction == 1 and fraction_seed:
+    if fraction == long_tail == 1 and fraction_seed:
         raise ValueError(f"config.data.fraction_seed = {fraction_seed}: not used by fraction = 1.0")
     arguments |= {key: given[key] for key in given.keys() & keywords(opened)}
     train_source, eval_source = opened(**arguments)
@@ -133,12 +134,19 @@ def open(
         )
     if eval_source is not None:
         _report_classes(train_source, eval_source)
-    if fraction != 1:
+    if long_tail != 1 and train_source.marks:
+        raise ValueError(
+            f"config.data.long_tail = {long_tail}: images that show several classes cannot be "
+            "thinned out by class: write 1.0"
+        )
+    if fraction != 1 or long_tail != 1:
+        classes = len(train_source.class_names)
         grouped = groups(train_source.labels)
         if not train_source.has_label.all():  # these are a group, too
-            rest = len(train_source.class_names) + 1
+            rest = classes + 1
             grouped = np.where(train_source.has_label, grouped, rest)
-        train_source = Subset(train_source, subset(grouped, fraction, fraction_seed))
+        chosen = subset(grouped, fraction, fraction_seed, long_tail, classes)
+        train_source = Subset(train_source, chosen)
     if unlabelled and training:
         if needs_labels:
             raise ValueError(
