@@ -1,6 +1,6 @@
 """Learning from a teacher, or from a peer: what `config.loss` adds to the loss of the labels.
 
-A row of `PARTS` is a function of its keys, as in `objectives`; it returns a `Part`. The objective
+A row of `PARTS` is a function of its keys that returns a `Part`. The objective
 then is
 
     hard * (loss of the labels) + soft * sum_i w_i part(student, teacher i)
@@ -75,7 +75,6 @@ def mixed(
     hard = part.hard if hard is None else hard
     expect(0 <= hard < math.inf, "loss.hard", hard, "a weight of at least 0, or None")
     expect(0 < soft < math.inf, "loss.soft", soft, "a weight above 0")
-    check_teachers(name, teachers, part.taught)
     theirs = {"label_smoothing": label_smoothing, "class_weights": class_weights}
     theirs |= {"focal_gamma": focal_gamma, "logit_adjustment": logit_adjustment}
     for key, value in theirs.items():
@@ -84,6 +83,7 @@ def mixed(
                 f"config.loss.{key} = {value} does nothing: labels do not count in {name!r} with "
                 "config.loss.hard = 0"
             )
+    check_teachers(name, teachers, part.taught)
 
     def loss(outputs: Arrays, batch: Arrays, aux: Any):
         theirs = aux if part.taught else (outputs[PEER],)
