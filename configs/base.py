@@ -92,7 +92,9 @@ def get_config(arg=None):
     # from all pixels, as published accuracies of other code bases are measured
     c.image.scaled_decode = "always"
     c.image.exif = True  # turn photographs as their EXIF orientation says
-    c.image.mean = (0.485, 0.456, 0.406)  # of each channel, pixels in [0, 1]
+    # of each channel, pixels in [0, 1]. As many as images shall have: 3, RGB; 1, grey; 4, RGB and
+    # transparency, or a fourth band (where a file has none, 255). Of 16 bits the upper 8 count
+    c.image.mean = (0.485, 0.456, 0.406)
     c.image.std = (0.229, 0.224, 0.225)
 
     # -- Which part of them trains: jaxcls.data.ops.training(**crop) ----------------------------

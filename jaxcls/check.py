@@ -43,13 +43,16 @@ SPLITS = {"train": "training", "eval": "evaluation"}
 
 
 def perceptual_hash(image: np.ndarray) -> int:
-    """Returns 64 bits that tell an image, uint8 [H, W, 1 or 3], from others but not from copies.
+    """Returns 64 bits that tell an image, uint8 [H, W, C], from others but not from copies.
 
     pHash (Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions"): which
     of the 8x8 lowest frequencies of the grey image at 32x32 pixels (cosine transform) are above
-    their median. The mean grey, frequency 0, has no part in the median.
+    their median. The mean grey, frequency 0, has no part in the median. A fourth channel counts for
+    nothing.
     """
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.shape[2] == 3 else image[..., 0]
+    colors = {3: cv2.COLOR_RGB2GRAY, 4: cv2.COLOR_RGBA2GRAY}
+    code = colors.get(image.shape[2])
+    grey = image[..., 0] if code is None else cv2.cvtColor(image, code)
     small = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
     low = cv2.dct(small)[:8, :8].ravel()
     return int.from_bytes(np.packbits(low > np.median(low[1:])).tobytes(), "big")

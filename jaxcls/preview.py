@@ -129,7 +129,7 @@ def preview(
 def sheet(
     originals: np.ndarray, images: np.ndarray, labels: list[list[tuple[float, str]]], title: str
 ) -> Image.Image:
-    """Returns the contact sheet of what `preview` returns."""
+    """Returns the contact sheet of what `preview` returns; of four channels the first three."""
     tile = originals.shape[1]
     line = FONT_SIZE + 4
     wide, high = 2 * tile + 3 * GAP, tile + max(map(len, labels)) * line + GAP
@@ -141,8 +141,8 @@ def sheet(
     for i, (before, after, names) in enumerate(zip(originals, images, labels, strict=True)):
         x, y = (i % columns) * wide + GAP, (i // columns) * high + line + GAP
         for left, pixels in ((x, before), (x + tile + GAP, _resized(after, tile))):
-            out.paste(Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels),
-                      (left, y))  # fmt: skip
+            shown = pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3]
+            out.paste(Image.fromarray(np.ascontiguousarray(shown)), (left, y))
         for row, (weight, name) in enumerate(names):
             text = name if weight == 1 else f"{weight:.3f}  {name}"
             write(draw, (x, y + tile + 2 + row * line), shortened(text, 2 * tile + GAP))

@@ -62,7 +62,8 @@ def build(
     layout = use("mesh", sharding.make, devices=devices)
     numbers = use("precision", precision.make, platform=layout.platform)
     image = use("image", ops.Image)
-    transform = use("crop", ops.training, image=image, augment=use("augment", augment.make))
+    augmented = use("augment", augment.make, channels=image.channels)
+    transform = use("crop", ops.training, image=image, augment=augmented)
     net, model, outputs = use(
         "model",
         network.make,

@@ -154,7 +154,9 @@ def initialize(
     Every tensor is taken but for those that `reset` names, and the classifiers (tensors of the
     head and of auxiliary heads whose last axis is the classes) if the classes differ, in number or
     in their names where both are known, or if the checkpoint has no classifier at all. These keep
-    their fresh values.
+    their fresh values. For images of other channels, the first convolution is adapted: its kernels
+    are summed for grey ones, otherwise repeated over the channels, A of them there and B here, and
+    multiplied by A / B, as timm does: features keep their size.
 
     Args:
       variables: {"params", "batch_stats"} as initialised; their dtypes and shardings are kept.
@@ -190,8 +192,10 @@ def initialize(
     pairs = zip(told.get("class_names") or (), network["class_names"])
     renamed = [f"class {i} is {a!r} there, {b!r} here" for i, (a, b) in enumerate(pairs) if a != b]
 
+    images = [which.get("image") or {} for which in (told, network)]
+    channels = [len(image.get("mean") or (0,) * 3) for image in images]
     headless = not any(re.match(HEADS, names[path]) for path in theirs)
-    fresh, wrong = {}, {}
+    fresh, wrong, adapted = {}, {}, []
     for path, name in names.items():
         a, b = theirs.get(path), ours.get(path)
         if trees.matches(reset, name):
@@ -208,6 +212,9 @@ def initialize(
             fresh[path] = f"{a.shape[-1]} classes in the checkpoint, {num_classes} here"
         elif re.match(HEADS, name) and b.shape == (*a.shape[:-1], num_classes) and renamed:
             fresh[path] = RENAMED
+        elif not strict and a.shape != b.shape and _of_channels(a.shape, b.shape, channels):
+            theirs[path] = with_channels(np.asarray(a), channels[1])
+            adapted.append(f"  adapted: {path} {list(a.shape)} to images of {channels[1]} channels")
         elif a.shape != b.shape:
             wrong[path] = f"{trees.spec(a)} in the checkpoint, {trees.spec(b)} in the model"
     if wrong and told["name"] not in (None, network["name"]):
@@ -237,11 +244,30 @@ def initialize(
 
     taken = len(ours.keys() - fresh.keys())
     report(f"initialised {taken} of {len(ours)} tensors from {os.fspath(checkpoint)}")
+    for line in adapted:
+        report(line)
     for path, reason in list(fresh.items())[: files.LISTED]:
         report(f"  not taken: {path} ({reason})")
     if len(fresh) > files.LISTED:
         report(f"  and {len(fresh) - files.LISTED} more that were not taken")
     return trees.map_with_path(place, dict(variables))
+
+
+def _of_channels(theirs: Sequence[int], ours: Sequence[int], channels: Sequence[int]) -> bool:
+    """Returns whether two shapes are those of the first kernels for so many channels, each."""
+    same = len(theirs) == len(ours) == 4 and (*theirs[:2], theirs[3]) == (*ours[:2], ours[3])
+    return same and [theirs[2], ours[2]] == [*channels]
+
+
+def with_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """Returns the kernels [h, w, A, F] of a first convolution for images of so many channels, B.
+
+    Their sum for one channel; otherwise repeated in order, and A / B times as large.
+    """
+    if channels == 1:
+        return kernel.sum(2, keepdims=True)
+    there = kernel.shape[2]
+    return kernel[:, :, np.arange(channels) % there] * (there / channels)
 
 
 def start(

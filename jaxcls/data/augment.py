@@ -326,6 +326,7 @@ def make(
     color_jitter: Sequence[float],
     grayscale: float,
     lighting: float,
+    channels: int = 3,
     **keys: Any,
 ) -> Augment | None:
     """Returns the transformation of `config.augment`, or None where it is off.
@@ -335,10 +336,12 @@ def make(
 
     Args:
       policy, ...: `config.augment`: a name of `POLICIES`, and what that and `Augment` take.
+      channels: of the images.
 
     Raises:
-      ValueError: here for unknown names, values out of range and keys that are not used; from `f`
-        for lighting of images that have not three channels.
+      ValueError: here for unknown names, values out of range, keys that are not used, and what
+        changes colours where there are none (lighting of grey images, all but rotation of images of
+        four channels); from `f` for lighting of images that have not three channels.
     """
     kind = TIMM if policy.split("-")[0] == "rand" else policy
     method = POLICIES[choose("config.augment.policy", kind, POLICIES)]
@@ -354,6 +357,19 @@ def make(
         lighting=lighting,
         **{f.name: keys[f.name] for f in dataclasses.fields(Augment) if f.name in keys},
     )
+    refused = {
+        "policy": channels == 4 and policy,
+        "color_jitter": channels == 4 and any(color_jitter) and color_jitter,
+        "grayscale": channels == 4 and grayscale,
+        "lighting": channels != 3 and lighting,
+    }
+    for key, value in refused.items():
+        if value:
+            none = (0.0,) * 4 if key == "color_jitter" else type(value)()
+            raise ValueError(
+                f"config.augment.{key} = {value!r} is for images of 3 channels, these have "
+                f"{channels} (config.image.mean): write {none!r}"
+            )
     off = not (policy or rotation or any(color_jitter) or grayscale or lighting)
     return None if off else augment
 

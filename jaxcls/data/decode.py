@@ -16,6 +16,8 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image
 
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by the channels of an image
+CHANNELS = tuple(MODES)
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow itself refuses: a decompression bomb
 JPEG = b"\xff\xd8"
 MAX_SEGMENTS = 10_000  # of a JPEG's header that are looked at
@@ -69,14 +71,16 @@ def decode(
     part: Callable[[int, int], Part] = whole,
     name: str = "",
 ) -> np.ndarray:
-    """Returns the pixels, uint8 [H, W, channels]: RGB for 3 channels, grey for 1.
+    """Returns the pixels, uint8 [H, W, channels]: RGB for 3 channels, grey for 1, RGBA for 4.
 
-    Transparency is dropped, 16 bits become 8, of an animation the first frame counts. An array is
-    taken as pixels, uint8 [H, W, 1 or 3].
+    With 4 channels the last is the transparency, or whatever a file of four bands has there; 255
+    where it has three or less. Otherwise transparency is dropped. Of 16 bits the upper 8 are kept
+    (0 to 65535 become 0 to 255), of an animation the first frame counts. An array is taken as
+    pixels, uint8 [H, W, 1, 3 or 4].
 
     Args:
       data: encoded image, or pixels.
-      channels: 3 or 1.
+      channels: one of `CHANNELS`.
       exif: turn photographs as their EXIF orientation says.
       part: says of an image of (height, width) which part to return. It comes smaller by 2, 4 or 8
         if it then still has its least height and width and the image is a JPEG. May be called
@@ -87,11 +91,11 @@ def decode(
       BadImage: empty, damaged, truncated, too large or of an unknown format. Damage below the part
         may go unnoticed, a missing end does not.
     """
-    assert channels in (1, 3), channels
+    assert channels in CHANNELS, channels
     if isinstance(data, np.ndarray):
-        if data.dtype != np.uint8 or data.ndim != 3 or data.shape[-1] not in (1, 3):
+        if data.dtype != np.uint8 or data.ndim != 3 or data.shape[-1] not in CHANNELS:
             raise ValueError(
-                f"pixels are {data.dtype}{list(data.shape)}: give uint8 [H, W, 1 or 3]"
+                f"pixels are {data.dtype}{list(data.shape)}: give uint8 [H, W, 1, 3 or 4]"
             )
         return _with_channels(_cut(data, part(*data.shape[:2])), channels)
     name = f"{name}: " if name else ""
@@ -101,7 +105,7 @@ def decode(
         if data[:2] == JPEG:
             pixels = _decode_jpeg(data, channels, exif, part)
             if pixels is not None:
-                return pixels
+                return _with_channels(pixels, channels)
         pixels = _decode_any(data, channels, exif)
     except MemoryError:
         raise
@@ -120,11 +124,16 @@ def _cut(image: np.ndarray, part: Part, factor: int = 1) -> np.ndarray:
 
 
 def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    if image.shape[-1] == channels:
+    """Returns an image of 1, 3 or 4 channels with others, see `decode`."""
+    there = image.shape[-1]
+    if there == channels:
         return image
+    color = np.repeat(image, 3, axis=-1) if there == 1 else image[..., :3]
+    if channels == 1:
+        return cv2.cvtColor(np.ascontiguousarray(color), cv2.COLOR_RGB2GRAY)[..., None]
     if channels == 3:
-        return np.repeat(image, 3, axis=-1)
-    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
+        return color
+    return np.concatenate([color, np.full((*image.shape[:2], 1), 255, np.uint8)], axis=-1)
 
 
 def _decode_jpeg(
@@ -140,7 +149,7 @@ def _decode_jpeg(
         return None
     if exif and _may_be_turned(data) and _is_turned(data):
         return None
-    mode = "RGB" if channels == 3 else "GRAY"
+    mode = "GRAY" if channels == 1 else "RGB"
     wanted = part(height, width)
     factor = 8
     while factor > 1 and (
@@ -229,6 +238,8 @@ def _decode_any(data: bytes, channels: int, exif: bool) -> np.ndarray:
         _check_size(*image.size)
         image.load()
         how = UPRIGHT.get(_orientation(image)) if exif else None
+        if channels == 4 and _has_other_band(image):
+            image = Image.fromarray(_four_bands(data))
         if how is not None:
             image = image.transpose(how)
         if image.mode.startswith("I"):  # 16-bit grey; convert() would clip it at 255
@@ -238,8 +249,21 @@ def _decode_any(data: bytes, channels: int, exif: bool) -> np.ndarray:
             raise ValueError("its pixels are floats of unknown range")
         if image.mode == "P":
             image = image.convert("RGBA")  # a palette with transparency cannot go to RGB directly
-        pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
-        return pixels if channels == 3 else pixels[..., None]
+        pixels = np.asarray(image.convert(MODES[channels]))
+        return pixels if channels > 1 else pixels[..., None]
+
+
+def _has_other_band(image: Image.Image) -> bool:
+    """Returns whether it is a TIFF with a fourth band that Pillow leaves out: no transparency."""
+    return image.format == "TIFF" and image.mode == "RGB" and image.tag_v2.get(277) == 4
+
+
+def _four_bands(data: bytes) -> np.ndarray:
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.shape[2:] != (4,) or pixels.dtype not in (np.uint8, np.uint16):
+        raise ValueError("four bands, of which one cannot be read")
+    pixels = pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
+    return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA)
 
 
 def _check_size(width: int, height: int) -> None:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from jaxcls.config import choose, taken, tuples
-from jaxcls.data.decode import BadImage, Part, decode
+from jaxcls.data.decode import CHANNELS, BadImage, Part, decode
 
 INTERPOLATION = {
     "nearest": (cv2.INTER_NEAREST,),
@@ -59,10 +59,10 @@ class Image:
                 "as large"
             )
         mean, std = self.mean, self.std
-        if len(mean) not in (1, 3):
+        if len(mean) not in CHANNELS:
             raise ValueError(
                 f"config.image.mean has {len(mean)} numbers: write 3 for images in colour, 1 for "
-                "grey"
+                "grey, 4 for colour and transparency or another band"
             )
         given = f"config.image.mean = {mean}, config.image.std = {std}"
         if len(mean) != len(std) or not all(s > 0 for s in std):
@@ -268,7 +268,7 @@ Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # uint8 [S, S
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """f(image, rng): an encoded image, or uint8 [H, W, 1 or 3] -> uint8 [size, size, channels].
+    """f(image, rng): an encoded image, or uint8 [H, W, 1, 3 or 4] -> uint8 [size, size, channels].
 
     The crop, the interpolation and `augment` draw from `rng`, in this order; `training` and
     `Image` say the rest.

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxcls.data.access import check_label, digest, evenly, for_all, in_threads, item_of
-from jaxcls.data.decode import BadImage
+from jaxcls.data.decode import CHANNELS, BadImage
 from jaxcls.data.folders import CLASSES_FILE, directory, read_class_names
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def unpack_record(record: bytes) -> dict[str, Any]:
         header = json.loads(record[_LENGTH.size : end])
         if "shape" in header:
             image = np.frombuffer(record, np.uint8, offset=end).reshape(header["shape"])
-            if image.ndim != 3 or image.shape[2] not in (1, 3) or not image.size:
+            if image.ndim != 3 or image.shape[2] not in CHANNELS or not image.size:
                 raise ValueError(image.shape)
         else:
             image = record[end:]
