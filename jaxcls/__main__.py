@@ -11,6 +11,7 @@ COMMANDS = {
     "convert": "weights of PaddleClas or PyTorch",
     "check": "read every image once",
     "preview": "what the network gets to see",
+    "config": "what a config stands for, its learning rate as a picture",
     "benchmark": "ratios measured in one run",
 }
 

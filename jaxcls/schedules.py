@@ -333,32 +333,14 @@ def schedule(
     """
     method = SCHEDULES[choose("config.lr.schedule", schedule, SCHEDULES)]
     takes = taken("lr", schedule, method, {key: tuples(value) for key, value in keys.items()})
-    in_steps = functools.partial(steps_of, batch_size=batch_size, steps_per_epoch=steps_per_epoch)
-    expect(0 <= peak < math.inf, "lr.peak", peak, "a number of at least 0")
-    expect(batch >= 0, "lr.batch", batch, "the batch size that peak is meant for, or 0")
-    if warmup_if_scaled and not batch:
-        raise ValueError(
-            f"config.lr.warmup_if_scaled = {warmup_if_scaled!r} does nothing without "
-            "config.lr.batch: set config.lr.batch, or use config.lr.warmup"
-        )
-    warmup_key = "lr.warmup"
-    any_warmup = warmup or warmup_if_scaled
-    if batch:
-        peak = peak * batch_size / batch
-        if batch_size > batch and warmup_if_scaled:
-            warmup_key, warmup = "lr.warmup_if_scaled", warmup_if_scaled
-    w = in_steps(warmup, key=warmup_key)
-    if w > total_steps:
-        raise ValueError(
-            f"config.{warmup_key} = {warmup!r} is {w} steps, the whole run is {total_steps}: "
-            "shorten it, or lengthen config.duration"
-        )
-    start = warmup_start
+    given = {"peak": peak, "batch": batch, "warmup": warmup, "warmup_if_scaled": warmup_if_scaled}
+    its = {"total_steps": total_steps, "batch_size": batch_size, "steps_per_epoch": steps_per_epoch}
+    run = lengths(**given, **its, metric=metric)
+    start, peak, w = warmup_start, run.peak, run.warmup
     want = f"a number from 0 to the peak, {peak:g}"
     expect(0 <= start <= peak, "lr.warmup_start", start, want)
-    if start and not any_warmup:
+    if start and not (warmup or warmup_if_scaled):
         raise ValueError(f"config.lr.warmup_start = {start} does nothing without config.lr.warmup")
-    run = Lengths(peak, w, f"{warmup_key} = {warmup!r}", total_steps, in_steps, metric)
     decayed = method(run, **takes)
 
     def learning_rate(step):
@@ -370,3 +352,41 @@ def schedule(
     if isinstance(decayed, Plateau):
         return dataclasses.replace(decayed, rate=learning_rate)
     return learning_rate
+
+
+def lengths(
+    *,
+    peak: float,
+    batch: int,
+    warmup: str,
+    warmup_if_scaled: str,
+    total_steps: int,
+    batch_size: int,
+    steps_per_epoch: int,
+    metric: str = "top1",
+) -> Lengths:
+    """Returns what schedules know of a run; the arguments are those of `schedule`.
+
+    Raises:
+      ValueError: a value out of range or of the wrong form.
+    """
+    in_steps = functools.partial(steps_of, batch_size=batch_size, steps_per_epoch=steps_per_epoch)
+    expect(0 <= peak < math.inf, "lr.peak", peak, "a number of at least 0")
+    expect(batch >= 0, "lr.batch", batch, "the batch size that peak is meant for, or 0")
+    if warmup_if_scaled and not batch:
+        raise ValueError(
+            f"config.lr.warmup_if_scaled = {warmup_if_scaled!r} does nothing without "
+            "config.lr.batch: set config.lr.batch, or use config.lr.warmup"
+        )
+    warmup_key = "lr.warmup"
+    if batch:
+        peak = peak * batch_size / batch
+        if batch_size > batch and warmup_if_scaled:
+            warmup_key, warmup = "lr.warmup_if_scaled", warmup_if_scaled
+    w = in_steps(warmup, key=warmup_key)
+    if w > total_steps:
+        raise ValueError(
+            f"config.{warmup_key} = {warmup!r} is {w} steps, the whole run is {total_steps}: "
+            "shorten it, or lengthen config.duration"
+        )
+    return Lengths(peak, w, f"{warmup_key} = {warmup!r}", total_steps, in_steps, metric)

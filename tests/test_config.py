@@ -126,6 +126,25 @@ def test_a_method_gets_the_keys_of_its_signature():
 def test_stage_mults():
     assert c.stage_mults(0.1, 0.1, 0.2) == (("^stem/", 0.1), ("^stage1/", 0.1), ("^stage2/", 0.2))
 
+    assert c.stage_mults(None, 0.1, 0.2) == (("^stage1/", 0.1), ("^stage2/", 0.2))  # VGG
+
+
+def test_block_mults():
+    """PaddleClas's groups: block i of all has factor min(i // 3, 4), the stem that of block 0."""
+    factors = (0.25, 0.25, 0.5, 0.5, 0.75)
+    for blocks in ((1, 2, 3, 6, 3), (1, 2, 3, 6, 5)):
+        rules = c.block_mults(*factors, blocks=blocks)
+        names = [f"stage{i}/block{j}" for i, n in enumerate(blocks, 1) for j in range(1, n + 1)]
+        want = {name: factors[min(i // 3, 4)] for i, name in enumerate(names)}
+        want |= {"stem/conv": 0.25, "neck/conv1": 0.75}
+        for name, factor in want.items():
+            found = [f for pattern, f in rules if re.search(pattern, f"{name}/conv/kernel")]
+            assert found == [factor], name
+        assert not [pattern for pattern, _ in rules if re.search(pattern, "head/fc/kernel")]
+    assert c.block_mults(0.5, blocks=(1,), every=2) == (("^(stem|stage1/block1|neck)/", 0.5),)
+    with pytest.raises(ValueError, match="5 factors for 11 blocks, which are 4 groups of 3"):
+        c.block_mults(*factors, blocks=(1, 2, 5, 3))
+
 
 def test_plan():
     config = base.get_config()

@@ -10,8 +10,8 @@ import optax
 import pytest
 
 from configs import base
-from jaxcls import optim
-from jaxcls.config import keywords, stage_mults
+from jaxcls import models, optim, trees
+from jaxcls.config import block_mults, keywords, stage_mults
 
 
 def tree(seed, dtype=np.float64):
@@ -463,3 +463,51 @@ def test_a_skipped_step_leaves_no_trace_in_lookahead():
     )
     compare([after], [want], rtol=1e-5)
     compare([state["lookahead"].slow], [want], rtol=1e-5)
+
+
+FAMILIES = {  # a name of each family: the number of blocks in its stages
+    "AlexNet": (1, 3), "DarkNet53": (1, 2, 8, 8, 4), "DenseNet121": (6, 13, 25, 17),
+    "DPN68": (3, 4, 12, 3), "EfficientNetB0_small": (1, 2, 2, 6, 5), "GoogLeNet": (2, 5, 2),
+    "HRNet_W18_C": (4, 1, 4, 3), "InceptionV4": (4, 8, 4), "MobileNetV1_x0_25": (1, 2, 2, 6, 2),
+    "MobileNetV2_x0_25": (1, 2, 3, 7, 4), "MobileNetV3_large_x0_35": (1, 2, 3, 6, 3),
+    "Res2Net50_26w_4s": (3, 4, 6, 3), "ResNet50_vd": (3, 4, 6, 3),
+    "ShuffleNetV2_x0_25": (4, 8, 4), "SqueezeNet1_1": (2, 2, 4), "VGG11": (1, 1, 2, 2, 2),
+    "Xception41": (1, 1, 9, 2),
+}  # fmt: skip
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_network_takes_factors_by_stages_groups_and_layers(name):
+    spec, module = models.MODELS[name], models.build(name)
+    image = jax.ShapeDtypeStruct((1, spec.size, spec.size, 3), jnp.float32)
+    params = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
+    blocks = FAMILIES[name]
+    order = [f"stage{i}/block{j}/" for i, n in enumerate(blocks, 1) for j in range(1, n + 1)]
+    order = [*(["stem/"] if "stem" in params else []), *order]
+    order += ["neck/"] if "neck" in params else []
+
+    def factors(**changes):
+        section = dict(base.get_config().optim) | changes
+        made = optim.make(**section, params=params, learning_rate=falling).factors
+        of = {}
+        for path, factor in zip(trees.paths(params), jax.tree.leaves(made)):
+            layer = next((layer for layer in order if path.startswith(layer)), "head")
+            of.setdefault(layer, set()).add(round(factor, 9))
+        assert of.keys() == {"head", *order}
+        assert all(len(values) == 1 for values in of.values())
+        return [of[layer].pop() for layer in [*order, "head"]]
+
+    n = len(order)
+    np.testing.assert_allclose(factors(layer_decay=0.9), 0.9 ** np.arange(n, -1, -1), atol=1e-8)
+    lists = {2: (0.1, 0.2, 0.3), 3: (0.1, 0.1, 0.2, 0.3), 4: (0.1, 0.1, 0.2, 0.2, 0.3)}
+    lists[5] = (0.1, 0.1, 0.1, 0.2, 0.2, 0.3)
+    stages = [*lists[len(blocks)]]
+    stages = stages if "stem" in params else [None, *stages[1:]]
+    want = [factor for factor, n in zip(stages, (1, *blocks)) for _ in range(n) if factor]
+    want += [1.0] * ("neck" in params) + [1.0]
+    assert factors(lr_mults=stage_mults(*stages)) == want
+    groups = (0.25, 0.25, 0.5, 0.5, 0.75)[: -(-sum(blocks) // 3)]
+    want = [groups[min(i // 3, len(groups) - 1)] for i in range(sum(blocks))]
+    want = [groups[0]] * ("stem" in params) + want + [groups[-1]] * ("neck" in params) + [1.0]
+    assert factors(lr_mults=block_mults(*groups, blocks=blocks)) == want

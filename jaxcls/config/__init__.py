@@ -13,7 +13,7 @@ from jaxcls.config.lengths import (
     plan,
     steps_of,
 )
-from jaxcls.config.multipliers import stage_mults
+from jaxcls.config.multipliers import block_mults, stage_mults
 from jaxcls.config.values import (
     BASE,
     BOOLS,
@@ -57,6 +57,7 @@ __all__ = [
     "OPEN",
     "UNITS",
     "Plan",
+    "block_mults",
     "bound",
     "check",
     "check_complete",
