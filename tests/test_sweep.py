@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import types
 
 import pytest
 import runs
@@ -227,7 +228,6 @@ def one(key, *values):
         (["--trial=4"], GRID, "unknown flag --trial"),
         (["--trials=4", "--jobs=0"], GRID, "--jobs=0"),
         (["--trials=4", "--config.lr.peak=1"], GRID, "config.lr.peak is in the space: leave"),
-        (["--trials=4", "--workdir=memory://x"], GRID, "--workdir=memory://x: a sweep needs a"),
         (["--trials=4", "--storage=nonsense"], GRID, "--storage=nonsense: write the URL of a"),
         (
             ["--trials=4", "--storage=oracle://me:secret@h/x"],
@@ -248,7 +248,7 @@ def test_a_mistake_is_one_line(sweep_of, tmp_path, arguments, text, expected):
     code, err = sweep_of(*arguments, text=text)
     assert (code, err.count("\n")) == (2, 1), err
     assert expected in err
-    assert not [path for path in (tmp_path / "dir").rglob("*") if path.name[:1] not in ".t"]
+    assert not {studies.FILE, studies.DATABASE} & {path.name for path in tmp_path.rglob("*")}
 
 
 def test_optuna_is_missing(sweep_of, monkeypatch):
@@ -257,6 +257,11 @@ def test_optuna_is_missing(sweep_of, monkeypatch):
         2,
         "jaxcls: python -m jaxcls.sweep needs Optuna: pip install 'jaxcls[sweep]'\n",
     )
+
+
+def test_a_remote_directory_has_no_file_locks():
+    with pytest.raises(ValueError, match="--workdir=gs://x/y: a sweep needs a folder with file"):
+        sweep.needed(types.SimpleNamespace(workdir="gs://x/y"))
 
 
 def test_another_sweep_in_the_same_directory(sweep_of, tmp_path):
