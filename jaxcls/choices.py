@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxcls import config as configs
-from jaxcls import network, objectives, optim, record, weights
+from jaxcls import network, objectives, optim, record, schedules, weights
 from jaxcls.data import loader, sampling, sources
 from jaxcls.data.access import Source
 from jaxcls.data.decode import FORMATS
@@ -133,16 +133,17 @@ def settled(
         steps = configs.steps_of(
             config.duration, key="duration", batch_size=batch, steps_per_epoch=per_epoch
         )
+    own = freeze or config.optim.layer_decay < 1  # rates of the parts, in another way
     choice |= _following(config, choice) | {
         "batch_size": batch,
         "duration": f"{steps} steps",
         "lr.peak": rate * batch / 32,
-        "lr.warmup": f"{steps // 20} steps",
+        "lr.warmup": "" if config.lr.schedule in schedules.RISING else f"{steps // 20} steps",
         "eval.every": f"{max(steps // 10, 1)} steps",
         "checkpoint.every": f"{max(steps // 10, 1)} steps",
         "optim.l2": l2 if _takes_l2(config.optim.name) else 0.0,
         "optim.frozen": FEATURES if freeze else (),
-        "optim.lr_mults": FACTORS if weights and parameters >= LARGE and not freeze else (),
+        "optim.lr_mults": FACTORS if weights and parameters >= LARGE and not own else (),
     }
     return _with(config, choice), what
 

@@ -324,7 +324,7 @@ def make(
     _require_some(factors, "optim.lr_mults", lr_mults, "is 0 for every parameter: none would learn")
     if layer_decay < 1:
         scaled = jax.tree.map(lambda t, layers: t and layers > 0, trained, above)
-        problem = "does nothing: only the head is trained, whose factor is 1"
+        problem = "does nothing: config.optim.frozen leaves the head alone, whose factor is 1"
         _require_some(scaled, "optim.layer_decay", layer_decay, problem)
     if l1 or any(takes.get(key) for key in ("l2", "weight_decay")):
         _require_some(decayed, "optim.no_decay", no_decay, "leaves nothing that would decay")

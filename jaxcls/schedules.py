@@ -30,14 +30,6 @@ class Lengths(NamedTuple):
         """Returns the share of the decay to come: 1 after the warmup, 0 at the end."""
         return jnp.maximum(self.total - step, 0) / max(self.total - self.warmup, 1)
 
-    def refuse_warmup(self, schedule: str) -> None:
-        """Refuses a warmup before a schedule that rises by itself."""
-        if self.warmup:
-            raise ValueError(
-                f"config.{self.warmup_key}: the schedule {schedule!r} rises by itself: "
-                "--config.lr.warmup='' --config.lr.warmup_if_scaled=''"
-            )
-
 
 def constant(run: Lengths) -> Schedule:
     """Returns the peak at all steps."""
@@ -97,7 +89,6 @@ def cyclic(
     falls steadily, by `gamma` in a cycle ("exp_range"; torch's CyclicLR has a gamma for each step).
     The momentum stays as it is.
     """
-    run.refuse_warmup("cyclic")
     _check_end(end, run)
     mode = _mode(mode, "triangular", "triangular2", "exp_range")
     if mode == "exp_range":
@@ -137,7 +128,6 @@ def one_cycle(
     before that back to a, in as many steps as it rose. By `mode` the ways are halves of a cosine
     ("cos") or straight ("linear"). As torch's OneCycleLR; the momentum stays as it is.
     """
-    run.refuse_warmup("one_cycle")
     mode = _mode(mode, "cos", "linear")
     for key, value in (("div_factor", div_factor), ("final_div_factor", final_div_factor)):
         expect(1 <= value < math.inf, f"lr.{key}", value, "a number of at least 1")
@@ -299,6 +289,7 @@ SCHEDULES = {
     f.__name__: f
     for f in (constant, cosine, polynomial, piecewise, exponential, cyclic, one_cycle, plateau)
 }
+RISING = ("cyclic", "one_cycle")  # by themselves, so that they take no warmup
 
 
 def schedule(
@@ -341,6 +332,11 @@ def schedule(
     expect(0 <= start <= peak, "lr.warmup_start", start, want)
     if start and not (warmup or warmup_if_scaled):
         raise ValueError(f"config.lr.warmup_start = {start} does nothing without config.lr.warmup")
+    if schedule in RISING and w:
+        raise ValueError(
+            f"config.{run.warmup_key}: the schedule {schedule!r} rises by itself: "
+            "--config.lr.warmup='' --config.lr.warmup_if_scaled=''"
+        )
     decayed = method(run, **takes)
 
     def learning_rate(step):

@@ -130,6 +130,10 @@ def test_a_checkpoint_brings_its_network(tmp_path):
     other = weights_of(
         tmp_path / "other", "MobileNetV1", meta={"options": {"bn_epsilon": 0.125}}, num_classes=2
     )
+    config, _ = settled(weights=other, devices=(TPU,), optim_layer_decay=0.7)
+    assert config.optim.lr_mults == ()  # a rate of each layer instead
+    config, _ = settled(weights=other, devices=(TPU,), lr_schedule="one_cycle")
+    assert (config.lr.warmup, config.lr.peak) == ("", 0.00375)  # it rises by itself
     for devices, frozen in (((CPU,), True), ((TPU,), False)):
         config, line = settled(weights=other, devices=devices)
         assert (config.model.name, config.image.size) == ("MobileNetV1", 224)

@@ -433,7 +433,7 @@ def test_parts_of_the_state_have_names():
         ({"layer_decay": 1.5}, r"config\.optim\.layer_decay = 1\.5"),
         (
             {"layer_decay": 0.7, "frozen": ("^stem/", "^stage1/")},
-            r"config\.optim\.layer_decay = 0\.7 does nothing: only the head is trained",
+            r"config\.optim\.layer_decay = 0\.7 does nothing: config\.optim\.frozen leaves",
         ),
         ({"clip_norm": -1.0}, r"config\.optim\.clip_norm = -1\.0"),
         ({"accumulate_steps": 0}, r"config\.optim\.accumulate_steps = 0"),
