@@ -321,7 +321,9 @@ def get_config(arg=None):
     c.checkpoint = ConfigDict()
     c.checkpoint.every = "1 epochs"  # and before each evaluation, and at the end
     c.checkpoint.keep = 3  # newest; the best one is kept besides
-    c.checkpoint.best = "top1"  # metric of the evaluation that tells the best ("loss": the least)
+    # metric of the evaluation that tells the best ("loss": the least): "top1", "top5"; of images
+    # that may show several classes "map", "macro_f1", "micro_f1"
+    c.checkpoint.best = "top1"
     # "accept": resume also if images or labels are others than those of the checkpoint, or classes
     # were renamed in their place
     c.checkpoint.changed_data = "refuse"

@@ -27,6 +27,9 @@ FIELDS = (
     ("top1", "top1", ".4f"),
     ("top1_mixed", "top1_mixed", ".4f"),
     ("top5", "top5", ".4f"),
+    ("map", "mAP", ".4f"),
+    ("macro_f1", "macro_f1", ".4f"),
+    ("micro_f1", "micro_f1", ".4f"),
     ("images", "images", "d"),
     ("lr", "lr", ".3g"),
     ("images_per_sec", "images/s", ".0f"),
@@ -34,7 +37,8 @@ FIELDS = (
     ("skipped", "skipped", "d"),
     ("loss_scale", "loss_scale", "g"),
 )
-LIVE = ("loss", "top1", "top1_mixed", "images_per_sec")  # of these, what the live line shows
+# of these, what the live line shows
+LIVE = ("loss", "top1", "top1_mixed", "micro_f1", "images_per_sec")
 # Whether a value says anything; that of a key that is not here always does.
 MEANS_SOMETHING: dict[str, Callable[[float, int], bool]] = {
     "grad_norm": lambda value, classes: False,

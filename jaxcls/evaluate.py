@@ -14,7 +14,9 @@ from jaxcls.console import Console
 from jaxcls.data import ops
 from jaxcls.data.feed import Feed
 from jaxcls.metrics import plain
+from jaxcls.report.measures import of_all_classes
 from jaxcls.report.scores import Scores
+from jaxcls.report.scores import make_step as make_score_step
 
 
 def evaluate(
@@ -28,11 +30,13 @@ def evaluate(
 ) -> list[dict[str, float]] | None:
     """Returns {"loss", "top1", "top5", "images"} of each variables: means over all images.
 
-    Accuracies are in [0, 1]. The images are read once.
+    Accuracies are in [0, 1]. Of images that may show several classes it is {"loss", "map",
+    "macro_f1", "micro_f1", "images"}, see `measures.of_all_classes`; their scores are collected in
+    host memory. The images are read once.
 
     Args:
       eval_step: (variables, batch) -> sums, see `steps.make_eval_step`; or -> (sums, rows), see
-        `scores.make_step`.
+        `scores.make_step`, for images that may show several classes.
       feed: of the images.
       *variables: {"params", "batch_stats"} each: as trained, averaged, of several checkpoints.
       batch_size: over all devices.
@@ -44,13 +48,16 @@ def evaluate(
       ValueError: no image has a label, or one cannot be read.
     """
     totals: list[dict[str, float]] = [{} for _ in variables]
+    kept = [scores, *[None] * (len(variables) - 1)]
     late: list[Any] = []
 
     def add(results):
         for which, (total, result) in enumerate(zip(totals, results)):
             sums, rows = result if isinstance(result, tuple) else (result, None)
-            if scores is not None and which == 0:
-                scores.add(jax.device_get(rows))
+            if rows is not None and rows["label"].ndim == 2:
+                kept[which] = kept[which] or Scores(len(feed.source))
+            if kept[which] is not None:
+                kept[which].add(jax.device_get(rows))
             for name, value in jax.device_get(sums).items():
                 total[name] = total.get(name, 0.0) + float(value)  # float64: no image gets lost
 
@@ -68,10 +75,12 @@ def evaluate(
     images = [int(total.pop("count")) for total in totals]
     if not all(images):
         raise ValueError("none of the evaluation images has a label")
-    return [
-        {name: value / n for name, value in total.items()} | {"images": n}
-        for total, n in zip(totals, images)
-    ]
+    results = [{name: value / n for name, value in x.items()} for x, n in zip(totals, images)]
+    for result, its, n in zip(results, kept, images, strict=True):
+        if its is not None and its.labels.ndim == 2:
+            result |= of_all_classes(its.logits, its.labels)
+        result["images"] = n
+    return results
 
 
 def run(config: ConfigDict, workdir: str) -> int:
@@ -104,6 +113,7 @@ def run(config: ConfigDict, workdir: str) -> int:
         class_names=data.class_names,
         image=consume(config, "image", ops.Image),
         precision=numbers.name,
+        multi_label=data.facts()["multi_label"],
     )
     console.status("loading the network ...")
     shapes = net.shapes
@@ -119,8 +129,9 @@ def run(config: ConfigDict, workdir: str) -> int:
         strict=True,
         report=lambda line: print(line, file=sys.stderr),
     )
+    make_step = make_score_step if net.multi_label else steps.make_eval_step
     eval_step = jax.jit(
-        steps.make_eval_step(net.predict, objectives.per_image),
+        make_step(net.predict, objectives.per_image),
         in_shardings=(layout.of(shapes), layout.rows),
         out_shardings=layout.whole,
     )

@@ -398,8 +398,10 @@ def finish(
     print(f"\n{summary['model']}: {step} steps, {plan.epoch(step):g} epochs, {meta['seconds']} s")
     for which in ("best", "last"):
         if result := summary[which]:
-            shown = f"top-1 {100 * result['top1']:6.2f} %"
-            if len(meta["class_names"]) > 5:
+            name, value = ("mAP", "map") if "map" in result else ("top-1", "top1")
+            rate = "  not finite" if result[value] is None else f"{100 * result[value]:6.2f} %"
+            shown = f"{name} {rate}"
+            if "top5" in result and len(meta["class_names"]) > 5:
                 shown += f"  top-5 {100 * result['top5']:6.2f} %"
             loss = "not finite" if result["loss"] is None else f"{result['loss']:.4f}"
             print(f"  {which}  {shown}  loss {loss}  (step {result['step']})")

@@ -15,7 +15,7 @@ NAMES = {
     "crop.name": ops.CROPS,
     "precision.name": (*precision.DTYPES, "auto"),
     "precision.loss_scale": (*precision.LOSS_SCALES, "auto"),
-    "checkpoint.best": objectives.METRICS,
+    "checkpoint.best": {*objectives.METRICS, *objectives.OF_SEVERAL},
     "checkpoint.changed_data": ("refuse", "accept"),
 }
 

@@ -16,6 +16,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jaxcls
 from jaxcls import config as configs
@@ -42,6 +43,8 @@ class Network:
     precision: str  # a key of `jaxcls.precision.DTYPES`
     version: str = jaxcls.__version__  # of the jaxcls that trained or converted the weights
     temperature: float = 1.0  # that logits are divided by, see `probabilities`
+    multi_label: bool = False  # images may show several classes
+    thresholds: tuple[float, ...] = ()  # of `decide`
 
     @functools.cached_property
     def module(self) -> nn.Module:
@@ -119,11 +122,25 @@ class Network:
         return jax.jit(predict)
 
     def probabilities(self, logits: jax.Array) -> jax.Array:
-        """Returns softmax(logits / temperature), float32 [B, K].
+        """Returns softmax(logits / temperature), float32 [B, K]; of `multi_label` the sigmoid.
 
         The temperature is 1 until an evaluation with `config.eval.calibrate` has fitted it.
         """
-        return jax.nn.softmax(jnp.asarray(logits, jnp.float32) / self.temperature)
+        function = jax.nn.sigmoid if self.multi_label else jax.nn.softmax
+        return function(jnp.asarray(logits, jnp.float32) / self.temperature)
+
+    def decide(self, probabilities: Any) -> np.ndarray:
+        """Returns what images show, by their `probabilities` [B, K].
+
+        The number of the most likely class, int [B]; -1, none of these, where its probability is
+        below `thresholds`, if there is one. Of `multi_label` which classes, bool [B, K]: those from
+        their threshold on, 1/2 without.
+        """
+        p = np.asarray(probabilities)
+        if self.multi_label:
+            return p >= np.array(self.thresholds or (0.5,), p.dtype)
+        sure = p.max(-1) >= np.array(self.thresholds or (0.0,), p.dtype)
+        return np.where(sure, p.argmax(-1), -1)
 
     def described(self) -> dict[str, Any]:
         """Returns what is stored with weights, as JSON can hold it; `of_meta` reads it."""
@@ -208,7 +225,10 @@ def of_meta(
             precision=choose("precision", told.get("precision", "float32"), precision.DTYPES),
             version=str(told.get("version", "before 0.2")),
             temperature=_temperature(told.get("temperature", 1.0)),
+            multi_label=bool(told.get("multi_label", False)),
+            thresholds=configs.tuples(told.get("thresholds") or ()),
         )
+        check_thresholds(network)
         if "num_classes" not in told:
             network = dataclasses.replace(network, num_classes=_count_classes(network, variables))
     except Exception as e:  # what stands in a file may break anything
@@ -222,6 +242,21 @@ def _temperature(value: Any) -> float:
     if not (isinstance(value, (int, float)) and 0 < value < math.inf):
         raise ValueError(f"temperature {short(value)}")
     return float(value)
+
+
+def check_thresholds(network: Network) -> None:
+    """Refuses thresholds that are no probabilities, or too many or too few.
+
+    Raises:
+      ValueError: it is so.
+    """
+    given, wanted = network.thresholds, network.num_classes if network.multi_label else 1
+    good = all(isinstance(x, (int, float)) and 0 <= x <= 1 for x in given)
+    if not good or len(given) not in (0, wanted):
+        raise ValueError(
+            f"thresholds = {short(given)}: give {wanted} of 0 to 1, or none"
+            + (", one for each class" if network.multi_label else ", of the most likely class")
+        )
 
 
 def published_image(name: str) -> dict[str, Any]:
@@ -256,6 +291,7 @@ def make(
     class_names: Sequence[str],
     image: ops.Image,
     precision: str,
+    multi_label: bool = False,
 ) -> tuple[Network, nn.Module, dict[str, Any]]:
     """Returns the network of `config.model`, its module in training, and the shapes of its outputs.
 
@@ -264,6 +300,7 @@ def make(
       classes, class_names: of the data.
       image: of `config.image`.
       precision: name of `config.precision`.
+      multi_label: whether an image may show several classes.
 
     Raises:
       ValueError: there is no such network for such images, or it does not take these options.
@@ -290,6 +327,7 @@ def make(
         class_names=tuple(class_names),
         image=image,
         precision=precision,
+        multi_label=multi_label,
     )
     # With options of the user whatever goes wrong inside is theirs; without, the image's size.
     theirs = Exception if options else (ValueError, ArithmeticError)

@@ -18,7 +18,9 @@ from jaxcls.config import bound, choose, defaults, expect, keywords
 
 Arrays = Mapping[str, jax.Array]
 Loss = Callable[[jax.Array, Arrays], jax.Array]  # (logits [B, K], batch) -> scalar, a mean
-METRICS = ("loss", "top1", "top5")  # of each image in evaluation
+# Of an evaluation; of images of one class, and of those that may show several.
+METRICS = ("loss", "top1", "top5")
+OF_SEVERAL = ("loss", "map", "macro_f1", "micro_f1")  # `report.measures.of_all_classes`
 
 
 class Objective(NamedTuple):
@@ -318,13 +320,43 @@ OBJECTIVES = {
 }
 # Of them those that learn from images without a label, too: from a teacher or another student.
 UNLABELLED = frozenset(distillation.PARTS)
+MULTI_LABEL = ("bce", "asymmetric")  # those for images that may show several classes
+
+
+def check_labels(name: str, best: str, classes: int, multi_label: bool) -> None:
+    """Refuses a loss and a metric that mean nothing for labels of this kind.
+
+    Args:
+      name, best: `config.loss.name` and `config.checkpoint.best`.
+      classes: of the data.
+      multi_label: whether an image may show several.
+
+    Raises:
+      ValueError: there is one; the message says what to write.
+    """
+    kind = "may show several classes" if multi_label else "show one class each"
+    metrics = OF_SEVERAL if multi_label else METRICS
+    if multi_label and name not in MULTI_LABEL:
+        raise ValueError(
+            f"config.loss.name = {name!r} is for images of one class, and these {kind}: write "
+            f"{' or '.join(MULTI_LABEL)}"
+        )
+    if best not in metrics:
+        raise ValueError(
+            f"config.checkpoint.best = {best!r}: the images {kind}: write one of "
+            f"{', '.join(metrics[1:])}, loss"
+        )
+    if best == "top5" and classes <= 5:
+        raise ValueError(
+            "config.checkpoint.best = 'top5' is always 1 with up to 5 classes: write top1 or loss"
+        )
 
 
 # -- Evaluation ------------------------------------------------------------------------------------
 
 
 def per_image(outputs: Arrays, batch: Arrays) -> dict[str, jax.Array]:
-    """Returns what evaluation counts of each image, `METRICS` [B], after any objective.
+    """Returns what evaluation counts of each image, [B], after any objective.
 
     The loss is the cross-entropy, without smoothing and weights; "top1" and "top5" are whether the
     label is the first, or among five. Of images that may show several classes only the "loss": the

@@ -42,13 +42,14 @@ def build(
     num_classes: int,
     class_names: Sequence[str] = (),
     class_counts: Callable[[], Any] | None = None,
+    multi_label: bool = False,
     devices: Sequence[jax.Device] | None = None,
 ) -> Program:
     """Returns the program of a config, for a data set of this size; reads no data.
 
     Args:
       config: of a run, with nothing left open.
-      num_train, ..., class_counts: of the data, see `sources.Data.facts`.
+      num_train, ..., multi_label: of the data, see `sources.Data.facts`.
       devices: to compile for, also ones that are not here; None: those that are.
 
     Raises:
@@ -71,11 +72,9 @@ def build(
         class_names=class_names,
         image=image,
         precision=numbers.name,
+        multi_label=multi_label,
     )
-    if config.checkpoint.best == "top5" and net.num_classes <= 5:
-        raise ValueError(
-            "config.checkpoint.best = 'top5' is always 1 with up to 5 classes: write top1 or loss"
-        )
+    objectives.check_labels(config.loss.name, config.checkpoint.best, num_classes, multi_label)
     given = {"class_names": class_names, "class_counts": class_counts, "module": model}
     given["teachers"] = use("teacher", teachers.make, student=net)
     objective = use("loss", objectives.make, outputs=outputs, **given)

@@ -82,7 +82,8 @@ def _run(
     plan, total = program.plan, program.plan.total_steps
     files.check_kinds(workdir)
     report = Report(config, workdir, program.network, data, console)
-    eval_step = program.score_step if report.options.enabled else program.eval_step
+    scoring = report.options.enabled or program.network.multi_label
+    eval_step = program.score_step if scoring else program.eval_step
     known = meta.new(program.network, config.crop, data)
     saved = checkpoint.Checkpoints(
         workdir / "checkpoints",

@@ -54,6 +54,7 @@ class Data:
             "num_classes": len(self.class_names),
             "class_names": self.class_names,
             "class_counts": self.class_counts,
+            "multi_label": bool(getattr(self.train, "marks", 0)),
         }
 
     def class_counts(self) -> tuple[np.ndarray, float]:

@@ -148,32 +148,22 @@ def probabilities_of_several(logits: np.ndarray) -> np.ndarray:
 
 def measure_several(evaluation: Evaluation) -> dict[str, Any]:
     """Returns the figures of images of several classes: average precisions, best thresholds."""
-    logits, marks = evaluation.scores.logits, evaluation.scores.labels > 0
+    logits, marks = evaluation.scores.logits, evaluation.scores.labels
     probability = probabilities_of_several(logits)
     names = names_of(evaluation.class_names, logits.shape[1])
     precisions = measures.average_precision(logits, marks)
     thresholds = measures.best_thresholds(probability, marks)
-    shown = probability >= THRESHOLD
-    right = (shown & marks).sum(0)
-    support, predicted = marks.sum(0), shown.sum(0)
-    precision, recall, f1 = (
-        np.divide(a, b, out=np.zeros(len(b)), where=b > 0)
-        for a, b in ((right, predicted), (right, support), (2 * right, support + predicted))
-    )
-    columns = {"precision": precision, "recall": recall, "f1": f1, "support": support}
+    found = measures.of_several(probability >= THRESHOLD, marks)
+    columns, support = found._asdict(), found.support
+    micro = columns.pop("micro")
     columns |= {"average_precision": precisions, "best_threshold": thresholds}
     rows = zip(*(column.tolist() for column in columns.values()))
-    total = lambda x: float(x.sum())
-    micro = [
-        total(right) / max(total(b), 1) for b in (predicted, support, (support + predicted) / 2)
-    ]
     there = support > 0
     known = np.where(there, precisions, np.inf)
-    mean = float(precisions[there].mean()) if there.any() else math.nan
     return {
         **evaluation.about,
         **evaluation.result,
-        "mAP": mean,
+        **measures.of_all_classes(logits, marks),
         "threshold": THRESHOLD,
         "macro": {n: float(columns[n].mean()) for n in ("precision", "recall", "f1")},
         "micro": dict(zip(("precision", "recall", "f1"), micro)),

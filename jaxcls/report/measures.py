@@ -243,6 +243,51 @@ def mcnemar(only_a: int, only_b: int) -> float:
 # -- Images of several classes ---------------------------------------------------------------------
 
 
+class OfSeveral(NamedTuple):
+    """Of each class, [K]."""
+
+    precision: np.ndarray  # right ones among those said to show it
+    recall: np.ndarray  # right ones among those that do
+    f1: np.ndarray
+    support: np.ndarray  # int, images that show it
+    micro: tuple[float, float, float]  # precision, recall and F1 of all classes together
+
+
+def of_several(said: np.ndarray, marks: np.ndarray) -> OfSeveral:
+    """Returns how right it is which images show which classes, bool [N, K].
+
+    `marks` [N, K] say which do: above 0; below, it is not known, and does not count.
+    """
+    shown, said = marks > 0, said & (marks >= 0)
+    right, support, predicted = (x.sum(0) for x in (said & shown, shown, said))
+    kinds = ((right, predicted), (right, support), (2 * right, support + predicted))
+    of_all = (float(_ratio(a.sum(), b.sum())) for a, b in kinds)
+    precision, recall, f1 = (_ratio(a, b) for a, b in kinds)
+    return OfSeveral(precision, recall, f1, support, tuple(of_all))
+
+
+def of_all_classes(logits: np.ndarray, marks: np.ndarray) -> dict[str, float]:
+    """Returns {"map", "macro_f1", "micro_f1"} of images of several classes, as scikit-learn has.
+
+    The mean of the average precisions of the classes that an image shows; F1 at probability 1/2, as
+    a mean over all classes (0 for one that is neither shown nor said) and of all together. NaN
+    where a logit is.
+
+    Args:
+      logits: [N, K].
+      marks: [N, K], see `of_several`.
+    """
+    if np.isnan(logits).any():
+        return dict.fromkeys(("map", "macro_f1", "micro_f1"), math.nan)
+    precisions, found = average_precision(logits, marks), of_several(logits >= 0, marks)
+    there = ~np.isnan(precisions)
+    return {
+        "map": float(precisions[there].mean()) if there.any() else math.nan,
+        "macro_f1": float(found.f1.mean()),
+        "micro_f1": found.micro[2],
+    }
+
+
 def average_precision(scores: np.ndarray, marks: np.ndarray) -> np.ndarray:
     """Returns the average precision of each class, [K]; NaN of one that no image shows.
 
@@ -251,7 +296,7 @@ def average_precision(scores: np.ndarray, marks: np.ndarray) -> np.ndarray:
 
     Args:
       scores: [N, K], the larger, the more likely.
-      marks: which image shows which class, [N, K].
+      marks: which image shows which class, [N, K]: above 0; below, it is not known.
     """
     return _of_each_class(scores, marks, _average_precision)
 
@@ -264,8 +309,9 @@ def best_thresholds(scores: np.ndarray, marks: np.ndarray) -> np.ndarray:
 def _of_each_class(scores: np.ndarray, marks: np.ndarray, f: Callable) -> np.ndarray:
     out = np.full(scores.shape[1], np.nan)
     for k in range(scores.shape[1]):
-        if marks[:, k].any():
-            out[k] = f(*_curve(scores[:, k], marks[:, k] > 0))
+        known = marks[:, k] >= 0
+        if (shown := marks[known, k] > 0).any():
+            out[k] = f(*_curve(scores[known, k], shown))
     return out
 
 

@@ -63,7 +63,7 @@ def render(
     """
     from markupsafe import Markup
 
-    several, names = "mAP" in figures, list(figures["per_class"])
+    several, names = "map" in figures, list(figures["per_class"])
     small = confusion is not None and len(names) <= SMALL
     heat, share = plots.heat_map(confusion) if confusion is not None and not small else (None, 1)
     bins = [Bin(**row) for row in figures.get("reliability", ())]

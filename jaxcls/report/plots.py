@@ -36,7 +36,7 @@ def curves(lines: Sequence[Mapping[str, Any]]) -> str:
     if not training:
         return ""
     mixed = any("top1_mixed" in line for line in training)
-    measure = "mAP" if any("mAP" in line for line in evaluations) else "top1"
+    measure = "map" if any("map" in line for line in evaluations) else "top1"
     panels = [
         ("Loss", (("training", training, "loss"), ("evaluation", evaluations, "loss"))),
         (

@@ -184,7 +184,7 @@ def image_names(source: Source, numbers: np.ndarray) -> list[str]:
 
 
 def _headline(table: Mapping[str, Any]) -> str:
-    kind, value = ("mAP", table["mAP"]) if "mAP" in table else ("top-1", table["top1"])
+    kind, value = ("mAP", table["map"]) if "map" in table else ("top-1", table["top1"])
     return f"{kind} {100 * value:.2f} %"
 
 
