@@ -317,6 +317,11 @@ def get_config(arg=None):
     c.init.ema = True  # take its average where it has one: `swa` if that has begun, or `ema`
     c.init.reset = ()  # patterns of tensors that start afresh (a head of another size always does)
 
+    # -- A linear probe instead of a training: jaxcls.probe.make(**probe), configs/probe.py --------
+    c.probe = ConfigDict()
+    c.probe.decays = ()  # weight decays of classifiers on features that stay as they are; (): off
+    c.probe.held_out = 0.2  # share of the training images of each class that the best is chosen on
+
     # -- Output: jaxcls.checkpoint.Checkpoints(**checkpoint), jaxcls.metrics ---------------------
     c.checkpoint = ConfigDict()
     c.checkpoint.every = "1 epochs"  # and before each evaluation, and at the end

@@ -43,10 +43,11 @@ def main() -> int:
 def run() -> int:
     """Trains or evaluates."""
     command.start_jax()
-    from jaxcls import evaluate, train  # only now: --help and a misspelt flag need no JAX
+    from jaxcls import evaluate, probe, train  # only now: --help and a misspelt flag need no JAX
 
+    training = probe.run if FLAGS.config.probe.decays else train.run
     try:
-        return {"train": train.run, "eval": evaluate.run}[FLAGS.mode](FLAGS.config, FLAGS.workdir)
+        return {"train": training, "eval": evaluate.run}[FLAGS.mode](FLAGS.config, FLAGS.workdir)
     except OSError as e:  # of a file that is open, such as a full disk: it does not say which
         e.filename = e.filename or FLAGS.workdir
         raise

@@ -23,6 +23,7 @@ SYNONYMS = {
     "model": "model.name={}",
     "optim": "optim.name={}",
     "precision": "precision.name={}",
+    "probe": "probe.decays={}",
     "teacher": "teacher.checkpoints={}",
     # length and batch
     "b": "batch_size={}",
