@@ -211,6 +211,9 @@ def get_config(arg=None):
     c.teacher.checkpoints = ()
     c.teacher.weights = ()  # of each of several; (): all the same
     c.teacher.precision = ""  # a name of config.precision; "": that of the run; "own": its own
+    # the outputs lie in the records of data_prep/teacher.py: no teacher runs. They are of whole
+    # images: no random crops, augmentation, erasing and mixing
+    c.teacher.stored = False
 
     # -- The optimizer: jaxcls.optim.make(**optim) ----------------------------------------------
     c.optim = ConfigDict()

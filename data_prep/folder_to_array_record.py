@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -26,7 +27,8 @@ from jaxcls.data.decode import BadImage, decode
 from jaxcls.data.folders import CLASSES_FILE, Files, open_folder, open_list, printable
 from jaxcls.data.records import array_record_module, pack_record
 
-Example = tuple[bytes | np.ndarray, int, str]  # encoded image or pixels, label, name
+# encoded image or pixels, label, name, maybe the outputs of a teacher
+Example = tuple[bytes | np.ndarray, int, str, *tuple[Any, ...]]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -110,8 +112,8 @@ def write_split(
     writers = [writer_class(str(path), "group_size:1,uncompressed") for path in unfinished]
     count = 0
     try:
-        for image, label, name in _shrink_all(examples, args):
-            writers[count % shards].write(pack_record(image, label, name))
+        for example in _shrink_all(examples, args):
+            writers[count % shards].write(pack_record(*example))
             count += 1
         if not count:
             raise ValueError(f"{split}: no images")

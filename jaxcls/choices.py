@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxcls import config as configs
-from jaxcls import network, objectives, optim, record, schedules, weights
+from jaxcls import network, objectives, optim, record, schedules, teachers, weights
 from jaxcls.data import loader, sampling, sources
 from jaxcls.data.access import Source
 from jaxcls.data.decode import FORMATS
@@ -61,6 +61,8 @@ def open_data(
     how = {"image_size": size, "training": training, "needs_labels": needs_labels}
     data = sources.open(**config.data, **how)
     data = dataclasses.replace(data, loader=options)
+    if config.teacher.stored and training:
+        teachers.check_stored(data.train)
     if configs.left_open(config):
         config, line = settled(
             config,

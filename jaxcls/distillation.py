@@ -364,6 +364,11 @@ def _pairs(
             ("the student", ours, [outputs]),
             ("the teacher", theirs, others),
         ):
+            if {} in there:
+                raise ValueError(
+                    "config.loss.stages: the stored outputs of a teacher have no features: run it, "
+                    "with config.teacher.checkpoints"
+                )
             if missing := [tree for tree in there if name not in tree]:
                 raise ValueError(
                     f"config.loss.stages: {who} has no feature {name!r}: choose one of "

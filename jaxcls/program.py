@@ -95,6 +95,8 @@ def build(
             model, optimizer.tx, scale, image.shape, seed=config.seed, average=average, extra=extra
         )
 
+    if config.teacher.stored:
+        teachers.check_unchanged(transform, erase, mix)
     prepare = device.make(flip=transform.flip, normalise=net.normalise, erase=erase, mix=mix)
     # what a batch cannot go through shows here, not in the first step
     images = jax.ShapeDtypeStruct((rows, *image.shape), jnp.uint8)

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 
 from jaxcls import files, network
 from jaxcls.config import choose, defaults, expect
-from jaxcls.data.ops import Image
+from jaxcls.data.access import TEACHER, Source
+from jaxcls.data.ops import Image, Shifted, Transform
 from jaxcls.network import Network
 from jaxcls.precision import DTYPES
 
@@ -39,10 +40,14 @@ def make(
     checkpoints: Sequence[str],
     weights: Sequence[float],
     precision: str,
+    stored: bool,
     student: Network,
     report: Callable[[str], None] = print,
 ) -> Teachers | None:
     """Returns the teachers of `config.teacher`; None where there are none.
+
+    With `stored` there is one, which does not run: `check_stored` and `check_unchanged` say what
+    that asks of images.
 
     Args:
       checkpoints, ...: `config.teacher`.
@@ -53,6 +58,11 @@ def make(
       ValueError: a checkpoint that is none, of other classes or for other images; a value out of
         range; a key that does nothing without teachers.
     """
+    if stored and checkpoints:
+        raise ValueError(
+            f"config.teacher.stored = True: outputs are read with the images, and {checkpoints!r} "
+            "would not run: write config.teacher.checkpoints = (), or stored = False"
+        )
     if not checkpoints:
         for key, value in {"weights": weights, "precision": precision}.items():
             if value != defaults()[0][f"teacher.{key}"]:
@@ -60,7 +70,7 @@ def make(
                     f"config.teacher.{key} = {value!r} does nothing without "
                     "config.teacher.checkpoints"
                 )
-        return None
+        return _stored(student.num_classes) if stored else None
     texts = all(isinstance(path, str) and path for path in checkpoints)
     want = 'checkpoints, such as ("RUN",) or ("RUN1", "RUN2")'
     expect(texts, "teacher.checkpoints", checkpoints, want)
@@ -94,6 +104,71 @@ def make(
     )
 
 
+def _stored(classes: int) -> Teachers:
+    """Returns the teacher whose outputs are stored with the images."""
+
+    def apply(variables: Any, batch: Arrays) -> tuple[Arrays, ...]:
+        del variables
+        return ({"logits": whole(*(batch[key] for key in sorted(TEACHER)), classes)},)
+
+    return Teachers((1.0,), ({},), (), apply)
+
+
+def whole(best: jax.Array, scores: jax.Array, classes: int) -> jax.Array:
+    """Returns logits [B, K] from the stored ones: what is left goes to the other classes evenly.
+
+    Args:
+      best, scores: int32 [B, k], float16 [B, k + 1], see data/access.py.
+      classes: K.
+    """
+    scores, k = scores.astype(jnp.float32), best.shape[1]
+    rest = scores[:, k] - math.log(max(classes - k, 1))
+
+    def of_image(best, scores, rest):
+        return jnp.full(classes, rest).at[best].set(scores)
+
+    return jax.vmap(of_image)(best, scores[:, :k], rest)
+
+
+def check_stored(source: Source) -> None:
+    """Refuses images without outputs of a teacher.
+
+    Raises:
+      ValueError: the first one has none.
+    """
+    if not source[0].keys() >= TEACHER:
+        raise ValueError(
+            "config.teacher.stored = True: the training images have no outputs of a teacher: write "
+            "them with data_prep/teacher.py and read them with config.data.source = "
+            '"array_record"'
+        )
+
+
+def check_unchanged(transform: Transform, erase: Any, mix: Any) -> None:
+    """Refuses training that shows other images than those whose outputs are stored.
+
+    A teacher saw the centre of each image; flips and shifts by a few pixels are taken to change
+    nothing of what it would say.
+
+    Raises:
+      ValueError: images are cropped at random, augmented, erased or mixed.
+    """
+    changes = {
+        "config.crop.name = 'random_resized' (write 'center' or 'shift')": not isinstance(
+            transform.crop, Shifted
+        ),
+        "config.augment": transform.augment,
+        "config.erase": erase,
+        "config.mix": mix,
+    }
+    if found := [key for key, on in changes.items() if on]:
+        raise ValueError(
+            "config.teacher.stored = True: the outputs are those of whole images, and training "
+            f"shows others, by {', '.join(found)}: turn that off, or run the teacher, with "
+            "config.teacher.checkpoints"
+        )
+
+
 def _load(
     path: str, student: Network, report: Callable[[str], None]
 ) -> tuple[Network, dict[str, Any]]:
@@ -102,17 +177,7 @@ def _load(
         teacher, variables = network.load(path, report=report)
     except ValueError as e:
         raise ValueError(f"{key}: {e}") from e
-    if teacher.num_classes != student.num_classes:
-        raise ValueError(
-            f"{key} has {teacher.num_classes} classes, the student {student.num_classes}: choose "
-            "a teacher that was trained on the classes of config.data"
-        )
-    pairs = enumerate(zip(teacher.class_names, student.class_names))
-    if differ := [f"class {i} is {a!r} there, {b!r} here" for i, (a, b) in pairs if a != b]:
-        raise ValueError(
-            f"{key} has other classes than config.data: {files.some(differ, 3)}; choose a teacher "
-            "that was trained on the same"
-        )
+    check_classes(teacher, student.num_classes, student.class_names, key)
     if {teacher.image.channels, student.image.channels} - {1, 3} and (
         teacher.image.channels != student.image.channels
     ):
@@ -121,6 +186,30 @@ def _load(
             f"{student.image.channels}"
         )
     return teacher, variables
+
+
+def check_classes(teacher: Network, classes: int, class_names: Sequence[str], who: str) -> None:
+    """Refuses a network whose classes are not those of the data.
+
+    Args:
+      teacher: its class names are compared where they are known.
+      classes, class_names: of the data, or of the network that learns.
+      who: what a message calls the network.
+
+    Raises:
+      ValueError: they are others.
+    """
+    if teacher.num_classes != classes:
+        raise ValueError(
+            f"{who} has {teacher.num_classes} classes, the student {classes}: choose a teacher "
+            "that was trained on the classes of config.data"
+        )
+    pairs = enumerate(zip(teacher.class_names, class_names))
+    if differ := [f"class {i} is {a!r} there, {b!r} here" for i, (a, b) in pairs if a != b]:
+        raise ValueError(
+            f"{who} has other classes than config.data: {files.some(differ, 3)}; choose a teacher "
+            "that was trained on the same"
+        )
 
 
 def shown(images: jax.Array, ours: Image, theirs: Image) -> jax.Array:

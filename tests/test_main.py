@@ -428,7 +428,7 @@ MAY_IMPORT = {
     "data.sampling": {"config", "data.labels"},
     "data.access": set(),
     "data.folders": {"data.access", "data.decode", "data.labels", "data.sampling"},
-    "data.records": {"data.access", "data.decode", "data.folders"},
+    "data.records": {"data.access", "data.decode", "data.folders", "data.labels"},
     "data.workers": set(),
     "data.batches": {"data.access", "data.decode", "data.labels", "data.ops", "data.sampling"},
     "data.loader": {
@@ -445,7 +445,7 @@ MAY_IMPORT = {
     "distillation": {"config", "losses", "models", "soft_losses"},
     "balance": {"config"},
     "objectives": {"balance", "config", "distillation", "losses"},
-    "teachers": {"config", "data.ops", "files", "network", "precision"},
+    "teachers": {"config", "data.access", "data.ops", "files", "network", "precision"},
     "precision": {"config"},
     "optim": {"config", "schedules", "trees"},
     "schedules": {"config"},

@@ -7,6 +7,9 @@ are numbers, `source.has_label`, bool [N], which needs no reading, and `source[i
   label  int below len(class_names), -1 where it has none; or a mark for each class, [K]; it is
          the source that makes sure of it
   name   str, what error messages call the image
+and, where a teacher's outputs are stored, its k likeliest classes and k + 1 scores: the logarithms
+of their probabilities, and of what the other classes have together,
+  teacher_classes, teacher_scores  int32 [k], float16 [k + 1]
 `source.identity` tells it from others: digests {"images", "labels"} of what the images are called
 below their root and of their labels; of records, which would have to be read for both, one of their
 files' names, sizes and numbers of records. Names say nothing of two classes that have changed
@@ -27,6 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 MAX_CLASSES = 10_000_000
+TEACHER = {"teacher_classes", "teacher_scores"}  # keys of an item
 SOME = 1000  # classes or records that are looked at, to tell images from others of the same name
 
 T = TypeVar("T")

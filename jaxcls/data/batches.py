@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcls.data.access import Source
+from jaxcls.data.access import TEACHER, Source
 from jaxcls.data.decode import BadImage
 from jaxcls.data.labels import of_batch
 from jaxcls.data.ops import Transform, transformed
@@ -60,14 +60,18 @@ class MakeBatch:
 
         rng = np.random.Generator(np.random.Philox(0))
         bad: dict[int, str] = {}
-        images, labels = None, []
+        images, labels, others = None, [], {}
         for row, (index, example) in enumerate(zip(indices.tolist(), examples.tolist())):
             if row and not mask[row]:
                 images[row] = images[0]
                 labels.append(labels[0])
+                for values in others.values():
+                    values.append(values[0])
                 continue
-            image, label, found = self._read(index, example, rng, bad)
-            labels.append(label)
+            image, item, found = self._read(index, example, rng, bad)
+            labels.append(item["label"])
+            for key in TEACHER & item.keys():
+                others.setdefault(key, []).append(item[key])
             if found != index and not self.order:
                 mask[row] = False
             if images is None:
@@ -76,12 +80,19 @@ class MakeBatch:
 
         marks = getattr(self.source, "marks", 0)  # a source of one's own may know numbers only
         batch = {"image": images, "label": of_batch(labels, marks)}
+        for key, values in others.items():
+            if len(values) < len(labels) or len({*map(len, values)}) > 1:
+                raise ValueError(
+                    "some training images have outputs of a teacher and some have none, or others: "
+                    "write all records with one command"
+                )
+            batch[key] = np.stack(values)
         return batch if self.order else batch | {"mask": mask}, list(bad.items())
 
     def _read(
         self, index: int, example: int, rng: np.random.Generator, bad: dict[int, str]
-    ) -> tuple[np.ndarray, Any, int]:
-        """Returns the first readable image from `index` on, transformed, its label, and which.
+    ) -> tuple[np.ndarray, dict[str, Any], int]:
+        """Returns the first readable image from `index` on, transformed, its item, and which.
 
         Where rows are for images with a label or for such without, it is one of the same kind.
 
@@ -104,7 +115,7 @@ class MakeBatch:
                 if len(bad) > self.max_bad_images:
                     refuse(bad, self.max_bad_images)
                 continue
-            return image, item["label"], candidate
+            return image, item, candidate
         raise ValueError(f"none of the {len(self.source)} images can be read: {bad[index]}")
 
 

@@ -19,27 +19,46 @@ import numpy as np
 from jaxcls.data.access import check_label, digest, evenly, for_all, in_threads, item_of
 from jaxcls.data.decode import CHANNELS, BadImage
 from jaxcls.data.folders import CLASSES_FILE, directory, read_class_names
+from jaxcls.data.labels import NONE
 
 log = logging.getLogger(__name__)
 
 # A record is the length of a header (uint32, little-endian), the header (JSON: {"label": int,
 # "name": str}) and the encoded image as it was; or, where the header has a "shape" [H, W, C] too,
-# the pixels, uint8. data_prep/folder_to_array_record.py writes them.
+# the pixels, uint8. data_prep/folder_to_array_record.py writes them. Where the header has "top", k,
+# a teacher's outputs stand between header and image: k classes, int32, and k + 1 scores, float16
+# (data/access.py). data_prep/teacher.py writes these.
 _LENGTH = struct.Struct("<I")
+UNLABELLED = "unlabelled-"  # in the name of a file: its images have no label
 
 
-def pack_record(image: bytes | np.ndarray, label: int, name: str) -> bytes:
-    """Returns the record of an encoded image, or of pixels, uint8 [H, W, C]."""
+def pack_record(
+    image: bytes | np.ndarray,
+    label: int,
+    name: str,
+    teacher: tuple[np.ndarray, np.ndarray] | None = None,
+) -> bytes:
+    """Returns the record of an encoded image, or of pixels, uint8 [H, W, C].
+
+    Args:
+      label: -1 for none.
+      teacher: its k classes and k + 1 scores.
+    """
     fields: dict[str, Any] = {"label": label, "name": name}
+    outputs = b""
+    if teacher is not None:
+        classes, scores = teacher
+        fields["top"] = len(classes)
+        outputs = np.asarray(classes, "<i4").tobytes() + np.asarray(scores, "<f2").tobytes()
     if isinstance(image, np.ndarray):
         fields["shape"] = image.shape
         image = image.tobytes()
     header = json.dumps(fields).encode()
-    return _LENGTH.pack(len(header)) + header + image
+    return _LENGTH.pack(len(header)) + header + outputs + image
 
 
 def unpack_record(record: bytes) -> dict[str, Any]:
-    """Returns {"image": bytes or uint8 [H, W, C], "label": int, "name": str}.
+    """Returns an item: "image", "label" and "name", and a teacher's outputs if they are there.
 
     Raises:
       ValueError: it is no such record.
@@ -47,13 +66,20 @@ def unpack_record(record: bytes) -> dict[str, Any]:
     try:
         end = _LENGTH.size + _LENGTH.unpack_from(record)[0]
         header = json.loads(record[_LENGTH.size : end])
+        teacher = {}
+        if top := header.get("top"):
+            fields = ("teacher_classes", "<i4", top), ("teacher_scores", "<f2", top + 1)
+            for key, kind, number in fields:
+                teacher[key] = np.frombuffer(record, kind, number, end).copy()
+                end += teacher[key].nbytes
         if "shape" in header:
             image = np.frombuffer(record, np.uint8, offset=end).reshape(header["shape"])
             if image.ndim != 3 or image.shape[2] not in CHANNELS or not image.size:
                 raise ValueError(image.shape)
         else:
             image = record[end:]
-        return {"image": image, "label": int(header["label"]), "name": str(header["name"])}
+        known = {"label": int(header["label"]), "name": str(header["name"])}
+        return {"image": image, **known, **teacher}
     except (struct.error, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as e:
         raise ValueError("not a record of data_prep/folder_to_array_record.py") from e
 
@@ -86,7 +112,7 @@ class _InRecords:
 
     marks = 0  # a label is a number
 
-    @property
+    @functools.cached_property
     def has_label(self) -> np.ndarray:
         return np.ones(len(self), bool)
 
@@ -138,12 +164,18 @@ class _InRecords:
         except Exception as error:  # what its C++ and TFDS raise depends on the damage
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise BadImage(f"{self.place(index)}: {reason}") from error
-        check_label(item, len(self.class_names))
+        if item["label"] != NONE or self.has_label[index]:
+            check_label(item, len(self.class_names))
         return item
 
 
 class Records(_InRecords):
     """Images in ArrayRecord files of data_prep/folder_to_array_record.py."""
+
+    @functools.cached_property
+    def has_label(self) -> np.ndarray:
+        there = [UNLABELLED not in os.path.basename(file) for file in self.files]
+        return np.repeat(there, np.diff(self.ends, prepend=0))
 
     @property
     def of_files(self) -> str:
