@@ -65,7 +65,9 @@ def test_a_record_holds_image_label_name_and_outputs():
         else:
             np.testing.assert_array_equal(item["image"], image_)
     assert unpack_record(pack_record(b"encoded", 3, "x")).keys() == {"image", "label", "name"}
-    for damaged in (b"", pack_record(b"", 3, "x", (classes, scores))[:-3]):
+    whole = pack_record(b"", 3, "x", (classes, scores))
+    strange = [whole.replace(b'"top": 2', top) for top in (b'"top":-1', b'"top":""', b'"top":{}')]
+    for damaged in (b"", whole[:-3], *strange):
         with pytest.raises(ValueError, match="not a record of data_prep"):
             unpack_record(damaged)
 

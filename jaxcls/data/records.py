@@ -67,7 +67,9 @@ def unpack_record(record: bytes) -> dict[str, Any]:
         end = _LENGTH.size + _LENGTH.unpack_from(record)[0]
         header = json.loads(record[_LENGTH.size : end])
         teacher = {}
-        if top := header.get("top"):
+        if "top" in header:
+            if (top := header["top"]) < 1:
+                raise ValueError(top)
             fields = ("teacher_classes", "<i4", top), ("teacher_scores", "<f2", top + 1)
             for key, kind, number in fields:
                 teacher[key] = np.frombuffer(record, kind, number, end).copy()
