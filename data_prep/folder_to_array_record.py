@@ -59,6 +59,8 @@ def main(argv: list[str] | None = None) -> None:
             eval=args.eval,
             delimiter=args.delimiter,
             num_classes=0,
+            multi_label=False,
+            class_names=(),
             allowed=sys.maxsize if args.skip_bad else None,
         )
     for split, files in (("train", train), ("val", val)):
