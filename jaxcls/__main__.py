@@ -12,6 +12,7 @@ COMMANDS = {
     "check": "read every image once",
     "preview": "what the network gets to see",
     "config": "what a config stands for, its learning rate as a picture",
+    "select": "images without labels that a network is sure of",
     "sweep": "search over the keys of a config",
     "benchmark": "ratios measured in one run",
 }

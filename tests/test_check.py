@@ -9,6 +9,7 @@ import pytest
 from scipy.fft import dctn
 
 from jaxcls import check
+from jaxcls.data import copies
 from jaxcls.data.records import pack_record
 
 ROOT = Path(check.__file__).parents[1]
@@ -47,7 +48,7 @@ def test_the_hash_is_that_of_the_paper():
         small = np.round(grey).reshape(32, 4, 32, 4).mean((1, 3))
         low = dctn(np.round(small), norm="ortho")[:8, :8].ravel()
         median = np.median(low[1:])
-        bits = [(check.perceptual_hash(image) >> (63 - i)) & 1 for i in range(64)]
+        bits = [(copies.perceptual_hash(image) >> (63 - i)) & 1 for i in range(64)]
         for bit, value in zip(bits, low):
             assert bit == (value > median) or abs(value - median) < 2  # of rounding to uint8
         assert sum(bits) in (31, 32)
@@ -55,7 +56,7 @@ def test_the_hash_is_that_of_the_paper():
 
 def test_copies_are_near_and_others_are_not():
     images = [photograph(seed) for seed in range(60)]
-    hashes = np.array([check.perceptual_hash(i) for i in images], np.uint64)
+    hashes = np.array([copies.perceptual_hash(i) for i in images], np.uint64)
     for change in (
         lambda i: compressed(i, 75),
         lambda i: compressed(i, 40),
@@ -63,16 +64,16 @@ def test_copies_are_near_and_others_are_not():
         lambda i: resized(i, 2),
         lambda i: compressed(resized(i, 0.7), 80),
     ):
-        copies = np.array([check.perceptual_hash(change(i)) for i in images], np.uint64)
-        assert check.distances(hashes, copies).max() <= check.NEAR
+        copies = np.array([copies.perceptual_hash(change(i)) for i in images], np.uint64)
+        assert copies.distances(hashes, copies).max() <= copies.NEAR
     for i in range(1, len(images)):
-        assert check.distances(hashes, np.roll(hashes, i)).min() > 2 * check.NEAR
+        assert copies.distances(hashes, np.roll(hashes, i)).min() > 2 * copies.NEAR
 
 
 def test_grey_images_have_hashes_too():
     image = photograph(0)[..., :1]
-    assert check.perceptual_hash(image) == check.perceptual_hash(np.repeat(image, 3, -1))
-    assert check.perceptual_hash(np.full((5, 7, 1), 200, np.uint8)) == 1 << 63  # the mean alone
+    assert copies.perceptual_hash(image) == copies.perceptual_hash(np.repeat(image, 3, -1))
+    assert copies.perceptual_hash(np.full((5, 7, 1), 200, np.uint8)) == 1 << 63  # the mean alone
 
 
 @pytest.mark.parametrize("most", [0, 3, 4, 7])
@@ -84,7 +85,7 @@ def test_the_search_finds_what_comparing_all_finds(most):
     for i in range(200):  # 0 to 9 bits from one of the hashes
         bits = rng.choice(64, i % 10, replace=False)
         queries[i] = int(hashes[rng.integers(700)]) ^ sum(1 << int(bit) for bit in bits)
-    number, distance = check.nearest(hashes, queries, most)
+    number, distance = copies.nearest(hashes, queries, most)
     found = 0
     for query, n, d in zip(queries.tolist(), number.tolist(), distance.tolist()):
         all_distances = [(query ^ h).bit_count() for h in hashes.tolist()]
@@ -99,8 +100,8 @@ def test_the_search_finds_what_comparing_all_finds(most):
 
 def test_a_search_among_nothing():
     some, nothing = np.array([3], np.uint64), np.zeros(0, np.uint64)
-    assert [a.tolist() for a in check.nearest(nothing, some, 4)] == [[-1], [-1]]
-    assert [a.tolist() for a in check.nearest(some, nothing, 4)] == [[], []]
+    assert [a.tolist() for a in copies.nearest(nothing, some, 4)] == [[-1], [-1]]
+    assert [a.tolist() for a in copies.nearest(some, nothing, 4)] == [[], []]
 
 
 # -- the command -----------------------------------------------------------------------------------
@@ -228,7 +229,7 @@ def test_leakage(photos, capsys):
     }
     assert {pair["train"] for pair in near} == {str(photos / "train/dog/03.jpg")}
     assert {pair["same_label"] for pair in near} == {True}
-    assert all(0 <= pair["bits"] <= check.NEAR for pair in near)
+    assert all(0 <= pair["bits"] <= copies.NEAR for pair in near)
     out = capsys.readouterr().out
     assert "2 evaluation images with the bytes of a training image" in out
     assert "3 evaluation images that look like a training image" in out
