@@ -58,12 +58,13 @@ def assert_shapes_of_the_step(config):
     config.mesh.data = 1  # not every batch divides over 8
     if config.precision.name == "auto":
         config.precision.name = "bfloat16"  # as on accelerators
-    built = program.build(config, num_train=IMAGES, num_classes=1000)
+    several = config.data.multi_label
+    built = program.build(config, num_train=IMAGES, num_classes=1000, multi_label=several)
     state, channels = built.abstract_state, len(config.image.mean)
 
     def batch(n, size, **more):
         arrays = {"image": jnp.uint8, "label": jnp.int32, **more}
-        shapes = {"image": (n, size, size, channels)}
+        shapes = {"image": (n, size, size, channels)} | ({"label": (n, 1000)} if several else {})
         return {k: jax.ShapeDtypeStruct(shapes.get(k, (n,)), v) for k, v in arrays.items()}
 
     size = config.image.size
@@ -76,9 +77,8 @@ def assert_shapes_of_the_step(config):
 
     n, size = built.plan.eval_batch_size, config.image.eval_size or size
     sums = jax.eval_shape(built.eval_step, state.variables(), batch(n, size, mask=jnp.bool_))
-    assert {k: v.shape for k, v in sums.items()} == dict.fromkeys(
-        ("loss", "top1", "top5", "count"), ()
-    )
+    metrics = ("loss", "count") if several else ("loss", "top1", "top5", "count")
+    assert {k: v.shape for k, v in sums.items()} == dict.fromkeys(metrics, ())
 
 
 DEFAULT = {
