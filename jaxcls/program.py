@@ -80,8 +80,8 @@ def build(
     objective = use("loss", objectives.make, outputs=outputs, **given)
     average = use("ema", averages.make)
     average |= use("swa", averages.stochastic, total_steps=lengths.total_steps, **durations)
-    lr = {"total_steps": lengths.total_steps, "metric": config.checkpoint.best, **durations}
-    learning_rate = use("lr", schedule, **lr)
+    lr = {"total_steps": lengths.total_steps, "eval_every": lengths.eval_every, **durations}
+    learning_rate = use("lr", schedule, metric=config.checkpoint.best, **lr)
     shapes = functools.partial(steps.init_variables, model, image.shape, objective.extra)
     params = jax.eval_shape(shapes, jax.random.key(0))["params"]
     optimizer = use("optim", optim.make, params=params, learning_rate=learning_rate)

@@ -25,6 +25,7 @@ class Lengths(NamedTuple):
     total: int  # T, steps
     in_steps: Callable[..., int]  # (duration, key=)
     metric: str  # of the evaluation, that tells the best
+    eval_every: int  # steps; 0: only at the end
 
     def left(self, step: jax.Array) -> jax.Array:
         """Returns the share of the decay to come: 1 after the warmup, 0 at the end."""
@@ -198,9 +199,10 @@ class Plateau:
 
     def start(self) -> Watched:
         """Returns what it knows before the first evaluation."""
-        zero = jnp.zeros((), jnp.int32)
+        # an array each: the step donates its state, and no buffer may stand in it twice
+        zeros = (jnp.zeros((), jnp.int32) for _ in range(3))
         best = jnp.array(self._sign * -jnp.inf, jnp.float32)
-        return Watched(jnp.ones((), jnp.float32), best, zero, zero, zero)
+        return Watched(jnp.ones((), jnp.float32), best, *zeros)
 
     def after(self, known: Watched, evaluation: Mapping[str, Any] | None) -> Watched:
         """Returns what it knows after an evaluation, {"step": ..., metric: ...}.
@@ -252,6 +254,11 @@ def plateau(
     cooldown: int,
 ) -> Schedule:
     """Returns the peak, until `Plateau` lowers it."""
+    if not run.eval_every:
+        raise ValueError(
+            "config.lr.schedule = 'plateau' does nothing where only the end is evaluated: set "
+            "config.eval.every"
+        )
     _check_end(end, run)
     expect(0 < gamma < 1, "lr.gamma", gamma, "a factor above 0 and below 1")
     expect(patience >= 0, "lr.patience", patience, "a number of evaluations, at least 0")
@@ -304,6 +311,7 @@ def schedule(
     batch_size: int,
     steps_per_epoch: int,
     metric: str = "top1",
+    eval_every: int = 1,
     **keys: Any,
 ) -> Schedule:
     """Returns the learning rate as a function of the step, for `config.lr`.
@@ -317,6 +325,7 @@ def schedule(
       peak, ...: `config.lr`.
       total_steps, batch_size, steps_per_epoch: of the run.
       metric: of its evaluations, that tells the best; the result is a `Plateau` where it counts.
+      eval_every: steps between these; 0: there is one at the end.
 
     Raises:
       ValueError: an unknown schedule, a value out of range or of the wrong form, a key that the
@@ -326,7 +335,7 @@ def schedule(
     takes = taken("lr", schedule, method, {key: tuples(value) for key, value in keys.items()})
     given = {"peak": peak, "batch": batch, "warmup": warmup, "warmup_if_scaled": warmup_if_scaled}
     its = {"total_steps": total_steps, "batch_size": batch_size, "steps_per_epoch": steps_per_epoch}
-    run = lengths(**given, **its, metric=metric)
+    run = lengths(**given, **its, metric=metric, eval_every=eval_every)
     start, peak, w = warmup_start, run.peak, run.warmup
     want = f"a number from 0 to the peak, {peak:g}"
     expect(0 <= start <= peak, "lr.warmup_start", start, want)
@@ -360,6 +369,7 @@ def lengths(
     batch_size: int,
     steps_per_epoch: int,
     metric: str = "top1",
+    eval_every: int = 1,
 ) -> Lengths:
     """Returns what schedules know of a run; the arguments are those of `schedule`.
 
@@ -385,4 +395,5 @@ def lengths(
             f"config.{warmup_key} = {warmup!r} is {w} steps, the whole run is {total_steps}: "
             "shorten it, or lengthen config.duration"
         )
-    return Lengths(peak, w, f"{warmup_key} = {warmup!r}", total_steps, in_steps, metric)
+    key = f"{warmup_key} = {warmup!r}"
+    return Lengths(peak, w, key, total_steps, in_steps, metric, eval_every)

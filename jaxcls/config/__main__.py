@@ -110,7 +110,8 @@ def draw(figure: Any, config: ConfigDict, facts: dict[str, Any], title: str) -> 
     from jaxcls import schedules
 
     plan = configs.plan(config, facts["num_train"])
-    lengths = {"total_steps": plan.total_steps, "metric": config.checkpoint.best}
+    lengths = {"total_steps": plan.total_steps, "eval_every": plan.eval_every}
+    lengths |= {"metric": config.checkpoint.best}
     lengths |= {"batch_size": plan.batch_size, "steps_per_epoch": plan.steps_per_epoch}
     rate = configs.consume(config, "lr", schedules.schedule, **lengths)
     keys = ("peak", "batch", "warmup", "warmup_if_scaled")
