@@ -339,6 +339,15 @@ def get_config(arg=None):
     c.eval.every = "1 epochs"  # and at the end
     c.eval.batch_size = 0  # 0: batch_size
     c.eval.ema = True  # evaluate the average where there is one: `swa` from its start on, or `ema`
+    # of --mode=eval alone: jaxcls.views, jaxcls.evaluate
+    c.eval.tta = ()  # views of each image: "flip", "five_crop", "ten_crop"
+    c.eval.tta_scales = ()  # of image.eval_size and eval_resize, (0.875, 1.0, 1.125); (): 1
+    c.eval.fuse = ()  # further runs, checkpoints or exports, of any network for these classes
+    c.eval.weights = ()  # of this network and of each of `fuse`; (): all the same
+    c.eval.mean = "probabilities"  # over views and networks; or "logits"
+    c.eval.against = ""  # run, checkpoint or export to compare with, image by image
+    c.eval.calibrate = False  # fit a temperature on these images, store it with the weights
+    c.eval.predictions = ""  # Parquet file of all probabilities, such as "predictions.parquet"
     # DIR/report of the last evaluation, jaxcls.report.write.Options(**report)
     c.report = ConfigDict()
     c.report.enabled = True

@@ -23,10 +23,13 @@ from jaxcls.files import any_process
 
 CHECKSUMS = "checksums.json"
 EVALUATION = "evaluation.json"
+CALIBRATION = "calibration.json"
 STAMPED = "_CHECKPOINT_METADATA"  # orbax adds the time of the commit after the checksums
-# Files without a checksum; the evaluation may have been cut off by a kill while it was written.
 MD5 = "md5:"  # begins what is no SHA-256
-UNLISTED = (CHECKSUMS, EVALUATION, EVALUATION + ".tmp", STAMPED, "commit_success.txt")
+# Files without a checksum: what is added later, and may be cut off by a kill while it is written.
+LATER = (EVALUATION, CALIBRATION)
+UNLISTED = (CHECKSUMS, *LATER, *(f"{name}.tmp" for name in LATER), STAMPED, "commit_success.txt")
+REPORT = "report/"  # of an export
 
 
 class DamageError(ValueError):
@@ -116,7 +119,8 @@ def _verify_here(path: epath.Path, report: Callable[[str], None]) -> bool:
     known = files.patiently(lambda: _known(path), path, report)
     for name in there:
         hidden = any(part.startswith(".") for part in name.split("/"))
-        if name not in digests and name not in UNLISTED and not hidden:
+        ours = name in digests or name in UNLISTED or name.startswith(REPORT)
+        if not ours and not hidden:
             raise DamageError(f"{name} is not in {CHECKSUMS}")
     for name, digest in digests.items():
         try:

@@ -1,22 +1,35 @@
 """Exact evaluation: every image counts once, whatever the batch size and the number of devices."""
 
+import dataclasses
+import errno
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from jaxcls import choices, names, network, objectives, precision, record, sharding, steps, weights
+from jaxcls import (
+    choices,
+    files,
+    names,
+    network,
+    objectives,
+    precision,
+    record,
+    sharding,
+    steps,
+    views,
+    weights,
+)
 from jaxcls.config import check_complete, check_eval_batch, consume
 from jaxcls.console import Console
 from jaxcls.data import ops
 from jaxcls.data.feed import Feed
 from jaxcls.metrics import plain
-from jaxcls.report.measures import of_all_classes
-from jaxcls.report.scores import Scores
-from jaxcls.report.scores import make_step as make_score_step
+from jaxcls.report import measures, tables, write
+from jaxcls.report.scores import Scores, make_step
 
 
 def evaluate(
@@ -78,7 +91,7 @@ def evaluate(
     results = [{name: value / n for name, value in x.items()} for x, n in zip(totals, images)]
     for result, its, n in zip(results, kept, images, strict=True):
         if its is not None and its.labels.ndim == 2:
-            result |= of_all_classes(its.logits, its.labels)
+            result |= measures.of_all_classes(its.logits, its.labels)
         result["images"] = n
     return results
 
@@ -86,13 +99,23 @@ def evaluate(
 def run(config: ConfigDict, workdir: str) -> int:
     """Evaluates the newest checkpoint of `workdir`, or without one there `config.init.checkpoint`.
 
-    `workdir` may be all that `weights.load` takes. Prints a JSON object; returns the exit code.
+    `workdir` may be all that `weights.load` takes. Prints a JSON object, then writes the report;
+    returns the exit code. Views, fusion and comparison are those of `config.eval`.
     """
     path = workdir
     if config.init.checkpoint and not weights.exists(workdir):
         path = config.init.checkpoint
     console = Console()
     names.check(config)
+    options, asked = views.Options(**{key: config.eval[key] for key in views.KEYS}), config.eval
+    report = consume(config, "report", write.Options)
+    if asked.calibrate and options.used:
+        raise ValueError(
+            "config.eval.calibrate stores the temperature of one network as it is: leave out "
+            + ", ".join(f"config.eval.{key}" for key in options.used)
+        )
+    if asked.predictions:
+        tables.check(asked.predictions)
     console.status("looking at the images ...")
     begun = record.find(workdir)
     config, data = choices.open_data(
@@ -116,7 +139,9 @@ def run(config: ConfigDict, workdir: str) -> int:
         multi_label=data.facts()["multi_label"],
     )
     console.status("loading the network ...")
-    shapes = net.shapes
+    shapes, told = net.shapes, lambda line: print(line, file=sys.stderr)
+    average = None if config.eval.ema else ""
+    stored = weights.load(path, average=average, report=told)
     variables = weights.initialize(
         jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -125,21 +150,125 @@ def run(config: ConfigDict, workdir: str) -> int:
         ),
         network=net.described(),
         checkpoint=path,
-        ema=config.eval.ema,
         strict=True,
-        report=lambda line: print(line, file=sys.stderr),
+        stored=stored,
+        report=told,
     )
-    make_step = make_score_step if net.multi_label else steps.make_eval_step
-    eval_step = jax.jit(
-        make_step(net.predict, objectives.per_image),
-        in_shardings=(layout.of(shapes), layout.rows),
-        out_shardings=layout.whole,
-    )
-    feed = Feed(data, data.eval, net.transform, layout)
-    [result] = evaluate(
-        eval_step, feed, variables, batch_size=batch_size, progress=console.evaluating
-    )
+    net = dataclasses.replace(net, temperature=network.temperature_of(weights.described(stored[1])))
+
+    def load(path, key):
+        other, values = network.load(path, average=average, report=told)
+        views.check_classes(net, other, path, key)
+        place = lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i])
+        return other, jax.tree.map(place, values, layout.of(values))
+
+    fused = [load(path, "eval.fuse") for path in options.fuse]
+    other = load(asked.against, "eval.against") if asked.against else None
+    passes = Passes(Feed(data, data.eval, net.transform, layout), batch_size, console)
+    if options.used:
+        members = [(net, variables), *fused]
+        result, scores = passes.mean(members, options)
+        net = dataclasses.replace(net, temperature=1.0)  # the mean is of probabilities already
+    else:
+        wanted = report.enabled, asked.calibrate, asked.predictions, asked.against
+        result, scores = passes.one(net, variables, needed=any(wanted) or net.multi_label)
+    compared = passes.one(*other) if other else None
     console.erase()
+    printed = {"checkpoint": path, **plain(result)}
+    if options.used:
+        printed["of"] = options.described([net, *(member for member, _ in fused)])
     if jax.process_index() == 0:
-        print(json.dumps({"checkpoint": path, **plain(result)}, allow_nan=False))
+        print(json.dumps(printed, allow_nan=False), flush=True)
+    if asked.calibrate:
+        temperature = _temperature(scores)
+        weights.calibrate(path, temperature, average=average)
+        files.only_process_0(told)(f"temperature {temperature:.4g}: stored with {path}")
+    if jax.process_index() or scores is None:
+        return 0
+    about = {key: printed[key] for key in ("checkpoint", "of") if key in printed}
+    evaluation = write.Evaluation(
+        network=net, class_names=data.class_names, result=result, scores=scores, about=about
+    )
+    if asked.predictions:
+        tables.write_parquet(asked.predictions, evaluation, data.eval)
+    if report.enabled:
+        against = compared and write.Evaluation(
+            network=other[0],
+            class_names=data.class_names,
+            result=compared[0],
+            scores=compared[1],
+            about={"checkpoint": asked.against},
+        )
+        folder = write.folder_of(workdir, begun)
+        given = {"variables": None if fused else variables, "against": against}
+        if begun:
+            given |= {"config": config, "lines": write.log_of(begun.parent)}
+        try:
+            write.report(folder, evaluation, data.eval, report, **given)
+            print(f"report: {folder / 'index.html'}", file=sys.stderr)
+        except OSError as e:
+            if e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            # what is evaluated need not be ours
+            print(f"no report: {folder} cannot be written: {e.strerror}", file=sys.stderr)
     return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Passes:
+    """Passes over all evaluation images."""
+
+    feed: Feed
+    batch_size: int
+    console: Console
+
+    def one(
+        self, net: network.Network, variables: Any, *, needed: bool = True
+    ) -> tuple[dict[str, float], Scores | None]:
+        """Returns what came out, and the scores if they are needed: on process 0."""
+        make = make_step if needed else steps.make_eval_step
+        step = make(net.predict, objectives.per_image)
+        return self._over(net, variables, step, net.transform, needed=needed)
+
+    def mean(
+        self, members: Sequence[tuple[network.Network, Any]], options: views.Options
+    ) -> tuple[dict[str, float], Scores | None]:
+        """Returns what came out of the mean over networks and views, and its scores, as `one`."""
+        mean = views.Mean(options)
+        for share, (net, variables) in zip(options.shares, members):
+            step, transforms = views.make_step(net, options), options.transforms(net)
+            for transform in transforms:
+                _, scores = self._over(net, variables, step, transform)
+                if scores is not None:
+                    mean.add(scores, share / len(transforms))
+        return mean.finished() if jax.process_index() == 0 else ({}, None)
+
+    def _over(self, net, variables, step, transform, needed=True):
+        layout, source = self.feed.layout, self.feed.source
+        step = jax.jit(
+            step,
+            in_shardings=(layout.of(net.shapes), layout.rows),
+            out_shardings=layout.whole,
+        )
+        scores = Scores.of(source, net.num_classes) if needed else None
+        [result] = evaluate(
+            step,
+            dataclasses.replace(self.feed, transform=transform),
+            variables,
+            batch_size=self.batch_size,
+            progress=self.console.evaluating,
+            scores=scores,
+        )
+        return result, scores
+
+
+def _temperature(scores: Scores | None) -> float:
+    """Returns the temperature that fits best; of other processes than 0, which do not know, 1."""
+    if scores is None:
+        return 1.0
+    if scores.labels.ndim == 2:
+        raise ValueError(
+            "config.eval.calibrate: a temperature is for images of one class each; for images of "
+            "several the report has the best threshold of each class"
+        )
+    return measures.temperature(scores.logits, scores.labels)

@@ -224,7 +224,7 @@ def of_meta(
             image=ops.Image(**image),
             precision=choose("precision", told.get("precision", "float32"), precision.DTYPES),
             version=str(told.get("version", "before 0.2")),
-            temperature=_temperature(told.get("temperature", 1.0)),
+            temperature=temperature_of(told),
             multi_label=bool(told.get("multi_label", False)),
             thresholds=configs.tuples(told.get("thresholds") or ()),
         )
@@ -238,7 +238,13 @@ def of_meta(
     return network
 
 
-def _temperature(value: Any) -> float:
+def temperature_of(told: Mapping[str, Any]) -> float:
+    """Returns the temperature of what `weights.described` tells, 1 if it does not.
+
+    Raises:
+      ValueError: it is none.
+    """
+    value = told.get("temperature", 1.0)
     if not (isinstance(value, (int, float)) and 0 < value < math.inf):
         raise ValueError(f"temperature {short(value)}")
     return float(value)

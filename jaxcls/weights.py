@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from jaxcls import averages, checksums, files, trees
-from jaxcls.checksums import CHECKSUMS
+from jaxcls.checksums import CALIBRATION, CHECKSUMS
 
 # What the meta data of a checkpoint from anywhere may say, or not, of its network.
 META = {"model": str, "network": dict, "options": dict, "class_names": list, "image": dict}
@@ -83,6 +83,35 @@ def load(
       ValueError: there is no checkpoint, or no intact one.
       files.StorageError: it cannot be read at the moment.
     """
+    return _find(path, average, report)[2:]
+
+
+def calibrate(path: str | os.PathLike, temperature: float, *, average: str | None = None) -> None:
+    """Stores a temperature with the weights that `load` finds there, for these alone.
+
+    It stands beside the files of their checkpoint, whose checksums stay as they are.
+
+    Raises:
+      ValueError: as `load`.
+      files.SaveError: it could not be written.
+    """
+    checkpoint, average, _, _ = _find(path, average, lambda line: None)
+    if jax.process_index() == 0:
+        text = json.dumps({"temperature": temperature, "average": average}, allow_nan=False)
+        try:
+            files.write_atomically(checkpoint / CALIBRATION, text + "\n")
+        except OSError as e:
+            what = f"{checkpoint / CALIBRATION} could not be written: {files.reason(e)}"
+            raise files.SaveError(what) from e
+
+
+def _find(
+    path: str | os.PathLike, average: str | None, report: Callable[[str], None]
+) -> tuple[epath.Path, str, dict[str, Any], dict[str, Any]]:
+    """Returns the checkpoint that `load` takes, the average ("": as trained), and what it returns.
+
+    Args and errors: of `load`.
+    """
     report = files.only_process_0(report)
     candidates = files.patiently(lambda: checksums.candidates(files.absolute(path)), path, report)
     if not candidates:
@@ -95,7 +124,8 @@ def load(
             if not verified:
                 report(f"checkpoint {candidate} has no {CHECKSUMS}: it is used unverified")
             names = averages.PREFERRED if average is None else (average,) if average else ()
-            return files.patiently(functools.partial(_read, candidate, names), candidate, report)
+            read = functools.partial(_read, candidate, names)
+            return candidate, *files.patiently(read, candidate, report)
         except files.StorageError:
             raise
         except Exception as e:  # on damaged files orbax raises errors of all types
@@ -115,6 +145,7 @@ def described(meta: Mapping[str, Any]) -> dict[str, Any]:
     known = {"name": meta.get("model"), "options": meta.get("options") or {}}
     known |= {key: meta[key] for key in ("class_names", "image") if meta.get(key)}
     known |= meta.get("network") or {}
+    known |= {key: meta[key] for key in ("temperature",) if key in meta}
     if wrong := _wrong({"model": known["name"]} | known):
         raise ValueError(f"the meta data of the weights have another {wrong[0]} than jaxcls writes")
     return known
@@ -147,6 +178,7 @@ def initialize(
     ema: bool = True,
     reset: Sequence[str] = (),
     strict: bool = False,
+    stored: tuple[dict[str, Any], dict[str, Any]] | None = None,
     report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Returns variables with the values of a checkpoint: the start of fine-tuning.
@@ -167,6 +199,7 @@ def initialize(
       reset: patterns of tensors that keep their fresh values; one that only the checkpoint has is
         dropped.
       strict: refuse a checkpoint of other classes: for evaluation, where nothing may be fresh.
+      stored: what `load` returned for it, if it was read before.
       report: is given a line about every tensor that was not taken, and why, on process 0.
 
     Raises:
@@ -175,7 +208,7 @@ def initialize(
         another shape.
     """
     report = files.only_process_0(report)
-    source, meta = load(checkpoint, average=None if ema else "", report=report)
+    source, meta = stored or load(checkpoint, average=None if ema else "", report=report)
     told, num_classes = described(meta), network["num_classes"]
     converted = meta.get("source") or "network" not in meta
     for name, value in told["options"].items() if converted else ():
@@ -310,8 +343,8 @@ def _without_extra(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {name: part for name, part in tree.items() if name != trees.EXTRA}
 
 
-def _read(path: epath.Path, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns (variables, meta) of the first average there, or as trained; reads no more."""
+def _read(path: epath.Path, names: Sequence[str]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Returns the first average there, or "", its variables, meta data; reads no more."""
     handler = ocp.PyTreeCheckpointHandler()
     with ocp.Checkpointer(handler) as checkpointer:
         tree = handler.metadata(path / "state").tree  # the checkpointer's would log a warning
@@ -330,7 +363,24 @@ def _read(path: epath.Path, names: Sequence[str]) -> tuple[dict[str, Any], dict[
         meta = checkpointer.restore(path / "meta", args=ocp.args.JsonRestore())
     if not isinstance(meta, dict) or _wrong(meta):
         raise ValueError(f"{path}: its meta data are not those of jaxcls")
-    return variables, meta
+    average = place[-1] if place else ""
+    return average, variables, meta | _calibration(path, average)
+
+
+def _calibration(path: epath.Path, average: str) -> dict[str, Any]:
+    """Returns {"temperature"} where `calibrate` has stored one for this average."""
+    try:
+        stored = json.loads((path / CALIBRATION).read_bytes())
+        if stored["average"] != average:
+            return {}
+        return {"temperature": stored["temperature"]}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise ValueError(
+            f"{path / CALIBRATION} is damaged: remove it, or write it again with --mode=eval "
+            "--config.eval.calibrate"
+        ) from None
 
 
 def _begun(

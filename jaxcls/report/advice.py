@@ -37,12 +37,11 @@ def advise(
       lines: of metrics.jsonl; none: of weights whose training is not known.
       config: of the run; None: it is not known.
     """
-    if config is None or "top1" not in figures:
+    if "temperature" not in figures:
         return []
-    keys = flatten(config)
-    rules = (_fit, _short, _uneven) if lines else (_uneven,)
-    found = [rule(figures, lines, keys) for rule in rules] + [_calibration(figures)]
-    return [advice for advice in found if advice]
+    rules = () if config is None else (_fit, _short, _uneven) if lines else (_uneven,)
+    found = [rule(figures, lines, flatten(config)) for rule in rules]
+    return [advice for advice in (*found, _calibration(figures)) if advice]
 
 
 def _fit(figures: Mapping, lines: Sequence[Mapping], keys: Mapping) -> Advice | None:

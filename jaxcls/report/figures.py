@@ -1,6 +1,7 @@
 """The figures of a report: what metrics.json has."""
 
 import dataclasses
+import functools
 import json
 import math
 from collections import Counter
@@ -15,6 +16,7 @@ from jaxcls.report.scores import Scores
 
 MAX_CONFUSION = 2000  # classes: of more the matrix is left out of metrics.json
 WORST = 10  # classes
+PER_CLASS = ("precision", "recall", "f1", "support")
 THRESHOLD = 0.5  # probability from which on a class of several counts as shown
 
 
@@ -27,6 +29,18 @@ class Evaluation:
     result: Mapping[str, float]  # means over all images, as in metrics.jsonl
     scores: Scores
     about: Mapping[str, Any]  # checkpoint, step, ...: shown as it is
+
+    @functools.cached_property
+    def predictions(self) -> "Predictions":
+        """Those of every image, of one class each, at the network's temperature."""
+        scores = self.scores
+        found = measures.by_image(scores.logits, scores.labels, self.network.temperature)
+        return Predictions(scores.labels, *found[:3])
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """A name of each class of the network."""
+        return names_of(self.class_names, self.scores.logits.shape[1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,25 +65,17 @@ def names_of(class_names: Sequence[str], classes: int) -> list[str]:
     return [f"{name} ({i})" if times[name] > 1 else name for i, name in enumerate(names)]
 
 
-def predictions_of(evaluation: Evaluation) -> Predictions:
-    """Returns the predictions of every image, at the network's temperature."""
-    scores = evaluation.scores
-    found = measures.by_image(scores.logits, scores.labels, evaluation.network.temperature)
-    return Predictions(scores.labels, *found[:3])
-
-
-def measure(evaluation: Evaluation, found: Predictions, *, samples: int) -> dict[str, Any]:
+def measure(evaluation: Evaluation, *, samples: int) -> dict[str, Any]:
     """Returns the figures of images of one class each.
 
     Args:
       evaluation: what was evaluated.
-      found: its predictions.
       samples: of the bootstrap; 0: no intervals.
     """
-    scores, classes = evaluation.scores, evaluation.scores.logits.shape[1]
+    scores, found, names = evaluation.scores, evaluation.predictions, evaluation.names
+    classes = len(names)
     there = found.labels >= 0
     labels, predictions, ranks = found.labels[there], found.predictions[there], found.ranks[there]
-    names = names_of(evaluation.class_names, classes)
     table = measures.per_class(labels, predictions, classes)
     ece, bins = measures.reliability(found.probability[there], ranks < 1)
     figures = {**evaluation.about, **evaluation.result, "ece": ece}
@@ -80,9 +86,8 @@ def measure(evaluation: Evaluation, found: Predictions, *, samples: int) -> dict
     logits = scores.logits if there.all() else scores.logits[there]
     figures["temperature"] = _temperature(logits, labels, evaluation.network.temperature)
     figures["reliability"] = [bin._asdict() for bin in bins]
-    columns = zip(*(getattr(table, n).tolist() for n in ("precision", "recall", "f1", "support")))
-    keys = ("precision", "recall", "f1", "support")
-    figures["per_class"] = {n: dict(zip(keys, row)) for n, row in zip(names, columns)}
+    rows = zip(*(getattr(table, key).tolist() for key in PER_CLASS))
+    figures["per_class"] = {name: dict(zip(PER_CLASS, row)) for name, row in zip(names, rows)}
     worst = np.argsort(table.f1, kind="stable").tolist()
     worst = [i for i in worst if table.support[i] and table.f1[i] < 1][:WORST]
     figures["worst_classes"] = [names[i] for i in worst]
@@ -140,41 +145,31 @@ def _temperature(logits: np.ndarray, labels: np.ndarray, stored: float) -> dict[
 # -- Images of several classes ---------------------------------------------------------------------
 
 
-def probabilities_of_several(logits: np.ndarray) -> np.ndarray:
-    """Returns the probability that an image shows a class, sigmoid(logits), [N, K]."""
-    with np.errstate(over="ignore"):
-        return 1 / (1 + np.exp(-logits.astype(np.float64)))
-
-
 def measure_several(evaluation: Evaluation) -> dict[str, Any]:
-    """Returns the figures of images of several classes: average precisions, best thresholds."""
-    logits, marks = evaluation.scores.logits, evaluation.scores.labels
-    probability = probabilities_of_several(logits)
-    names = names_of(evaluation.class_names, logits.shape[1])
-    precisions = measures.average_precision(logits, marks)
-    thresholds = measures.best_thresholds(probability, marks)
+    """Returns the figures of images of several classes: average precisions, best thresholds.
+
+    What is not known of an image, a mark below 0, has no part in them.
+    """
+    logits, marks, names = evaluation.scores.logits, evaluation.scores.labels, evaluation.names
+    probability = measures.sigmoid(logits)
     found = measures.of_several(probability >= THRESHOLD, marks)
-    columns, support = found._asdict(), found.support
-    micro = columns.pop("micro")
-    columns |= {"average_precision": precisions, "best_threshold": thresholds}
+    columns = {key: getattr(found, key) for key in PER_CLASS}
+    columns["average_precision"] = measures.average_precision(logits, marks)
+    columns["best_threshold"] = measures.best_thresholds(probability, marks)
     rows = zip(*(column.tolist() for column in columns.values()))
-    there = support > 0
-    known = np.where(there, precisions, np.inf)
+    there, support = found.support > 0, found.support
+    worst = np.argsort(np.where(there, columns["average_precision"], np.inf), kind="stable")
+    means = PER_CLASS[:3]
     return {
         **evaluation.about,
         **evaluation.result,
         **measures.of_all_classes(logits, marks),
         "threshold": THRESHOLD,
-        "macro": {n: float(columns[n].mean()) for n in ("precision", "recall", "f1")},
-        "micro": dict(zip(("precision", "recall", "f1"), micro)),
-        "weighted": {
-            n: float((columns[n] * support).sum() / max(support.sum(), 1))
-            for n in ("precision", "recall", "f1")
-        },
+        "macro": {n: float(columns[n].mean()) for n in means},
+        "micro": dict(zip(means, found.micro)),
+        "weighted": {n: float((columns[n] * support).sum() / max(support.sum(), 1)) for n in means},
         "per_class": {name: dict(zip(columns, row)) for name, row in zip(names, rows)},
-        "worst_classes": [
-            names[i] for i in np.argsort(known, kind="stable")[:WORST].tolist() if there[i]
-        ],
+        "worst_classes": [names[i] for i in worst[:WORST].tolist() if there[i]],
     }
 
 

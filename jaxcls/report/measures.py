@@ -33,6 +33,12 @@ def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
         return e / e.sum(-1, keepdims=True)
 
 
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Returns 1 / (1 + exp(-logits)), in float64."""
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-logits.astype(np.float64)))
+
+
 def by_image(
     logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -78,15 +84,9 @@ def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def per_class(labels: np.ndarray, predictions: np.ndarray, classes: int) -> PerClass:
     """Returns precision, recall, F1 and number of images of each class."""
     count = lambda x: np.bincount(x, minlength=classes)
-    right = count(labels[labels == predictions])
-    support, predicted = count(labels), count(predictions)
-    return PerClass(
-        precision=_ratio(right, predicted),
-        recall=_ratio(right, support),
-        f1=_ratio(2 * right, support + predicted),
-        support=support,
-        predicted=predicted,
-    )
+    right, support, predicted = map(count, (labels[labels == predictions], labels, predictions))
+    precision, recall = _ratio(right, predicted), _ratio(right, support)
+    return PerClass(precision, recall, _ratio(2 * right, support + predicted), support, predicted)
 
 
 def averages(table: PerClass) -> dict[str, dict[str, float]]:
@@ -95,9 +95,9 @@ def averages(table: PerClass) -> dict[str, dict[str, float]]:
     Macro: the mean over the classes that have images or are predicted. Weighted: each class counts
     as often as it has images. Micro: over all images, where all three are the accuracy.
     """
+    names = ("precision", "recall", "f1")
     there = (table.support + table.predicted) > 0
     weights = {"macro": there.astype(float), "weighted": table.support.astype(float)}
-    names = ("precision", "recall", "f1")
     out = {
         kind: {n: float((getattr(table, n) * w).sum() / max(w.sum(), 1)) for n in names}
         for kind, w in weights.items()

@@ -1,6 +1,6 @@
 """What a network says about every evaluation image, on the host, from the pass that counts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from typing import Any
 
 import jax
@@ -40,6 +40,22 @@ class Scores:
         self.next = 0  # number in the source of the next row
         self.filled = 0
         self.parts: dict[str, np.ndarray] = {}
+
+    @classmethod
+    def of(cls, source: Sized, classes: int) -> "Scores | None":
+        """Returns room for the images of a source on process 0, None on others.
+
+        Raises:
+          ValueError: there are too many for memory.
+        """
+        needed = 4 * len(source) * classes
+        if needed > MAX_BYTES:
+            raise ValueError(
+                f"the scores of {len(source):,} images and {classes:,} classes take "
+                f"{needed / 2**30:.1f} GiB, more than the {MAX_BYTES / 2**30:g} of a report: "
+                "without it, --config.report.enabled=False"
+            )
+        return None if jax.process_index() else cls(len(source))
 
     def add(self, rows: Rows) -> None:
         """Takes the rows of the next batch; those that are masked are left out."""

@@ -1,8 +1,6 @@
 """Writes DIR/report: predictions.csv, index.html, and when these are complete metrics.json."""
 
-import csv
 import dataclasses
-import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,17 +10,19 @@ import numpy as np
 from etils import epath
 
 from jaxcls import files
-from jaxcls.config import consume, expect
+from jaxcls.config import consume, defaults, expect
 from jaxcls.console import Console
-from jaxcls.data.access import Source, in_threads, item_of
+from jaxcls.data.access import Source
 from jaxcls.data.ops import transformed
 from jaxcls.data.sources import Data
 from jaxcls.network import Network
-from jaxcls.report import figures, measures
+from jaxcls.report import figures, measures, tables
 from jaxcls.report.figures import Evaluation
-from jaxcls.report.scores import MAX_BYTES, Scores
+from jaxcls.report.scores import Scores
 
 MOST = 200  # mistakes that are shown
+# Keys of `config.eval` that training does not take.
+ALONE = ("tta", "tta_scales", "fuse", "weights", "mean", "against", "calibrate", "predictions")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,7 @@ class Report:
     ):
         """Takes what the report is about. Every process has one; process 0 writes it."""
         self.options = consume(config, "report", Options)
+        _refuse(config)
         self.config, self.workdir, self.network, self.data = config, workdir, network, data
         self.console = console
         self.taken: Scores | None = None
@@ -58,7 +59,10 @@ class Report:
     def scores(self, last: bool) -> Scores | None:
         """Returns where the scores of an evaluation go: those of the last one."""
         if self.options.enabled and last:
-            self.taken = scores_for(self.data.eval, self.network.num_classes, self.console)
+            try:
+                self.taken = Scores.of(self.data.eval, self.network.num_classes)
+            except ValueError as e:  # the run is more than its report
+                self.console.say(f"no report: {e}")
         return self.taken
 
     def write(self, step: int, result: Mapping[str, float], variables: Any) -> None:
@@ -90,18 +94,29 @@ class Report:
             )
 
 
-def scores_for(source: Source, classes: int, console: Console) -> Scores | None:
-    """Returns where the scores of a source's images go, on process 0; None: they are too many."""
-    if jax.process_index():
-        return None
-    needed = 4 * len(source) * classes
-    if needed > MAX_BYTES:
-        console.say(
-            f"no report: the scores of {len(source):,} images and {classes:,} classes take "
-            f"{needed / 2**30:.1f} GiB"
-        )
-        return None
-    return Scores(len(source))
+def _refuse(config: Any) -> None:
+    """Refuses keys of an evaluation alone, in a run that trains."""
+    for key in ALONE:
+        if config.eval[key] != defaults()[0][f"eval.{key}"]:
+            raise ValueError(
+                f"config.eval.{key} = {config.eval[key]!r} is for --mode=eval: leave it out while "
+                "training"
+            )
+
+
+def folder_of(workdir: str, begun: epath.Path | None) -> epath.Path:
+    """Returns where the report of an evaluation goes.
+
+    DIR/report; of RUN/checkpoints/STEP, where nothing may be added, RUN/report/STEP.
+
+    Args:
+      workdir: DIR.
+      begun: the config.json of the run that it belongs to, if there is one.
+    """
+    path = files.absolute(workdir)
+    if begun is None or path == begun.parent:
+        return path / "report"
+    return begun.parent / "report" / (path.name if path.parent.name == "checkpoints" else "")
 
 
 def log_of(workdir: epath.Path) -> list[dict[str, Any]]:
@@ -138,18 +153,14 @@ def report(
     from jaxcls.report import advice, page  # what draws is imported where something is drawn
 
     scores = evaluation.scores
-    names = figures.names_of(evaluation.class_names, scores.logits.shape[1])
-    images = image_names(source, scores.numbers)
+    images, rows = tables.image_names(source, scores.numbers), tables.rows(evaluation)
     mistakes: list[dict[str, Any]] = []
     if scores.labels.ndim == 2:
         table, matrix = figures.measure_several(evaluation), None
-        rows = _rows_of_several(scores, names)
     else:
-        found = figures.predictions_of(evaluation)
-        table = figures.measure(evaluation, found, samples=options.samples)
+        table = figures.measure(evaluation, samples=options.samples)
         matrix = table["confusion"] and np.array(table["confusion"])
-        rows = _rows(found, names)
-        wrong = figures.most_confident_mistakes(found, options.mistakes)
+        wrong = figures.most_confident_mistakes(evaluation.predictions, options.mistakes)
         keys = ("label", "prediction", "probability")
         table["mistakes"] = [{"image": images[i], **dict(zip(keys, rows[i]))} for i in wrong]
         looking = variables if options.grad_cam else None
@@ -157,7 +168,7 @@ def report(
         pictures = _pictures(evaluation.network, source, numbers, looking)
         mistakes = [it | drawn for it, drawn in zip(table["mistakes"], pictures)]
         if against is not None:
-            table["against"] = _compared(found, against, images, names)
+            table["against"] = _compared(evaluation, against, images)
     given = advice.advise(table, lines, config)
     table["advice"] = [it._asdict() for it in given]
     html = page.render(
@@ -170,46 +181,15 @@ def report(
         confusion=matrix,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_atomically(folder / "predictions.csv", _csv(images, rows))
+    files.write_atomically(folder / "predictions.csv", tables.as_csv(images, rows))
     files.write_atomically(folder / "index.html", html)
     files.write_atomically(folder / "metrics.json", figures.as_json(table))
     return table
 
 
-def image_names(source: Source, numbers: np.ndarray) -> list[str]:
-    """Returns what the images of these numbers are called; records are read for it."""
-    if hasattr(source, "name"):
-        return [source.name(i) for i in numbers.tolist()]
-    return in_threads(lambda i: item_of(source, i)["name"], numbers.tolist())
-
-
 def _headline(table: Mapping[str, Any]) -> str:
     kind, value = ("mAP", table["map"]) if "map" in table else ("top-1", table["top1"])
     return f"{kind} {100 * value:.2f} %"
-
-
-def _csv(images: Sequence[str], rows: Sequence[tuple[str, str, float]]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("image", "label", "prediction", "probability"))
-    for image, (label, prediction, probability) in zip(images, rows, strict=True):
-        writer.writerow((image, label, prediction, f"{probability:.6g}"))
-    return out.getvalue()
-
-
-def _rows(found: figures.Predictions, names: Sequence[str]) -> list[tuple[str, str, float]]:
-    """Returns label, prediction and its probability of each image."""
-    columns = (x.tolist() for x in (found.labels, found.predictions, found.probability))
-    return [(names[y] if y >= 0 else "", names[k], p) for y, k, p in zip(*columns)]
-
-
-def _rows_of_several(scores: Scores, names: Sequence[str]) -> list[tuple[str, str, float]]:
-    """Returns labels, classes above the threshold and the largest probability of each image."""
-    probability = figures.probabilities_of_several(scores.logits)
-    joined = lambda marks: ";".join(names[k] for k in np.flatnonzero(marks).tolist())
-    shown = probability >= figures.THRESHOLD
-    largest = probability.max(1).tolist()
-    return [(joined(y), joined(p), q) for y, p, q in zip(scores.labels > 0, shown, largest)]
 
 
 def _pictures(
@@ -237,14 +217,11 @@ def _is_here(variables: Any) -> bool:
     return all(x.is_fully_addressable or x.is_fully_replicated for x in arrays)
 
 
-def _compared(
-    found: figures.Predictions,
-    there: Evaluation,
-    images: Sequence[str],
-    names: Sequence[str],
-) -> dict[str, Any]:
+def _compared(here: Evaluation, there: Evaluation, images: Sequence[str]) -> dict[str, Any]:
     """Returns McNemar's test of two evaluations of the same images, and which images flipped."""
-    other = figures.predictions_of(there)
+    if not np.array_equal(here.scores.numbers, there.scores.numbers):
+        raise ValueError("some images can be read for one of the two networks only: repair them")
+    found, other, names = here.predictions, there.predictions, here.names
     labelled = found.labels >= 0
 
     def flips(rows):

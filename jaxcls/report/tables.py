@@ -1,0 +1,107 @@
+"""Predictions of every image as a table: CSV, and Parquet with all probabilities."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxcls.data.access import Source, in_threads, item_of
+from jaxcls.report import figures, measures
+from jaxcls.report.figures import Evaluation
+
+COLUMNS = ("image", "label", "prediction", "probability")
+
+
+def image_names(source: Source, numbers: np.ndarray) -> list[str]:
+    """Returns what the images of these numbers are called; records are read for it."""
+    if hasattr(source, "name"):
+        return [source.name(i) for i in numbers.tolist()]
+    return in_threads(lambda i: item_of(source, i)["name"], numbers.tolist())
+
+
+def rows(evaluation: Evaluation) -> list[tuple[str, str, float]]:
+    """Returns label, prediction and its probability of each image.
+
+    Of images of several classes the names are joined by ";", the prediction is all classes above
+    `figures.THRESHOLD`, and the probability is the largest.
+    """
+    scores, names = evaluation.scores, evaluation.names
+    if scores.labels.ndim == 1:
+        found = evaluation.predictions
+        columns = (x.tolist() for x in (found.labels, found.predictions, found.probability))
+        return [(names[y] if y >= 0 else "", names[k], p) for y, k, p in zip(*columns)]
+    probability = measures.sigmoid(scores.logits)
+    joined = lambda marks: ";".join(names[k] for k in np.flatnonzero(marks).tolist())
+    shown, largest = probability >= figures.THRESHOLD, probability.max(1).tolist()
+    return [(joined(y > 0), joined(p), q) for y, p, q in zip(scores.labels, shown, largest)]
+
+
+def as_csv(images: Sequence[str], rows: Sequence[tuple[str, str, float]]) -> str:
+    """Returns the text of predictions.csv."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for image, (label, prediction, probability) in zip(images, rows, strict=True):
+        writer.writerow((image, label, prediction, f"{probability:.6g}"))
+    return out.getvalue()
+
+
+def check(path: str) -> None:
+    """Refuses `config.eval.predictions` that cannot be written.
+
+    Raises:
+      ValueError: what is wrong.
+    """
+    if not path.endswith(".parquet"):
+        raise ValueError(
+            f"config.eval.predictions = {path!r}: write the name of a Parquet file, such as "
+            "predictions.parquet; predictions.csv is in the report"
+        )
+    if not Path(path).expanduser().absolute().parent.is_dir():
+        raise ValueError(f"config.eval.predictions = {path!r}: there is no such folder")
+
+
+def write_parquet(path: str, evaluation: Evaluation, source: Source) -> None:
+    """Writes the columns of predictions.csv and `probabilities`, a list of float32 for each image.
+
+    The names of the classes, in the order of the lists, are in the schema's metadata as
+    "class_names", in JSON. The file is there whole or not at all.
+    """
+    import pyarrow as pa  # only where it is asked for
+    import pyarrow.parquet as pq
+
+    scores = evaluation.scores
+    classes = scores.logits.shape[1]
+    labels, predictions, probability = zip(*rows(evaluation))
+    parts = (
+        measures.softmax(z, evaluation.network.temperature) if scores.labels.ndim == 1
+        else measures.sigmoid(z)
+        for (z,) in measures.chunks(scores.logits)
+    )  # fmt: skip
+    schema = pa.schema(
+        [
+            *((name, pa.string()) for name in COLUMNS[:3]),
+            ("probability", pa.float64()),
+            ("probabilities", pa.list_(pa.float32(), classes)),
+        ],
+        metadata={"class_names": json.dumps(evaluation.names)},
+    )
+    images = image_names(source, scores.numbers)
+    target = Path(path).expanduser()
+    temporary = target.with_name(target.name + ".tmp")
+    with pq.ParquetWriter(temporary, schema) as writer:
+        start = 0
+        for p in parts:
+            at = slice(start, start + len(p))
+            flat = pa.array(p.astype(np.float32).ravel())
+            columns = [images[at], labels[at], predictions[at], probability[at]]
+            columns.append(pa.FixedSizeListArray.from_arrays(flat, classes))
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+            start += len(p)
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(target)
