@@ -210,11 +210,17 @@ def test_images_that_cannot_be_read_have_no_scores():
 
 
 def test_too_many_scores_are_told():
+    assert Scores.of(range(50_000), 1000).count == 50_000
+    message = "the scores of 50,000 images and 100,000 classes take 18.6 GiB, more than the 4 of"
+    with pytest.raises(ValueError, match=message):
+        Scores.of(range(50_000), 100_000)
     said = []
-    console = types.SimpleNamespace(say=said.append)
-    assert write.scores_for(range(50_000), 100_000, console) is None
-    assert said == ["no report: the scores of 50,000 images and 100,000 classes take 18.6 GiB"]
-    assert write.scores_for(range(50_000), 1000, console).count == 50_000
+    config, net = runs.tiny("plain"), types.SimpleNamespace(num_classes=100_000)
+    config.report.enabled = True
+    data = types.SimpleNamespace(eval=range(50_000))
+    report = write.Report(config, None, net, data, types.SimpleNamespace(say=said.append))
+    assert report.scores(last=True) is None  # the run goes on
+    assert said[0].startswith(f"no report: {message}")
 
 
 # -- Where a network looked ------------------------------------------------------------------------
