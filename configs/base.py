@@ -32,24 +32,40 @@ def get_config(arg=None):
 
     # -- Where the images come from: jaxcls.data.sources.open(**data) ---------------------------
     c.data = ConfigDict()
-    c.data.source = ""  # "digits", "folder", "list", "tfds", "array_record", "fake"
-    # folder, list: directory of the images; tfds, array_record: of the records (tfds: "" is
-    # ~/tensorflow_datasets)
+    # "folder", "list", "table" (CSV, Parquet), "huggingface", "tfds", "array_record", "digits",
+    # "fake"
+    c.data.source = ""
+    # folder, list, table: directory of the images; tfds, array_record: of the records (tfds: "" is
+    # ~/tensorflow_datasets); huggingface: what save_to_disk wrote, or a clone from the hub
     c.data.root = ""
     # folder: sub-folder, "" is "train" if there is one; list: list file, "" is "train_list.txt";
-    # tfds: split, "" is "train"; array_record: file pattern below root, "" is "train*.array_record"
+    # tfds, huggingface: split, "" is "train"; array_record: file pattern below root, "" is
+    # "train*.array_record"; table: file or pattern, "" is "train.csv", .tsv, .jsonl or .parquet
     c.data.train = ""
-    c.data.eval = ""  # likewise: "val", "val_list.txt", "validation" or "test", "val*.array_record"
+    # likewise: "val", "val_list.txt", "validation" or "test", "val*.array_record", "val.csv"
+    c.data.eval = ""
     # folder without eval: this share of each class is held out; None: 0.2
     c.data.eval_fraction = 0.0
-    c.data.delimiter = " "  # list: between path and label
-    # list: the label of an image is a mark for each class, 0,1,1, of images that show several
+    c.data.delimiter = " "  # list: between path and label; table: " " is what the file's name says
+    # list: the label of an image is a mark for each class, 0,1,1, of images that show several;
+    # table, huggingface: such a text or list, or all the classes, names or numbers
     c.data.multi_label = False
-    c.data.class_names = ()  # list: names of the classes; (): the lines of root/classes.txt
+    # list, table, huggingface: names of the classes; (): the lines of root/classes.txt, or those of
+    # the table
+    c.data.class_names = ()
+    # table, huggingface: column of paths or bytes; "": "image", "path", "file_name", ...
+    c.data.image_column = ""
+    # column of the label, a name or a number; or one for each class, of its marks 0 and 1; ():
+    # "label", "class", ...
+    c.data.label_columns = ()
+    # table: column that tells rows of training, "train", from those of evaluation, which data.eval
+    # names ("": "val", "test", ...)
+    c.data.split_column = ""
     c.data.name = "imagenet2012"  # tfds: name of the set
     c.data.num_train = 0  # fake: number of training images
     c.data.num_eval = 0  # fake: number of evaluation images
-    c.data.num_classes = 0  # fake, list: number of classes (list: 0 = largest label + 1)
+    # fake, list, table, huggingface: number of classes (0, but fake: largest label + 1)
+    c.data.num_classes = 0
     # further training images without a label, for losses that learn from them: a folder, with all
     # below it, or a list of paths, which are relative to its folder; relative to root
     c.data.unlabelled = ""

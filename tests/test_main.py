@@ -431,6 +431,14 @@ MAY_IMPORT = {
     "data.access": set(),
     "data.folders": {"data.access", "data.decode", "data.labels", "data.sampling"},
     "data.records": {"data.access", "data.decode", "data.folders", "data.labels"},
+    "data.columns": {
+        "config",
+        "data.access",
+        "data.decode",
+        "data.folders",
+        "data.labels",
+    },
+    "data.tables": {"data.access", "data.columns", "data.folders", "data.records"},
     "data.workers": set(),
     "data.batches": {"data.access", "data.decode", "data.labels", "data.ops", "data.sampling"},
     "data.loader": {

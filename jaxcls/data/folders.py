@@ -393,7 +393,7 @@ def open_list(
     ) -> Files:
         paths, labels, lines = rows
         found = Files(str(base), paths, labels, names, str(listed), lines)
-        return _looked_for(found, allowed) if look else found
+        return looked_for(found, allowed) if look else found
 
     if not eval and not eval_list.is_file():
         return files(train_list, rows, training), None
@@ -416,7 +416,7 @@ def _count_classes(path: Path, labels: np.ndarray, lines: np.ndarray) -> int:
     return count
 
 
-def _looked_for(files: Files, max_bad_images: int | None, root: str = "config.data.root") -> Files:
+def looked_for(files: Files, max_bad_images: int | None, root: str = "config.data.root") -> Files:
     """Returns the files of a list, those that are only there with / for \\ under that name.
 
     Raises:
@@ -516,7 +516,7 @@ def open_unlabelled(path: str, *, root: str, delimiter: str, allowed: int | None
         raise ValueError(f"{place}: the list is empty")
     none, lines = np.full(len(paths), NONE, np.int32), np.array(lines, np.int32)
     found = Files(str(place.parent), tuple(paths), none, (), str(place), lines)
-    return _looked_for(found, allowed, "the folder of config.data.unlabelled")
+    return looked_for(found, allowed, "the folder of config.data.unlabelled")
 
 
 def read_class_names(folder: Path) -> tuple[str, ...]:
@@ -569,7 +569,7 @@ def _read_list(
             other = re.search(r"([,;:|\t ])\s*[0-9]+\s*$", line)
             hint = f"; it may be {other[1]!r}" if other else ""
             raise ValueError(
-                f"{path}:{number}: no label after the delimiter {delimiter!r} in {_quoted(line)} "
+                f"{path}:{number}: no label after the delimiter {delimiter!r} in {quoted(line)} "
                 f"(config.data.delimiter{hint})"
             )
         if not needs_labels and label.strip() in ("", "-1"):
@@ -597,7 +597,7 @@ def _number(label: str, where: str, num_classes: int) -> int:
     if not re.fullmatch(r"\s*[+-]?[0-9]{1,100}\s*", label):
         several = "; marks of several classes need config.data.multi_label = True"
         raise ValueError(
-            f"{where}: the label {_quoted(label)} is not a whole number: number the "
+            f"{where}: the label {quoted(label)} is not a whole number: number the "
             f"classes from 0, their names in the lines of {CLASSES_FILE}"
             + (several if MARKS.fullmatch(label) else "")
         )
@@ -619,7 +619,7 @@ def _marks(label: str, where: str, num_classes: int) -> bytes:
     marks = [mark.strip() for mark in label.split(",")]
     if {*marks} - {"0", "1"}:
         raise ValueError(
-            f"{where}: the label {_quoted(label)} is no marks: write 0 or 1 for each class, with "
+            f"{where}: the label {quoted(label)} is no marks: write 0 or 1 for each class, with "
             "commas between (config.data.multi_label)"
         )
     if num_classes and len(marks) != num_classes:
@@ -627,7 +627,7 @@ def _marks(label: str, where: str, num_classes: int) -> bytes:
     return bytes(map(int, marks))
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """Returns a part of a file as a message quotes it."""
     return repr(printable(text if len(text) <= 80 else text[:77] + "..."))
 

@@ -208,8 +208,8 @@ def open_array_record(
     names = read_class_names(base)
     if not names:
         raise ValueError(f"{base / CLASSES_FILE}: no such file; it holds one class name per line")
-    train_files = _shards(base, train or "train*.array_record")
-    eval_files = _shards(base, eval or "val*.array_record")
+    train_files = shards(base, train or "train*.array_record")
+    eval_files = shards(base, eval or "val*.array_record")
     if not train_files:
         raise ValueError(f"{base / (train or 'train*.array_record')}: no such files")
     if eval and not eval_files:
@@ -218,7 +218,7 @@ def open_array_record(
     return train_records, _records(eval_files, names, allowed) if eval_files else None
 
 
-def _shards(folder: Path, pattern: str) -> tuple[str, ...]:
+def shards(folder: Path, pattern: str) -> tuple[str, ...]:
     """Returns the files of a pattern, sorted.
 
     Raises:

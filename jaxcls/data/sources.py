@@ -21,6 +21,7 @@ from jaxcls.data.labels import counts, groups
 from jaxcls.data.loader import PLAIN, Options
 from jaxcls.data.records import open_array_record, open_tfds
 from jaxcls.data.sampling import WEIGHTS, by_class, subset
+from jaxcls.data.tables import open_huggingface, open_table
 
 CACHES = ("auto", "none", "encoded", "decoded", "device")  # data/cache.py
 
@@ -236,6 +237,8 @@ OPEN = {
     "list": open_list,
     "array_record": open_array_record,
     "tfds": open_tfds,
+    "table": open_table,
+    "huggingface": open_huggingface,
     "fake": open_fake,
 }
 
@@ -246,5 +249,7 @@ SECOND_CLASS = {
     "list": "write the labels 0, 1, ... in the list, or set config.data.num_classes",
     "array_record": f"{CLASSES_FILE} has one class in each line",
     "tfds": "choose another set",
+    "table": "there is one label only, or set config.data.class_names",
+    "huggingface": "choose another set, or name its column in config.data.label_columns",
     "fake": "write config.data.num_classes of at least 2",
 }

@@ -1,0 +1,710 @@
+"""Tables of images: CSV, lines of JSON, Parquet and Arrow files, read column by column.
+
+What a row costs in memory is its label and, of images in files, its path; images that lie in a
+table stay there. An Arrow file is mapped into memory, so that reading an image touches its bytes
+alone; of a Parquet file a group of rows is read and decompressed at a time, and the last groups
+stay in memory, up to `GROUP_BYTES`.
+
+Importing this needs pyarrow: data/tables.py imports it where a table is opened.
+"""
+
+import collections
+import csv
+import dataclasses
+import functools
+import io
+import itertools
+import json
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jaxcls.config import closest
+from jaxcls.data.access import digest, digest_of_labels
+from jaxcls.data.decode import BadImage
+from jaxcls.data.folders import MAX_LABEL, Files, printable, quoted
+from jaxcls.data.labels import NONE, labelled, marks_of, one
+
+GROUP_BYTES = 2**29  # of row groups of Parquet files that stay in memory, in each process
+CHUNK = 65536  # rows of text that are converted at a time
+IMAGES = ("image", "img", "path", "image_path", "file_name", "filename", "filepath", "file")
+LABELS = ("label", "labels", "class", "class_name", "target")
+BITS = {"0", "1"}
+LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+# What Git puts in the place of a file that it has not fetched.
+POINTER = b"version https://git-lfs.github.com/"
+
+
+class Texts(Sequence):
+    """Texts in a few arrays: a million paths without a million objects."""
+
+    def __init__(self, data: np.ndarray, ends: np.ndarray):
+        """Takes their bytes, uint8, one after the other, and where each ends, int64 [N]."""
+        self._data, self._ends = data, ends
+
+    @classmethod
+    def of(cls, column: pa.ChunkedArray) -> "Texts":
+        """Returns those of a column of texts without a missing one."""
+        array = column.combine_chunks().cast(pa.large_string())
+        array = array if isinstance(array, pa.Array) else pa.concat_arrays(array.chunks)
+        _, offsets, data = array.buffers()
+        ends = np.frombuffer(offsets, np.int64)[array.offset :][: len(array) + 1]
+        data = np.frombuffer(data, np.uint8)[ends[0] : ends[-1]] if data else np.zeros(0, np.uint8)
+        return cls(data.copy(), ends[1:] - ends[0])
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        begin = self._ends[index - 1] if index else 0
+        return self._data[begin : self._ends[index]].tobytes().decode(errors="surrogateescape")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sheet:
+    """The columns of one split: of one file, or of several one after the other."""
+
+    name: str  # in messages
+    names: tuple[str, ...]  # of the columns
+    column: Callable[[str], pa.ChunkedArray]
+    base: Path  # folder that paths are relative to
+    count: int
+    files: tuple[str, ...] = ()  # of Parquet and Arrow, which images may lie in
+    ends: np.ndarray | None = None  # rows up to the end of each of them
+    lines: np.ndarray | None = None  # of a text: the line of each row
+    features: dict[str, Any] = dataclasses.field(default_factory=dict)  # Hugging Face's, by column
+
+    def place(self, row: int) -> str:
+        """Returns where a row is, for messages."""
+        if self.lines is not None:
+            return f"{self.name}:{self.lines[row]}"
+        file = int(np.searchsorted(self.ends, row, side="right"))
+        return f"{self.files[file]}: row {row - (self.ends[file - 1] if file else 0)}"
+
+    def chosen(self, key: str, name: str, usual: Sequence[str]) -> str:
+        """Returns a column, the given one or the first of the usual ones.
+
+        Raises:
+          ValueError: it is not there; the message names those that are.
+        """
+        found = [name] if name else usual
+        there = [column for column in found if column in self.names]
+        if there:
+            return there[0]
+        what = f"no column {name!r}" if name else f"no column {', '.join(usual)}"
+        near = closest(name, self.names) if name else ""
+        raise ValueError(
+            f"{self.name}: {what}, the columns are {', '.join(map(printable, self.names))} "
+            f"(config.data.{key}{near.rstrip('?')})"
+        )
+
+
+# -- Reading ---------------------------------------------------------------------------------------
+
+
+def text(path: Path, delimiter: str, base: Path) -> Sheet:
+    """Returns the columns of a CSV file, all of them text, or of a file of JSON objects in lines.
+
+    The first line of a CSV has the names of its columns. Cells may be quoted, and then contain line
+    ends and the delimiter.
+
+    Raises:
+      ValueError: it cannot be read; the message names the line.
+    """
+    rows = _json(path) if path.suffix == ".jsonl" else _csv(path, delimiter)
+    names = next(rows)
+    columns: list[list[Any]] = [[] for _ in names]
+    chunks: list[list[pa.Array]] = [[] for _ in names]
+    lines: list[np.ndarray] = []
+    some: list[int] = []
+
+    def convert():
+        lines.append(np.array(some, np.int32))
+        some.clear()
+        for name, cells, done in zip(names, columns, chunks):
+            done.append(_array(path, name, cells))
+            cells.clear()
+
+    for line, cells in rows:
+        some.append(line)
+        for cell, column in zip(cells, columns):
+            column.append(cell)
+        if len(some) == CHUNK:
+            convert()
+    convert()
+    table = {name: _joined(path, name, part) for name, part in zip(names, chunks)}
+    where = np.concatenate(lines)
+    if not len(where):
+        raise ValueError(f"{path}: there are no rows below the names of the columns")
+    return Sheet(str(path), tuple(names), table.__getitem__, base, len(where), lines=where)
+
+
+def _array(path: Path, name: str, cells: list[Any]) -> pa.Array:
+    try:
+        return pa.array(cells)
+    except (pa.ArrowException, UnicodeEncodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: the column {name!r} is of no one type: {reason}") from error
+
+
+def _joined(path: Path, name: str, chunks: list[pa.Array]) -> pa.ChunkedArray:
+    kinds = {chunk.type for chunk in chunks if not pa.types.is_null(chunk.type)}
+    if len(kinds) > 1:
+        raise ValueError(f"{path}: the column {name!r} is of no one type")
+    kind = kinds.pop() if kinds else pa.string()
+    return pa.chunked_array([chunk.cast(kind) for chunk in chunks], kind)
+
+
+def _opened(path: Path) -> io.TextIOWrapper:
+    try:
+        with path.open("rb") as file:
+            _refuse_pointer(path, file.read(len(POINTER)))
+        return path.open(newline="", encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read it: {error.strerror}") from error
+
+
+def _csv(path: Path, delimiter: str) -> Iterator[Any]:
+    """Yields the names of the columns, then (line, cells) of each row."""
+    with _opened(path) as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        line = 1
+        try:
+            names = next(reader, None) or []
+            if not any(names) or len({*names}) < len(names):
+                raise ValueError(
+                    f"{path}:1: the first line names the columns, each once; it has "
+                    f"{', '.join(map(quoted, names)) or 'nothing'}"
+                )
+            yield names
+            line = reader.line_num + 1
+            for cells in reader:
+                if cells:
+                    if len(cells) != len(names):
+                        raise ValueError(
+                            f"{path}:{line}: {len(cells)} cells, there are {len(names)} columns "
+                            f"(config.data.delimiter = {delimiter!r})"
+                        )
+                    yield line, cells
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise ValueError(f"{path}:{line}: no row of a CSV: {error}") from error
+
+
+def _json(path: Path) -> Iterator[Any]:
+    names: list[str] = []
+    with _opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError("write an object: {...}")
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}:{number}: no object of JSON: {error}") from error
+            if not names:
+                names = list(row)
+                yield names
+            if unknown := row.keys() - {*names}:
+                raise ValueError(f"{path}:{number}: {min(unknown)!r} is not in the first line")
+            yield number, [row.get(name) for name in names]
+    if not names:
+        raise ValueError(f"{path}: the file is empty")
+
+
+def binary(files: Sequence[str], *, name: str, base: Path) -> Sheet:
+    """Returns the columns of Parquet files, or of Arrow files, one after the other.
+
+    Raises:
+      ValueError: one cannot be read, or has other columns than the first.
+    """
+    opened = [_schema(file) for file in files]
+    schema = opened[0][0]
+    for file, (other, _) in zip(files, opened):
+        if other.names != schema.names:
+            raise ValueError(
+                f"{file}: its columns are {', '.join(other.names)}, those of {files[0]} are "
+                f"{', '.join(schema.names)}"
+            )
+
+    def column(key: str) -> pa.ChunkedArray:
+        parts = [_whole(file, key) for file in files]
+        kind = parts[0].type
+        return pa.chunked_array([c.cast(kind) for part in parts for c in part.chunks], kind)
+
+    ends = np.cumsum([rows for _, rows in opened])
+    if not ends[-1]:
+        raise ValueError(f"{name}: there are no rows")
+    features = _features((schema.metadata or {}).get(b"huggingface", b"{}"))
+    of = (name, tuple(schema.names), column, base, int(ends[-1]), tuple(files), ends)
+    return Sheet(*of, features=features)
+
+
+def _features(data: bytes) -> dict[str, Any]:
+    try:
+        return dict(json.loads(data)["info"]["features"])
+    except (ValueError, LookupError, TypeError):
+        return {}
+
+
+def _refuse_pointer(path: str | Path, data: bytes) -> None:
+    if data.startswith(POINTER):
+        raise ValueError(f"{path}: Git has not fetched this file: run `git lfs pull` in its folder")
+
+
+@functools.lru_cache(maxsize=4096)
+def _metadata(file: str, stamp: tuple[int, int]) -> pq.FileMetaData:
+    return pq.read_metadata(file)
+
+
+@functools.lru_cache(maxsize=4096)
+def _mapped(file: str, stamp: tuple[int, int]) -> pa.Table:
+    """Returns an Arrow file, a stream or not, that stays where it is."""
+    data = pa.memory_map(file)
+    try:
+        return pa.ipc.open_stream(data).read_all()
+    except pa.ArrowInvalid:
+        return pa.ipc.open_file(data).read_all()
+
+
+def _stamp(file: str) -> tuple[int, int]:
+    status = os.stat(file)
+    return status.st_size, status.st_mtime_ns
+
+
+def _is_parquet(file: str) -> bool:
+    return file.endswith(".parquet")
+
+
+def _schema(file: str) -> tuple[pa.Schema, int]:
+    """Returns columns and number of rows of a file."""
+    try:
+        with open(file, "rb") as opened:
+            _refuse_pointer(file, opened.read(len(POINTER)))
+        if _is_parquet(file):
+            metadata = _metadata(file, _stamp(file))
+            return metadata.schema.to_arrow_schema(), metadata.num_rows
+        table = _mapped(file, _stamp(file))
+        return table.schema, table.num_rows
+    except OSError as error:
+        raise ValueError(f"{file}: cannot read it: {error.strerror or error}") from error
+    except pa.ArrowException as error:
+        kind = "Parquet" if _is_parquet(file) else "Arrow"
+        raise ValueError(f"{file}: no {kind} file: {str(error).splitlines()[0]}") from error
+
+
+def _whole(file: str, key: str) -> pa.ChunkedArray:
+    try:
+        if _is_parquet(file):
+            return pq.ParquetFile(file).read([key]).column(key)
+        return _mapped(file, _stamp(file)).column(key)
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{file}: the column {key!r} cannot be read: {reason}") from error
+
+
+class _Groups:
+    """Row groups of Parquet files, the last ones of which stay in memory."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: collections.OrderedDict[Any, list[Any]] = collections.OrderedDict()
+
+    def get(self, file: str, stamp: tuple[int, int], group: int, key: str) -> pa.ChunkedArray:
+        """Returns a column of a group; of several threads that ask one reads it."""
+        place = (file, stamp, group, key)
+        with self._lock:
+            entry = self._entries.setdefault(place, [threading.Lock(), None])
+            self._entries.move_to_end(place)
+        with entry[0]:
+            if entry[1] is None:
+                opened = pq.ParquetFile(file, metadata=_metadata(file, stamp))
+                entry[1] = opened.read_row_group(group, [key], use_threads=False).column(key)
+        with self._lock:
+            total = sum(e[1].nbytes for e in self._entries.values() if e[1] is not None)
+            while total > GROUP_BYTES and len(self._entries) > 1:
+                _, (_, dropped) = self._entries.popitem(last=False)
+                total -= dropped.nbytes if dropped is not None else 0
+        return entry[1]
+
+
+_groups = _Groups()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cells:
+    """Images in a column of Parquet or Arrow files: their bytes, or {"bytes", "path"}."""
+
+    files: tuple[str, ...]
+    stamps: tuple[tuple[int, int], ...]  # size and time of each
+    groups: np.ndarray  # int [number of groups, 2]: file, and rows of all up to the end of it
+    column: str
+    rows: np.ndarray  # int [N]: which rows the images are
+    root: str  # folder of images that are in files
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+
+    @property
+    def marks(self) -> int:
+        return marks_of(self.labels)
+
+    @property
+    def has_label(self) -> np.ndarray:
+        return labelled(self.labels)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        files = [(Path(file).name, size) for file, (size, _) in zip(self.files, self.stamps)]
+        chosen = [len(self), digest_of_labels(self.rows)]
+        return {
+            "images": digest([files, self.column, chosen]),
+            "labels": digest_of_labels(self.labels),
+        }
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        file, group, row, number = self._find(index)
+        name = f"{self.files[file]}: row {number}"
+        try:
+            if _is_parquet(self.files[file]):
+                column = _groups.get(self.files[file], self.stamps[file], group, self.column)
+            else:
+                column, row = _mapped(self.files[file], self.stamps[file])[self.column], number
+            cell = column[row].as_py()
+        except MemoryError:
+            raise
+        except Exception as error:  # what Arrow raises depends on the damage
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise BadImage(f"{name}: {reason}") from error
+        path = None
+        if isinstance(cell, dict):
+            cell, path = cell.get("bytes"), cell.get("path")
+            name += f" ({printable(path)})" if path else ""
+        if cell is None and path:
+            cell = Files(self.root, (path,), np.zeros(1, np.int32), ())[0]["image"]
+        if cell is None:
+            raise BadImage(f"{name}: there is no image in the column {self.column!r}")
+        return {"image": bytes(cell), "label": one(self.labels, index), "name": name}
+
+    def _find(self, index: int) -> tuple[int, int, int, int]:
+        """Returns file, group in the file, row in the group and in the file of an image."""
+        row = int(self.rows[index])
+        at = int(np.searchsorted(self.groups[:, 1], row, side="right"))
+        file = int(self.groups[at, 0])
+        first = int(np.searchsorted(self.groups[:, 0], file))
+        begin = lambda group: int(self.groups[group - 1, 1]) if group else 0
+        return file, at - first, row - begin(at), row - begin(first)
+
+
+def cells(sheet: Sheet, column: str, rows: np.ndarray, labels: np.ndarray, names: Any) -> Cells:
+    """Returns the images in a column of a table."""
+    groups, total = [], 0
+    stamps = tuple(map(_stamp, sheet.files))
+    for number, (file, stamp, end) in enumerate(zip(sheet.files, stamps, sheet.ends)):
+        if _is_parquet(file):
+            metadata = _metadata(file, stamp)
+            for group in range(metadata.num_row_groups):
+                total += metadata.row_group(group).num_rows
+                groups.append((number, total))
+        else:
+            groups.append((number, total := int(end)))
+    groups = np.array(groups, np.int64)
+    return Cells(sheet.files, stamps, groups, column, rows, str(sheet.base), labels, names)
+
+
+def group_bytes(sheet: Sheet, column: str) -> tuple[int, int]:
+    """Returns the bytes of a column of Parquet files, and of its largest group of rows."""
+    sizes = []
+    for file in filter(_is_parquet, sheet.files):
+        metadata = _metadata(file, _stamp(file))
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            parts = map(group.column, range(group.num_columns))
+            of = [p for p in parts if p.path_in_schema.split(".")[0] == column]
+            sizes.append(sum(part.total_uncompressed_size for part in of))
+    return sum(sizes), max(sizes, default=0)
+
+
+# -- Labels ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What is known of the classes."""
+
+    names: tuple[str, ...] = ()
+    count: int = 0  # 0: as many as the labels have
+    needs_labels: bool = True
+
+
+def labels_of(
+    sheet: Sheet, columns: Sequence[str], rows: np.ndarray, known: Known, *, several: bool
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Returns labels, int32 [N] or marks [N, K], and the names of their classes.
+
+    Args:
+      sheet: of the rows.
+      columns: one, of names or numbers of classes; or one for each class, of its marks. None at
+        all: no image has a label.
+      rows: which ones, ascending.
+      known: of the classes. Without names, those of texts are the texts, sorted; those of marks
+        their columns; numbers count up from 0.
+      several: one column has several classes of an image: texts with commas between, names or the
+        marks of all classes; or a list of names or numbers; lists of floats are marks.
+
+    Raises:
+      ValueError: a label is missing, of no class or of no type for it; the message says where.
+    """
+    if not columns:
+        return np.full(len(rows), NONE, np.int32), known.names
+    parts = [sheet.column(name).take(pa.array(rows)) for name in columns]
+    if len(parts) > 1:
+        known = dataclasses.replace(known, names=known.names or tuple(columns))
+        labels = _of_marks(sheet, columns, parts, rows)
+        _check_count(sheet, known, labels.shape[1])
+    else:
+        feature = sheet.features.get(columns[0]) or {}
+        given = _class_label(feature)
+        known = known if known.names or not given else dataclasses.replace(known, names=given)
+        read = _several if several else _single
+        labels, known = read(sheet, columns[0], parts[0], rows, known)
+    missing = np.flatnonzero(~labelled(labels))
+    if known.needs_labels and len(missing):
+        where = sheet.place(int(rows[missing[0]]))
+        raise ValueError(f"{where}: no label in the column {', '.join(map(repr, columns))}")
+    return labels, known.names
+
+
+def _class_label(feature: Any) -> tuple[str, ...]:
+    """Returns the names of Hugging Face's ClassLabel, or of a list of such."""
+    while isinstance(feature, dict) and "feature" in feature:
+        feature = feature["feature"]
+    if isinstance(feature, list) and feature:  # as lists were written once
+        feature = feature[0]
+    if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
+        return tuple(map(str, feature.get("names") or ()))
+    return ()
+
+
+def has_class_label(feature: Any) -> bool:
+    """Returns whether Hugging Face's features say that a column has classes."""
+    return bool(_class_label(feature))
+
+
+def _check_count(sheet: Sheet, known: Known, marks: int) -> None:
+    count = len(known.names) or known.count
+    if count and count != marks:
+        raise ValueError(f"{sheet.name}: {marks} marks of each image, there are {count} classes")
+
+
+def _single(
+    sheet: Sheet, name: str, column: pa.ChunkedArray, rows: np.ndarray, known: Known
+) -> tuple[np.ndarray, Known]:
+    """Returns numbers of classes, int32 [N]."""
+    kind = column.type
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        numbers = pc.fill_null(column.cast(pa.int64()), NONE).to_numpy()
+        return _numbers(sheet, name, numbers, rows, known)
+    if not is_text(kind):
+        raise ValueError(
+            f"{sheet.name}: the column {name!r} holds {kind}, no names or numbers of classes "
+            "(config.data.label_columns; of several classes an image: config.data.multi_label)"
+        )
+    texts, codes = _dictionary(column)
+    if not known.names and all(re.fullmatch(r"\s*-?[0-9]{1,18}\s*", t) for t in texts if t):
+        numbers = np.array([int(t or NONE) for t in texts] + [NONE], np.int64)
+        return _numbers(sheet, name, numbers[codes], rows, known)
+    names = known.names or tuple(sorted(map(printable, filter(None, texts))))
+    number_of = {name: i for i, name in enumerate(names)}
+    table = np.full(len(texts) + 1, NONE, np.int32)
+    for i, value in enumerate(texts):
+        if value and printable(value) not in number_of:
+            where = sheet.place(int(rows[np.argmax(codes == i)]))
+            raise ValueError(
+                f"{where}: the label {quoted(value)} is no class of the training images"
+                f"{closest(value, names)}"
+            )
+        if value:
+            table[i] = number_of[printable(value)]
+    return table[codes], dataclasses.replace(known, names=names)
+
+
+def _numbers(
+    sheet: Sheet, name: str, numbers: np.ndarray, rows: np.ndarray, known: Known
+) -> tuple[np.ndarray, Known]:
+    count = len(known.names) or known.count
+    limit = count or MAX_LABEL + 1
+    if len(wrong := np.flatnonzero((numbers >= limit) | (numbers < NONE))):
+        where, value = sheet.place(int(rows[wrong[0]])), numbers[wrong[0]]
+        there = f"there are {count} classes, 0 to {count - 1}" if count else "labels begin with 0"
+        raise ValueError(f"{where}: the label {value} in {name!r} is out of range: {there}")
+    largest = int(numbers.max(initial=NONE))
+    if not count and largest + 1 > 10 * len(numbers):
+        where = sheet.place(int(rows[numbers.argmax()]))
+        raise ValueError(
+            f"{where}: the label {largest} makes {largest + 1} classes of {len(numbers)} images: "
+            f"if that is right, set config.data.num_classes = {largest + 1}"
+        )
+    names = known.names or tuple(map(str, range(count or largest + 1)))
+    return numbers.astype(np.int32), dataclasses.replace(known, names=names)
+
+
+def _dictionary(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
+    """Returns the texts that there are, and the number of each row's; of a missing one the last."""
+    column = column.cast(pa.string()) if not pa.types.is_string(column.type) else column
+    encoded = column.combine_chunks().dictionary_encode()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.unify_dictionaries().combine_chunks()
+    texts = encoded.dictionary.to_pylist()
+    return texts, pc.fill_null(encoded.indices.cast(pa.int64()), len(texts)).to_numpy()
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Returns whether cells of a type are images: bytes, or {"bytes", "path"}."""
+    if pa.types.is_struct(kind):
+        return "bytes" in [kind.field(i).name for i in range(kind.num_fields)]
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def numbers(rows: np.ndarray) -> pa.Array:
+    """Returns numbers of rows, for `take`."""
+    return pa.array(rows)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _of_marks(
+    sheet: Sheet, names: Sequence[str], columns: Sequence[pa.ChunkedArray], rows: np.ndarray
+) -> np.ndarray:
+    """Returns the marks of columns, one for each class: int8 [N, K], or float32 of soft ones."""
+    out = np.full((len(rows), len(columns)), NONE, np.int8)
+    for k, (name, column) in enumerate(zip(names, columns)):
+        if is_text(column.type):
+            texts, codes = _dictionary(column)
+            values = np.array([_mark(t) for t in texts] + [np.nan])[codes]
+            empty = np.array([t == "" for t in texts] + [True])[codes]
+        elif pa.types.is_boolean(column.type) or pa.types.is_primitive(column.type):
+            empty = column.is_null().to_numpy()
+            values = pc.fill_null(column.cast(pa.float64()), np.nan).to_numpy()
+        else:
+            raise ValueError(f"{sheet.name}: the column {name!r} holds {column.type}, no marks")
+        wrong = ~empty & ~((values >= 0) & (values <= 1))
+        if wrong.any():
+            where = sheet.place(int(rows[wrong.argmax()]))
+            raise ValueError(f"{where}: what is in the column {name!r} is no mark: write 0 or 1")
+        values = np.where(empty, NONE, values)
+        if out.dtype == np.int8 and (values % 1 != 0).any():
+            out = out.astype(np.float32)
+        out[:, k] = values
+    there = out >= 0
+    if len(partly := np.flatnonzero(there.any(1) & ~there.all(1))):
+        i = int(partly[0])
+        name = names[int(there[i].argmin())]
+        raise ValueError(f"{sheet.place(int(rows[i]))}: no mark in the column {name!r}")
+    return out
+
+
+def _mark(cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        return np.nan
+
+
+def _several(
+    sheet: Sheet, name: str, column: pa.ChunkedArray, rows: np.ndarray, known: Known
+) -> tuple[np.ndarray, Known]:
+    """Returns marks [N, K] of a column that has several classes of an image."""
+    kind = column.type
+    if is_text(kind):
+        texts, codes = _dictionary(column)
+        parts = [[p.strip() for p in t.split(",")] if t else None for t in texts]
+        widths = {len(part) for part in parts if part}
+        if (
+            len(widths) == 1
+            and min(widths) > 1
+            and {*itertools.chain(*filter(None, parts))} <= BITS
+        ):
+            _check_count(sheet, known, width := widths.pop())
+            table = np.full((len(texts) + 1, width), NONE, np.int8)
+            for i, part in enumerate(parts):
+                table[i] = [int(mark) for mark in part] if part else NONE
+            names = known.names or tuple(map(str, range(width)))
+            return table[codes], dataclasses.replace(known, names=names)
+        lists, inverse = pa.array([*parts, None], pa.list_(pa.string())), codes
+    elif (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    ):
+        if pa.types.is_floating(kind.value_type):
+            return _soft(sheet, name, column, rows, known)
+        lists, inverse = column.combine_chunks().cast(pa.large_list(kind.value_type)), None
+    else:
+        raise ValueError(
+            f"{sheet.name}: the column {name!r} holds {kind}, which cannot be several classes of "
+            "an image (config.data.multi_label)"
+        )
+    lists = lists if isinstance(lists, pa.Array) else pa.concat_arrays(lists.chunks)
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    owner = np.repeat(np.arange(len(lists)), lengths)
+    flat = pa.chunked_array([pc.list_flatten(lists)])
+    # a row of the table for each value, to say where one is wrong
+    first = np.arange(len(lists)) if inverse is None else _firsts(inverse, len(lists))
+    inner = dataclasses.replace(known, needs_labels=False)
+    numbers, inner = _single(sheet, name, flat, rows[first[owner]], inner)
+    if (numbers < 0).any():
+        where = sheet.place(int(rows[first[owner[numbers.argmin()]]]))
+        raise ValueError(f"{where}: a class without a name or a number in the column {name!r}")
+    marks = np.zeros((len(lists), len(inner.names)), np.int8)
+    marks[owner, numbers] = 1
+    marks[lists.is_null().to_numpy(zero_copy_only=False)] = NONE
+    return marks if inverse is None else marks[inverse], dataclasses.replace(
+        inner, needs_labels=known.needs_labels
+    )
+
+
+def _firsts(codes: np.ndarray, count: int) -> np.ndarray:
+    """Returns where each of `count` codes comes first, 0 for those that do not."""
+    first = np.zeros(count, np.int64)
+    first[codes[::-1]] = np.arange(len(codes))[::-1]
+    return first
+
+
+def _soft(
+    sheet: Sheet, name: str, column: pa.ChunkedArray, rows: np.ndarray, known: Known
+) -> tuple[np.ndarray, Known]:
+    """Returns the marks of lists of floats."""
+    lists = column.combine_chunks().cast(pa.large_list(pa.float32()))
+    lists = lists if isinstance(lists, pa.Array) else pa.concat_arrays(lists.chunks)
+    lengths = pc.list_value_length(lists)
+    width = pc.max(lengths).as_py() or 0
+    _check_count(sheet, known, width)
+    lengths = pc.fill_null(lengths, NONE).to_numpy(zero_copy_only=False)
+    out = np.full((len(lists), width), NONE, np.float32)
+    if len(wrong := np.flatnonzero((lengths != width) & (lengths != NONE))):
+        where = sheet.place(int(rows[wrong[0]]))
+        raise ValueError(f"{where}: {lengths[wrong[0]]} marks, there are {width} classes")
+    values = pc.list_flatten(lists).to_numpy(zero_copy_only=False).reshape(-1, width)
+    out[lengths == width] = values
+    wrong = (lengths == width) & ~((out >= 0) & (out <= 1)).all(1)
+    if wrong.any():
+        where = sheet.place(int(rows[wrong.argmax()]))
+        raise ValueError(f"{where}: what is in the column {name!r} are no marks, from 0 to 1")
+    names = known.names or tuple(map(str, range(width)))
+    return out, dataclasses.replace(known, names=names)

@@ -1,0 +1,391 @@
+"""Images that a table tells of: CSV and Parquet files, and folders of Hugging Face's datasets.
+
+`datasets` itself is not needed: its files are Arrow and Parquet, read by data/columns.py, which is
+imported where a table is opened.
+"""
+
+import functools
+import glob
+import json
+import logging
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxcls.data.access import MAX_CLASSES, Source
+from jaxcls.data.folders import (
+    CLASSES_FILE,
+    EVALUATION,
+    Files,
+    directory,
+    given_class_names,
+    looked_for,
+    read_class_names,
+    some,
+)
+from jaxcls.data.records import shards
+
+if TYPE_CHECKING:
+    from jaxcls.data.columns import Sheet
+
+TEXTS = {".csv": ",", ".tsv": "\t", ".jsonl": ""}  # delimiters
+KINDS = (*TEXTS, ".parquet", ".arrow")
+TRAINING = ("train", "training")  # what a column of splits calls training rows
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of an imagefolder
+
+log = logging.getLogger(__name__)
+
+
+def open_table(
+    *,
+    root: str,
+    train: str,
+    eval: str,
+    delimiter: str,
+    image_column: str,
+    label_columns: Sequence[str],
+    split_column: str,
+    num_classes: int,
+    multi_label: bool,
+    class_names: Sequence[str],
+    allowed: int | None = None,
+    training: bool = True,
+    needs_labels: str = "supervised",
+) -> tuple[Source, Source | None]:
+    """Returns the images of CSV, TSV, JSON-lines, Parquet or Arrow files.
+
+    A row is an image. It is a path, relative to `root`, or in a Parquet or Arrow file its bytes, or
+    both ({"bytes", "path"}, as Hugging Face's datasets have them).
+
+    Args:
+      root: the folder that files and paths are relative to.
+      train: file of training images, or a pattern of several; "": "train.csv", "train.tsv", ...,
+        whichever is there, or "train*.parquet".
+      eval: likewise, "val..."; "": where there is one. With `split_column`, which of its texts
+        evaluates; "": "val", "valid", "validation", "eval", "evaluation", "test", "testing",
+        whichever is there first.
+      delimiter: of a CSV; " " is what its name says: a comma, in a .tsv a tab.
+      image_column: "": "image", "path", "file_name", ..., whichever is there.
+      label_columns: one, of names or numbers of classes; or one for each class, of its marks; ():
+        "label", "class", ..., whichever is there.
+      split_column: column that tells "train" from others; "": there is none.
+      num_classes, multi_label, class_names: see configs/base.py and `columns.labels_of`.
+      allowed, training, needs_labels: as `folders.open_list`.
+
+    Raises:
+      ValueError: a missing file or column, a label that is missing or none, missing images, ...
+    """
+    base = directory(root, "root")
+    how = _how(base, image_column, label_columns, num_classes, multi_label, class_names)
+    how |= {"allowed": allowed, "needs_labels": needs_labels}
+    sheet = _sheet(_found(base, train or "train", "train", bool(train)), base, delimiter)
+    if split_column:
+        rows, evaluated = _split(sheet, split_column, eval)
+    else:
+        rows, evaluated = np.arange(sheet.count), None
+    opened, names = _images(sheet, rows, how, look=training)
+    how |= {"names": names}
+    if split_column:
+        return opened, None if evaluated is None else _images(sheet, evaluated, how)[0]
+    files = _found(base, eval or "val", "eval", bool(eval))
+    if not files:
+        return opened, None
+    sheet = _sheet(files, base, delimiter)
+    return opened, _images(sheet, np.arange(sheet.count), how)[0]
+
+
+def open_huggingface(
+    *,
+    root: str,
+    train: str,
+    eval: str,
+    image_column: str,
+    label_columns: Sequence[str],
+    num_classes: int,
+    multi_label: bool,
+    class_names: Sequence[str],
+    allowed: int | None = None,
+    training: bool = True,
+    needs_labels: str = "supervised",
+) -> tuple[Source, Source | None]:
+    """Returns the images of a folder of Hugging Face's datasets.
+
+    That is what `save_to_disk` wrote, a clone from the hub with Parquet files in "data" or beside
+    it, its cache of a set (.arrow files), or images with a metadata.csv, .jsonl or .parquet in the
+    folder of each split. Images, classes and their names are those of its features, where these say
+    so: the first column of images, and the first of classes.
+
+    Args:
+      root: the folder.
+      train: split of training images; "": "train".
+      eval: split of evaluation images; "": "validation", "val", "valid", "dev" or "test", whichever
+        is there first.
+      image_column, label_columns, ..., class_names: as `open_table`; "", (): by the features, or
+        else as there.
+      allowed, training, needs_labels: as `folders.open_list`.
+
+    Raises:
+      ValueError: no such folder or split, and as `open_table`.
+    """
+    base = directory(root, "root")
+    how = _how(base, image_column, label_columns, num_classes, multi_label, class_names)
+    how |= {"allowed": allowed, "needs_labels": needs_labels}
+    found = _splits(base)
+    if not found:
+        raise ValueError(
+            f"{base}: no folder of Hugging Face's datasets: there is no state.json, "
+            "dataset_dict.json, Parquet or Arrow file, and no metadata.csv beside the images"
+        )
+    train = train or "train"
+    if train not in found and len(found) == 1 and "" in found:  # one split, which has no name
+        found = {train: found[""]}
+    for key, split in (("train", train), ("eval", eval)):
+        if split and split not in found:
+            raise ValueError(
+                f"{base}: no split {split!r}, there are {', '.join(found)} (config.data.{key})"
+            )
+    names = (name for name in ("validation", "val", "valid", "dev", "test") if name in found)
+    eval = eval or next(names, "")
+    files = found[train]()
+    sheet = _sheet(files, files[0].parent, " ")
+    opened, names = _images(sheet, np.arange(sheet.count), how, look=training)
+    if not eval:
+        return opened, None
+    files = found[eval]()
+    sheet = _sheet(files, files[0].parent, " ")
+    return opened, _images(sheet, np.arange(sheet.count), how | {"names": names})[0]
+
+
+def _how(
+    base: Path, image_column: str, label_columns: Sequence[str], num_classes: int,
+    multi_label: bool, class_names: Sequence[str],
+) -> dict[str, Any]:  # fmt: skip
+    """Returns what `_images` takes."""
+    if not all(isinstance(name, str) for name in label_columns):
+        raise ValueError(f"config.data.label_columns = {label_columns!r}: write names of columns")
+    if not 0 <= num_classes <= MAX_CLASSES:
+        raise ValueError(
+            f"config.data.num_classes = {num_classes}: write a number up to {MAX_CLASSES}, or 0 "
+            "for as many as the labels have"
+        )
+    names = given_class_names(class_names) or read_class_names(base)
+    if names and num_classes and len(names) != num_classes:
+        where = "config.data.class_names" if class_names else base / CLASSES_FILE
+        raise ValueError(
+            f"{where} names {len(names)} classes, config.data.num_classes = {num_classes}"
+        )
+    return {
+        "image_column": image_column,
+        "label_columns": tuple(label_columns),
+        "count": num_classes,
+        "several": multi_label,
+        "names": names,
+    }
+
+
+# -- Which files -----------------------------------------------------------------------------------
+
+
+def _found(base: Path, name: str, key: str, given: bool) -> list[Path]:
+    """Returns the files of a name or pattern; of a usual one none, if the evaluation has none."""
+    if given:
+        files = [Path(file) for file in shards(base, name)]
+        if not files:
+            raise ValueError(f"{base / name}: no such file (config.data.{key}, relative to root)")
+    else:
+        files = [base / f"{name}{kind}" for kind in KINDS if (base / f"{name}{kind}").is_file()]
+        if len(files) > 1:
+            raise ValueError(
+                f"{base} has {' and '.join(file.name for file in files)}: name one in "
+                f"config.data.{key}"
+            )
+        files = files or [Path(file) for file in shards(base, f"{name}*.parquet")]
+        if not files and key == "train":
+            raise ValueError(
+                f"{base}: no train.csv, .tsv, .jsonl, .parquet or .arrow: name the file in "
+                "config.data.train"
+            )
+    kinds = {file.suffix.lower() for file in files}
+    if kinds - {*KINDS} or (len(kinds) > 1):
+        raise ValueError(
+            f"{files[0]}: a table is a file of one of {', '.join(KINDS)} (config.data.{key})"
+        )
+    if kinds & TEXTS.keys() and len(files) > 1:
+        raise ValueError(f"{files[0]}, {files[1]}: name a single text file in config.data.{key}")
+    return files
+
+
+def _sheet(files: Sequence[Path], base: Path, delimiter: str) -> "Sheet":
+    from jaxcls.data import columns
+
+    kind = files[0].suffix.lower()
+    if kind not in TEXTS:
+        name = str(files[0]) if len(files) == 1 else f"{files[0]}, ..."
+        return columns.binary([str(file) for file in files], name=name, base=base)
+    delimiter = TEXTS[kind] if delimiter == " " else delimiter.replace("\\t", "\t")
+    if kind != ".jsonl" and len(delimiter) != 1:
+        raise ValueError(f"config.data.delimiter = {delimiter!r}: write one character")
+    return columns.text(files[0], delimiter, base)
+
+
+def _split(sheet: "Sheet", column: str, eval: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns the rows of training, and those of evaluation or None."""
+    name = sheet.chosen("split_column", column, ())
+    splits = np.array(sheet.column(name).to_pylist(), object)
+    there = sorted({*map(str, splits)})
+    plain = {split.lower().strip(): split for split in there}
+    ours = next((plain[name] for name in TRAINING if name in plain), None)
+    if ours is None:
+        raise ValueError(
+            f"{sheet.name}: the column {name!r} has no 'train', but {some(there)} "
+            "(config.data.split_column)"
+        )
+    if eval and eval not in there:
+        raise ValueError(
+            f"{sheet.name}: the column {name!r} has no {eval!r}, but {some(there)} "
+            "(config.data.eval)"
+        )
+    theirs = eval or next((plain[name] for name in EVALUATION if name in plain), "")
+    left = sum(int((splits == other).sum()) for other in there if other not in (ours, theirs))
+    if left:
+        log.warning("%s: %d rows are neither %s nor %s in the column %s, and left out", sheet.name,
+                    left, ours, theirs or "of an evaluation", name)  # fmt: skip
+    return np.flatnonzero(splits == ours), np.flatnonzero(splits == theirs) if theirs else None
+
+
+def _splits(base: Path) -> dict[str, Callable[[], list[Path]]]:
+    """Returns {split: what returns its files} of a folder of Hugging Face's datasets."""
+    described = base / "dataset_dict.json"
+    if described.is_file():
+        splits = _json(described).get("splits")
+        if not isinstance(splits, list) or not all(isinstance(name, str) for name in splits):
+            raise ValueError(f"{described}: it does not name the splits")
+        return {split: functools.partial(_state, base / split) for split in splits}
+    if (base / "state.json").is_file():
+        return {"": functools.partial(_state, base)}
+    found = _shards_of(base / "data") or _shards_of(base) or _metadata(base)
+    return {split: functools.partial(_whole, files) for split, files in found.items()}
+
+
+def _whole(files: list[Path]) -> list[Path]:
+    """Returns the files of a split, of which no shard is missing."""
+    for file in files:
+        shards(file.parent, glob.escape(file.name))
+    return files
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot read it: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: it holds no object of JSON")
+    return found
+
+
+def _state(folder: Path) -> list[Path]:
+    """Returns the Arrow files of a split that `save_to_disk` wrote."""
+    files = _json(folder / "state.json").get("_data_files")
+    try:
+        paths = [folder / file["filename"] for file in files]
+    except (TypeError, LookupError) as error:
+        raise ValueError(f"{folder / 'state.json'}: it does not name the data files") from error
+    if missing := [path for path in paths if not path.is_file()]:
+        raise ValueError(f"{missing[0]} is missing ({len(missing)} of {len(paths)} files are)")
+    if not paths:
+        raise ValueError(f"{folder / 'state.json'}: there are no data files")
+    return paths
+
+
+SHARD = re.compile(r"-\d{5}-of-\d{5}.*|-\d+$")
+
+
+def _shards_of(folder: Path) -> dict[str, list[Path]]:
+    """Returns {split: files} of SPLIT-00000-of-00004.parquet, NAME-SPLIT.arrow, SPLIT/*.parquet."""
+    found: dict[str, list[Path]] = {}
+    for kind in ("parquet", "arrow"):
+        for file in (*sorted(folder.glob(f"*.{kind}")), *sorted(folder.glob(f"*/*.{kind}"))):
+            if file.name in METADATA or file.name.startswith("cache-"):
+                continue
+            name = SHARD.sub("", file.stem).rpartition("-")[2]
+            if file.parent != folder and "-of-" not in file.stem:
+                name = file.parent.name
+            found.setdefault(name, []).append(file)
+        if found:
+            break
+    for name, files in found.items():
+        if len(folders := sorted({file.parent for file in files})) > 1:
+            raise ValueError(
+                f"{folder}: the split {name!r} is in {' and in '.join(map(str, folders[:2]))}: "
+                "name one of these folders in config.data.root"
+            )
+    return found
+
+
+def _metadata(base: Path) -> dict[str, list[Path]]:
+    """Returns {split: its metadata file} of folders of images."""
+    found = {}
+    for folder in (base, *sorted(path for path in base.iterdir() if path.is_dir())):
+        for name in METADATA:
+            if (folder / name).is_file():
+                found["" if folder == base else folder.name] = [folder / name]
+    return {split: files for split, files in found.items() if split} or found
+
+
+# -- Images and labels -----------------------------------------------------------------------------
+
+
+def _images(
+    sheet: "Sheet",
+    rows: np.ndarray,
+    how: dict[str, Any],
+    look: bool = True,
+) -> tuple[Source, tuple[str, ...]]:
+    """Returns the images of some rows of a table, and the names of the classes."""
+    from jaxcls.data import columns
+
+    kinds = sheet.features.items()
+    of_images = [name for name, kind in kinds if _type(kind) == "Image" and name in sheet.names]
+    of_classes = [name for name, kind in kinds if columns.has_class_label(kind)]
+    image = sheet.chosen("image_column", how["image_column"], of_images or columns.IMAGES)
+    labels = [sheet.chosen("label_columns", name, ()) for name in how["label_columns"]]
+    usual = of_classes or columns.LABELS
+    if not labels and (how["needs_labels"] or any(name in sheet.names for name in usual)):
+        labels = [sheet.chosen("label_columns", "", usual)]
+    known = columns.Known(how["names"], how["count"], bool(how["needs_labels"]))
+    marks, names = columns.labels_of(sheet, labels, rows, known, several=how["several"])
+    if not names:
+        raise ValueError(
+            f"{sheet.name}: no image has a label, and nothing names the classes: write their names "
+            f"in {CLASSES_FILE}, a line each, or config.data.class_names"
+        )
+    column = sheet.column(image)
+    if columns.is_bytes(column.type):
+        total, largest = columns.group_bytes(sheet, image)
+        if look and total > columns.GROUP_BYTES:
+            log.warning(
+                "%s: of a Parquet file whole groups of rows are read, up to %.3g MiB for an image "
+                "of theirs: config.data.cache=encoded keeps the images, %.3g GiB", sheet.name,
+                largest / 2**20, total / 2**30,
+            )  # fmt: skip
+        return columns.cells(sheet, image, rows, marks, names), names
+    if not columns.is_text(column.type):
+        raise ValueError(
+            f"{sheet.name}: the column {image!r} holds {column.type}, no images: these are paths, "
+            "bytes, or both (config.data.image_column)"
+        )
+    paths = column.take(columns.numbers(rows))
+    if missing := paths.null_count:
+        raise ValueError(f"{sheet.name}: {missing} rows have no path in the column {image!r}")
+    lines = rows if sheet.lines is None else sheet.lines[rows]
+    texts = columns.Texts.of(paths)
+    files = Files(str(sheet.base), texts, marks, names, sheet.name, lines.astype(np.int32))
+    return (looked_for(files, how["allowed"]) if look else files), names
+
+
+def _type(feature: Any) -> Any:
+    return feature.get("_type") if isinstance(feature, dict) else None
