@@ -14,6 +14,7 @@ COMMANDS = {
     "config": "what a config stands for, its learning rate as a picture",
     "select": "images without labels that a network is sure of",
     "sweep": "search over the keys of a config",
+    "soup": "one network from the weights of several runs",
     "benchmark": "ratios measured in one run",
 }
 

@@ -144,12 +144,23 @@ def settled(state: Any, program: Any, feed: Any, seed: int) -> Any:
     average = state.averages.get("swa", {})
     if not (int(average.get(COUNT, 0)) and jax.tree.leaves(average["batch_stats"])):
         return state
+    stats = estimated(state.variables("swa"), program.statistics_step, program, feed, seed)
+    return state.replace(averages=state.averages | {"swa": average | {"batch_stats": stats}})
+
+
+def estimated(variables: Variables, step: Callable, program: Any, feed: Any, seed: int) -> Any:
+    """Returns the BatchNorm statistics that variables have on the last training batches of a run.
+
+    Args:
+      variables: {"params", "batch_stats"}.
+      step: of `make_statistics_step`, jitted.
+      program, feed, seed: of the run; the feed is that of training.
+    """
     plan = program.plan
     first = plan.total_steps - min(BATCHES, plan.steps_per_epoch, plan.total_steps)
-    variables = state.variables("swa")
     with feed.train_batches(plan, seed, start_step=first) as batches:
         for n, batch in enumerate(batches):
             batch = program.prepare(np.int32(first + n), feed.put(batch))
-            stats = program.statistics_step(variables, batch, np.int32(n))
-            variables |= {"batch_stats": stats}
-    return state.replace(averages=state.averages | {"swa": average | variables})
+            stats = step(variables, batch, np.int32(n))
+            variables = variables | {"batch_stats": stats}
+    return variables["batch_stats"]

@@ -7,6 +7,7 @@ compared by the best config.checkpoint.best of their evaluations. The same comma
 sweep that was stopped, or with more --trials; given in several terminals, or on several machines
 that share DIR, all work on the same sweep, and take up what one of them leaves. It writes
 DIR/best.py, a config that trains as it stands, DIR/trials.csv, pictures and DIR/study.db (Optuna).
+Trials write no report, and those that are given up or fail leave no checkpoints.
 
   --space     a Python file with get_space(): configs/spaces/transfer.py is one
   --strategy  bayes: a Gaussian process, expected improvement; random; grid: all points, shuffled
@@ -39,6 +40,8 @@ from jaxcls.sweep import space as spaces
 if TYPE_CHECKING:
     from jaxcls.sweep.study import Study
 
+# A report takes as long as some trials do, and is looked at once: that of the best.
+OF_TRIALS = {"report.enabled": False}
 LOOK = 0.1  # seconds between two looks at the trials
 CLAIM = 1.0  # seconds until a process without a trial asks for one again
 STRATEGIES = ("bayes", "random", "grid")
@@ -171,7 +174,7 @@ def search(study: "Study", argv: Sequence[str], most: int, jobs: int) -> int:
         claim = study.claim(most)
         if claim is None:
             return False
-        config = trial_config(study, argv, claim.values)
+        config = trial_config(study, argv, {**OF_TRIALS, **claim.values})
         file = study.trials_dir / f"{claim.number:04d}.py"
         title = f"Trial {claim.number} of {study.workdir}."
         write_atomically(file, recipe.written(config, title, claim.values))
@@ -271,7 +274,9 @@ def write(study: "Study") -> None:
             f"{spaces.shown(found)}.\n"
         )
         # as the run itself has it, with what its config had left open
-        write_atomically(path, recipe.written(record.read(run / "config.json"), title, found))
+        config = configs.flatten(record.read(run / "config.json"))
+        config |= {key: study.config[key] for key in OF_TRIALS}
+        write_atomically(path, recipe.written(config, title, found))
 
 
 def draw(study: "Study") -> None:
