@@ -8,8 +8,8 @@ import numpy as np
 import pinned
 import pytest
 
-from configs import augment, imagenet
-from jaxcls import choices, program, schedules
+from configs import augment, digits, distill, imagenet
+from jaxcls import choices, distillation, network, program, schedules
 from jaxcls.config import plan
 from jaxcls.data import ops
 
@@ -49,6 +49,20 @@ def test_a_misspelt_key_of_a_recipe_is_an_error(key, monkeypatch):
             recipe.get_config(name)
 
 
+def teacher(path, **_):
+    """Returns the network of this name, and shapes in place of weights, as `network.load`."""
+    recipe = digits.get_config() if path == "digits" else imagenet.get_config(path)
+    net = network.Network(
+        name=recipe.model.name,
+        options=dict(recipe.model.options),
+        num_classes=1000,
+        class_names=(),
+        image=ops.Image(**recipe.image),
+        precision="float32",
+    )
+    return net, net.shapes
+
+
 def assert_shapes_of_the_step(config):
     """Asserts that train step and evaluation step fit together, by shapes alone."""
     accelerator = types.SimpleNamespace(platform="tpu")
@@ -68,7 +82,8 @@ def assert_shapes_of_the_step(config):
         return {k: jax.ShapeDtypeStruct(shapes.get(k, (n,)), v) for k, v in arrays.items()}
 
     size = config.image.size
-    after, metrics = jax.eval_shape(built.train_step, state, batch(config.batch_size, size))
+    arguments = state, batch(config.batch_size, size), *built.teachers
+    after, metrics = jax.eval_shape(built.train_step, *arguments)
     assert jax.tree.structure(after) == jax.tree.structure(state)
     for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(state)):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
@@ -86,6 +101,7 @@ DEFAULT = {
     "finetune.py",
     "resnet50_vd.py",
     "augment.py:ssld_v2",
+    "distill.py:digits",
     "imagenet.py:GoogLeNet",
 }
 
@@ -94,7 +110,8 @@ def tier(name, config):
     """Returns the markers of the test of a whole step."""
     if name.removeprefix("configs/") in DEFAULT:
         return []
-    return [pytest.mark.zoo if config.model.name in SLOW else pytest.mark.ci]
+    of_pair = "_from_" in name and "ResNet18" not in name  # two networks to trace
+    return [pytest.mark.zoo if of_pair or config.model.name in SLOW else pytest.mark.ci]
 
 
 WHOLE = [
@@ -105,8 +122,12 @@ WHOLE = [
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_shapes_of_the_whole_step(name):
-    assert_shapes_of_the_step(ALL[name].copy_and_resolve_references())
+def test_shapes_of_the_whole_step(name, monkeypatch):
+    monkeypatch.setattr(network, "load", teacher)
+    config = ALL[name].copy_and_resolve_references()
+    if config.loss.name in distillation.TAUGHT:
+        config.teacher.checkpoints = config.teacher.checkpoints or ("digits",)
+    assert_shapes_of_the_step(config)
 
 
 def with_one_block(config):
@@ -144,3 +165,27 @@ def test_lengths_and_rates_of_every_recipe(name):
     image = ops.Image(**config.image)
     assert all(map(callable, (ops.training(**config.crop, image=image), image.transform)))
     assert lengths.batch_size % config.model.bn_group == 0
+
+
+def test_recipes_of_distillation():
+    """What is published: facts of the documents, and of June 2020's configs."""
+    name = "ResNet50_vd_from_ResNeXt101_32x16d_wsl"
+    assert {name, "MobileNetV3_large_x1_0_from_ResNet50_vd_ssld"} <= {*distill.PAIRS}
+    for pair in distill.PAIRS:
+        first, second = distill.get_config(pair), distill.get_config(pair + distill.FINETUNE)
+        student = pair.partition("_from_")[0]
+        for c in (first, second):
+            assert c.model.name == student
+            assert c.loss.name == "symmetric_kl"
+            assert not c.loss.label_smoothing
+            assert c.mix.mixup == 0
+            assert c.lr.warmup == "5 epochs"
+            assert c.teacher.checkpoints == (pair.partition("_from_")[2],)
+        assert first.duration == "360 epochs"
+        rates = [c.lr.peak / c.batch_size for c in (first, second)]
+        assert rates[0] / rates[1] > 50
+    assert distill.get_config(name).optim.l2 == 7e-5
+    assert distill.get_config("ResNet18_from_ResNet34").duration == "120 epochs"  # its own
+    for argument in (None, "", "ResNet50", "_from_ResNet50", "ResNet50_from_"):
+        with pytest.raises(ValueError, match="write --config=configs/distill.py:STUDENT_from_T"):
+            distill.get_config(argument)
