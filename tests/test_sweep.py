@@ -2,7 +2,9 @@
 
 import csv
 import itertools
+import json
 import math
+import os
 import signal
 import sqlite3
 import subprocess
@@ -23,6 +25,7 @@ from optuna.trial import TrialState, create_trial  # noqa: E402
 
 from jaxcls.sweep import __main__ as sweep  # noqa: E402
 from jaxcls.sweep import study as studies  # noqa: E402
+from jaxcls.sweep import trials  # noqa: E402
 from jaxcls.sweep.propose import distributions, propose  # noqa: E402
 
 PLAIN = f"{runs.TINY}:plain"
@@ -336,6 +339,97 @@ def test_a_database_that_can_only_be_read(sweep_of, tmp_path):
     code, err = sweep_of("--strategy=grid", readonly)
     assert (code, err.count("\n")) == (2, 1), err
     assert "attempt to write a readonly database: change its permissions" in err
+
+
+# -- Trials, in this process -----------------------------------------------------------------------
+
+
+def opened(folder, strategy="random", entries=None):
+    """Returns the study of a folder."""
+    there = space.check(entries or {"lr.peak": space.log(1e-3, 1.0)})
+    config = configs.flatten(runs.tiny("plain"))
+    options = {"strategy": strategy, "pruner": "median", "seed": 0}
+    return studies.Study(folder, config=config, space=there, **options)
+
+
+def test_no_trial_twice_and_none_forgotten(tmp_path):
+    one, two = opened(tmp_path), opened(tmp_path)
+    claims = [one.claim(3), two.claim(3), one.claim(3)]
+    assert [claim.number for claim in claims] == [0, 1, 2]
+    assert one.claim(3) is two.claim(3) is None
+    one.report(claims[2], 1, 0.25)
+    os.close(claims[2].log)  # as the system does when a process ends
+    again = two.claim(3)
+    assert (again.number, again.values, again.known) == (2, claims[2].values, {1: 0.25})
+    two.tell(again, TrialState.COMPLETE, 0.5)
+    os.close(again.log)
+    assert two.claim(3) is None
+    assert len(one.trials()) == 3
+    assert one.claim(4).number == 3  # more are wanted
+
+
+def evaluated(study, claim, *top1, more=True):
+    """Writes what a trial has reported: evaluations with a line of training after each."""
+    lines = []
+    for step, value in enumerate(top1):
+        lines += [{"split": "eval", "step": step, "top1": value}, {"split": "train", "step": step}]
+    folder = study.run_dir(claim.number)
+    folder.mkdir(exist_ok=True)
+    text = "".join(json.dumps(line) + "\n" for line in lines[: None if more else -1])
+    (folder / "metrics.jsonl").write_text(text + '{"split": "eval", "st')
+
+
+def test_the_pruner_is_asked_of_every_evaluation_but_the_last(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(trials.Trial, "_start", lambda self: started.append(self))
+    study, slot = opened(tmp_path), trials.Slot("", {}, None)
+    for _ in range(4):
+        claim = study.claim(9)
+        for step, value in enumerate((0.4, 0.6, 0.8, 0.9), start=1):
+            study.report(claim, step, value)
+        study.tell(claim, TrialState.COMPLETE, 0.9)
+    for top1, more, pruned, reported in (
+        ((0.1, 0.7), True, False, 2),  # the first is not asked for
+        ((0.5, 0.5), False, False, 2),  # there may be nothing left to save
+        ((0.5, 0.5, 0.9), True, True, 2),  # as if it had been asked in time
+        ((0.5, 0.7, 0.7, 0.95), True, True, 3),
+        ((None, None), True, True, 2),  # not finite
+    ):
+        claim = study.claim(9)
+        evaluated(study, claim, *top1, more=more)
+        trial = trials.Trial(study, claim, slot, [])
+        assert (trial.pruned, len(claim.known)) == (pruned, reported), top1
+        assert (trial in started) == (not pruned)
+        if pruned:
+            assert trial.poll() == TrialState.PRUNED
+        else:
+            study.tell(claim, TrialState.FAIL)
+        trial.close()
+    ends = [trial.state for trial in study.trials()[4:]]
+    assert ends == [TrialState.FAIL, TrialState.FAIL, *[TrialState.PRUNED] * 3]
+
+
+def test_a_trial_has_a_gpu_of_its_own(tmp_path, monkeypatch):
+    (tmp_path / "trials").mkdir()
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2,GPU-ab/c")
+    two = trials.slots(2, tmp_path)
+    third = trials.slots(1, tmp_path)
+    names = [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in (*two, *third)]
+    assert names == ["0", "2", "GPU-ab/c"]
+    with pytest.raises(ValueError, match=r"--jobs=1: 0 of 3 GPU\(s\) are free"):
+        trials.slots(1, tmp_path)
+    two[1].close()
+    assert trials.slots(1, tmp_path)[0].environment == {"CUDA_VISIBLE_DEVICES": "2"}
+
+
+def test_jobs_share_the_cores(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 5, 7}, raising=False)
+    assert [slot.cores for slot in trials.slots(1, tmp_path)] == [""]
+    assert [slot.cores for slot in trials.slots(2, tmp_path)] == ["0,1", "2,5,7"]
+    many = [slot.cores for slot in trials.slots(7, tmp_path)]
+    assert {*many} == {"0", "1", "2", "5", "7"}
 
 
 # -- Whole sweeps ----------------------------------------------------------------------------------

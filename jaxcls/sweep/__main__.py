@@ -143,17 +143,10 @@ def check(argv: Sequence[str], space: spaces.Space) -> None:
         for value in spaces.trial_values(dimension):
             values, _ = parsed(argv, **{key: value})
             names.check(values.config)
-            if isinstance(value, str) and value and configs.defaults()[1][key] is str:
-                _check_duration(key, value)
-
-
-def _check_duration(key: str, value: str) -> None:
-    default = str(configs.defaults()[0][key])
-    if key in ("duration", "lr.warmup") or default.endswith(configs.UNITS):
-        configs.steps_of(value, key=key, batch_size=1, steps_per_epoch=LARGE_EPOCH)
-
-
-LARGE_EPOCH = 10**6  # steps, so that no duration rounds to none
+            default = configs.defaults()[0][key]
+            if isinstance(default, str) and default.endswith(configs.UNITS):
+                # an epoch so long that no duration rounds to no step
+                configs.steps_of(value, key=key, batch_size=1, steps_per_epoch=10**6)
 
 
 def search(study: "Study", argv: Sequence[str], most: int, jobs: int) -> int:

@@ -68,11 +68,10 @@ def slots(jobs: int, workdir: Path) -> list[Slot]:
     if len(found) < jobs:
         for slot in found:
             slot.close()
+        few = f"{len(found)} of {len(gpus)} GPU(s) are free"
         raise ValueError(
-            f"--jobs={jobs}: {len(found)} of {len(gpus)} GPU(s) are free, the others are those of "
-            "other processes of this sweep; a trial has one of its own"
-            if len(gpus) > len(found)
-            else f"--jobs={jobs}: there are {len(gpus)} GPU(s), and a trial has one of its own"
+            f"--jobs={jobs}: {few}, and a trial has one of its "
+            "own; JAX_PLATFORMS=cpu in the environment takes the processor"
         )
     return found
 
