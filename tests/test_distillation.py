@@ -133,6 +133,15 @@ def test_the_labels_part_counts_labelled_images_and_the_teachers_part_all(labels
     np.testing.assert_allclose(metrics["agreement"], agreement)
 
 
+def test_the_labels_part_has_the_weights_of_classes():
+    s, t = scores(0), scores(1)
+    weights = 1.0 + np.arange(K)
+    loss = objective("kl", told(1.0), class_weights=tuple(weights)).loss
+    _, metrics = jax.jit(loss)({"logits": s}, {"label": LABELS}, ({"logits": t},))
+    own = weights[LABELS[LABELS >= 0]] / weights.mean()  # of as many images of each
+    np.testing.assert_allclose(metrics["hard"], np.mean(own * numpy_ce(s, LABELS)), rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["dkd", "wsl"])
 @pytest.mark.parametrize("mixed", [False, True])
 def test_the_teachers_class_stands_in_for_a_missing_label(name, mixed):
@@ -421,6 +430,8 @@ def test_the_peer_may_be_another_network():
         ("kl", {"peer": "ResNet18"}, "config.loss.peer: not used by 'kl', which takes"),
         ("js", {"temperature": 2.0}, "config.loss.temperature: not used by 'js', which takes"),
         ("js", {"label_smoothing": 0.1}, "config.loss.label_smoothing = 0.1 does nothing"),
+        ("js", {"class_weights": ("auto",)}, "config.loss.class_weights = ('auto',) does nothing"),
+        ("js", {"focal_gamma": 2.0}, "config.loss.focal_gamma = 2.0 does nothing"),
         ("supervised", {"soft": 2.0}, "config.loss.soft: not used by 'supervised', which takes"),
         ("dkd", {"target": -1.0}, "config.loss.target = -1.0: write a weight of at least 0"),
         ("dist", {"inter": 0.0, "intra": 0.0}, "config.loss: inter and intra are 0: write one"),
