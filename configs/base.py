@@ -29,6 +29,8 @@ def get_config(arg=None):
     c.model.bn_epsilon = config_dict.placeholder(float)  # None: the network's own, mostly 1e-5
     c.model.bn_group = config_dict.placeholder(int)  # images that share statistics; None: all
     c.model.options = ()  # further arguments of the family: (("dropout", 0.2), ...)
+    # class of the data that stands for none of the others: `Network.decide` then answers -1
+    c.model.background = ""
 
     # -- Where the images come from: jaxcls.data.sources.open(**data) ---------------------------
     c.data = ConfigDict()

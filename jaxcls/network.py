@@ -45,6 +45,7 @@ class Network:
     temperature: float = 1.0  # that logits are divided by, see `probabilities`
     multi_label: bool = False  # images may show several classes
     thresholds: tuple[float, ...] = ()  # of `decide`
+    background: str = ""  # class that stands for none of the others; "": there is none
 
     @functools.cached_property
     def module(self) -> nn.Module:
@@ -133,14 +134,17 @@ class Network:
         """Returns what images show, by their `probabilities` [B, K].
 
         The number of the most likely class, int [B]; -1, none of these, where its probability is
-        below `thresholds`, if there is one. Of `multi_label` which classes, bool [B, K]: those from
-        their threshold on, 1/2 without.
+        below `thresholds`, if there is one, and where it is `background`. Of `multi_label` which
+        classes, bool [B, K]: those from their threshold on, 1/2 without.
         """
         p = np.asarray(probabilities)
         if self.multi_label:
             return p >= np.array(self.thresholds or (0.5,), p.dtype)
         sure = p.max(-1) >= np.array(self.thresholds or (0.0,), p.dtype)
-        return np.where(sure, p.argmax(-1), -1)
+        found = p.argmax(-1)
+        if self.background:
+            sure &= found != self.class_names.index(self.background)
+        return np.where(sure, found, -1)
 
     def described(self) -> dict[str, Any]:
         """Returns what is stored with weights, as JSON can hold it; `of_meta` reads it."""
@@ -227,8 +231,9 @@ def of_meta(
             temperature=temperature_of(told),
             multi_label=bool(told.get("multi_label", False)),
             thresholds=configs.tuples(told.get("thresholds") or ()),
+            background=str(told.get("background") or ""),
         )
-        check_thresholds(network)
+        check_decisions(network)
         if "num_classes" not in told:
             network = dataclasses.replace(network, num_classes=_count_classes(network, variables))
     except Exception as e:  # what stands in a file may break anything
@@ -250,12 +255,19 @@ def temperature_of(told: Mapping[str, Any]) -> float:
     return float(value)
 
 
-def check_thresholds(network: Network) -> None:
-    """Refuses thresholds that are no probabilities, or too many or too few.
+def check_decisions(network: Network) -> None:
+    """Refuses thresholds that are no probabilities, too many or too few; a background that is none.
 
     Raises:
       ValueError: it is so.
     """
+    if network.background:
+        choose("config.model.background", network.background, network.class_names)
+        if network.multi_label:
+            raise ValueError(
+                f"config.model.background = {network.background!r}: images that may show several "
+                'classes show none of them without it: write ""'
+            )
     given, wanted = network.thresholds, network.num_classes if network.multi_label else 1
     good = all(isinstance(x, (int, float)) and 0 <= x <= 1 for x in given)
     if not good or len(given) not in (0, wanted):
@@ -293,6 +305,7 @@ def make(
     bn_epsilon: float | None,
     bn_group: int | None,
     options: Sequence[tuple[str, Any]],
+    background: str,
     classes: int,
     class_names: Sequence[str],
     image: ops.Image,
@@ -334,7 +347,9 @@ def make(
         image=image,
         precision=precision,
         multi_label=multi_label,
+        background=background,
     )
+    check_decisions(network)
     # With options of the user whatever goes wrong inside is theirs; without, the image's size.
     theirs = Exception if options else (ValueError, ArithmeticError)
     rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}

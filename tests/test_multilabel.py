@@ -119,6 +119,20 @@ def test_decisions_of_one_class():
     assert net(thresholds=(0.5,)).decide(p).tolist() == [1, -1, 0, -1]
 
 
+def test_a_background_class_is_none_of_these():
+    p = np.array([[0.2, 0.5, 0.3], [0.4, 0.2, 0.4], [0.1, 0.3, 0.6]])
+    assert net(background="b").decide(p).tolist() == [-1, 0, 2]
+    assert net(background="b", thresholds=(0.5,)).decide(p).tolist() == [-1, -1, 2]
+    told = json.loads(json.dumps({"network": net(background="b").described()}))
+    assert network.of_meta(told, {}, "x").background == "b"
+    with pytest.raises(ValueError, match="unknown config.model.background 'd': choose one of a, b"):
+        network.of_meta({"network": net(background="d").described()}, {}, "x")
+    config = runs.tiny("plain")
+    config.model.background = "eleven"
+    with pytest.raises(ValueError, match="unknown config.model.background 'eleven'"):
+        program.build(config, num_train=898, num_classes=2, class_names=("0", "1"))
+
+
 def test_decisions_of_several_classes():
     several = net(multi_label=True)
     logits = np.array([[-1.0, 0.0, 3.0], [-9.0, -9.0, -9.0]], np.float32)
