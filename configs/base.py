@@ -364,7 +364,13 @@ def get_config(arg=None):
     c.eval.weights = ()  # of this network and of each of `fuse`; (): all the same
     c.eval.mean = "probabilities"  # over views and networks; or "logits"
     c.eval.against = ""  # run, checkpoint or export to compare with, image by image
-    c.eval.calibrate = False  # fit a temperature on these images, store it with the weights
+    # fit a temperature on these images, store it with the weights; of images that may show several
+    # classes the threshold of each class that is best for its F1
+    c.eval.calibrate = False
+    # with calibrate: store the probability too below which a prediction is "none of these", so that
+    # this share of the others is right; 0: none
+    c.eval.accepted_accuracy = 0.0
+    c.eval.rejected = 0.0  # or so that at most this share is rejected
     c.eval.predictions = ""  # Parquet file of all probabilities, such as "predictions.parquet"
     # DIR/report of the last evaluation, jaxcls.report.write.Options(**report)
     c.report = ConfigDict()

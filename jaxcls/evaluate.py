@@ -28,7 +28,7 @@ from jaxcls.console import Console
 from jaxcls.data import ops
 from jaxcls.data.feed import Feed
 from jaxcls.metrics import plain
-from jaxcls.report import measures, tables, write
+from jaxcls.report import calibration, measures, tables, write
 from jaxcls.report.scores import Scores, make_step
 
 
@@ -114,6 +114,7 @@ def run(config: ConfigDict, workdir: str) -> int:
             "config.eval.calibrate stores the temperature of one network as it is: leave out "
             + ", ".join(f"config.eval.{key}" for key in options.used)
         )
+    calibration.check(asked.accepted_accuracy, asked.rejected, asked.calibrate)
     if asked.predictions:
         tables.check(asked.predictions)
     console.status("looking at the images ...")
@@ -154,7 +155,7 @@ def run(config: ConfigDict, workdir: str) -> int:
         stored=stored,
         report=told,
     )
-    net = dataclasses.replace(net, temperature=network.temperature_of(weights.described(stored[1])))
+    net = net.calibrated(weights.described(stored[1]))
 
     def load(path, key):
         other, values = network.load(path, average=average, report=told)
@@ -180,9 +181,10 @@ def run(config: ConfigDict, workdir: str) -> int:
     if jax.process_index() == 0:
         print(json.dumps(printed, allow_nan=False), flush=True)
     if asked.calibrate:
-        temperature = _temperature(scores)
-        weights.calibrate(path, temperature, average=average)
-        files.only_process_0(told)(f"temperature {temperature:.4g}: stored with {path}")
+        share = {"accuracy": asked.accepted_accuracy, "rejected": asked.rejected}
+        found, line = calibration.fitted(net, scores, **share) if scores else ({}, "")
+        weights.calibrate(path, found, average=average)
+        files.only_process_0(told)(f"{line}: stored with {path}")
     if jax.process_index() or scores is None:
         return 0
     about = {key: printed[key] for key in ("checkpoint", "of") if key in printed}
@@ -260,15 +262,3 @@ class Passes:
             scores=scores,
         )
         return result, scores
-
-
-def _temperature(scores: Scores | None) -> float:
-    """Returns the temperature that fits best; of other processes than 0, which do not know, 1."""
-    if scores is None:
-        return 1.0
-    if scores.labels.ndim == 2:
-        raise ValueError(
-            "config.eval.calibrate: a temperature is for images of one class each; for images of "
-            "several the report has the best threshold of each class"
-        )
-    return measures.temperature(scores.logits, scores.labels)

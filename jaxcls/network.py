@@ -146,6 +146,17 @@ class Network:
             sure &= found != self.class_names.index(self.background)
         return np.where(sure, found, -1)
 
+    def calibrated(self, told: Mapping[str, Any]) -> "Network":
+        """Returns it with temperature and thresholds as `weights.described` tells.
+
+        Raises:
+          ValueError: they are none.
+        """
+        thresholds = configs.tuples(told.get("thresholds") or ())
+        net = dataclasses.replace(self, temperature=temperature_of(told), thresholds=thresholds)
+        check_decisions(net)
+        return net
+
     def described(self) -> dict[str, Any]:
         """Returns what is stored with weights, as JSON can hold it; `of_meta` reads it."""
         return dataclasses.asdict(self) | {"class_names": list(self.class_names)}
@@ -228,14 +239,12 @@ def of_meta(
             image=ops.Image(**image),
             precision=choose("precision", told.get("precision", "float32"), precision.DTYPES),
             version=str(told.get("version", "before 0.2")),
-            temperature=temperature_of(told),
             multi_label=bool(told.get("multi_label", False)),
-            thresholds=configs.tuples(told.get("thresholds") or ()),
             background=str(told.get("background") or ""),
         )
-        check_decisions(network)
         if "num_classes" not in told:
             network = dataclasses.replace(network, num_classes=_count_classes(network, variables))
+        network = network.calibrated(told)
     except Exception as e:  # what stands in a file may break anything
         raise ValueError(f"{problem}{files.line(e)}") from e
     if not isinstance(network.num_classes, int) or not 0 <= network.num_classes <= MAX_CLASSES:

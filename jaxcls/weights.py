@@ -23,6 +23,7 @@ from jaxcls.checksums import CALIBRATION, CHECKSUMS
 
 # What the meta data of a checkpoint from anywhere may say, or not, of its network.
 META = {"model": str, "network": dict, "options": dict, "class_names": list, "image": dict}
+CALIBRATED = ("temperature", "thresholds")  # what an evaluation finds for a network
 RENAMED = "the classes have other names"
 HEADS = r"(aux\d+/)?head/"  # where the classifiers are
 Variables = Mapping[str, Any]  # {"params": tree, "batch_stats": tree}
@@ -86,10 +87,13 @@ def load(
     return _find(path, average, report)[2:]
 
 
-def calibrate(path: str | os.PathLike, temperature: float, *, average: str | None = None) -> None:
-    """Stores a temperature with the weights that `load` finds there, for these alone.
+def calibrate(
+    path: str | os.PathLike, found: Mapping[str, Any], *, average: str | None = None
+) -> None:
+    """Stores what was found with the weights that `load` finds there, for these alone.
 
-    It stands beside the files of their checkpoint, whose checksums stay as they are.
+    What it has of `CALIBRATED`; whatever was stored before is gone. It stands beside the files of
+    their checkpoint, whose checksums stay as they are.
 
     Raises:
       ValueError: as `load`.
@@ -97,7 +101,7 @@ def calibrate(path: str | os.PathLike, temperature: float, *, average: str | Non
     """
     checkpoint, average, _, _ = _find(path, average, lambda line: None)
     if jax.process_index() == 0:
-        text = json.dumps({"temperature": temperature, "average": average}, allow_nan=False)
+        text = json.dumps({**found, "average": average}, allow_nan=False)
         try:
             files.write_atomically(checkpoint / CALIBRATION, text + "\n")
         except OSError as e:
@@ -145,7 +149,7 @@ def described(meta: Mapping[str, Any]) -> dict[str, Any]:
     known = {"name": meta.get("model"), "options": meta.get("options") or {}}
     known |= {key: meta[key] for key in ("class_names", "image") if meta.get(key)}
     known |= meta.get("network") or {}
-    known |= {key: meta[key] for key in ("temperature",) if key in meta}
+    known |= {key: meta[key] for key in CALIBRATED if key in meta}
     if wrong := _wrong({"model": known["name"]} | known):
         raise ValueError(f"the meta data of the weights have another {wrong[0]} than jaxcls writes")
     return known
@@ -368,12 +372,13 @@ def _read(path: epath.Path, names: Sequence[str]) -> tuple[str, dict[str, Any], 
 
 
 def _calibration(path: epath.Path, average: str) -> dict[str, Any]:
-    """Returns {"temperature"} where `calibrate` has stored one for this average."""
+    """Returns what `calibrate` has stored for this average."""
     try:
         stored = json.loads((path / CALIBRATION).read_bytes())
-        if stored["average"] != average:
-            return {}
-        return {"temperature": stored["temperature"]}
+        known = {key: stored[key] for key in CALIBRATED if key in stored}
+        if not known:
+            raise ValueError("nothing")
+        return known if stored["average"] == average else {}
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError, KeyError, RecursionError):

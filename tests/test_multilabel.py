@@ -240,9 +240,26 @@ def test_a_run_learns_what_images_show(shapes, tmp_path, capsys):
     want = of_scikit_learn(logits, data.eval.labels)
     assert {k: last[k] for k in want} == pytest.approx(want)
 
+    config.eval.calibrate = config.report.enabled = True
     assert evaluate.run(config, str(run)) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {k: told[k] for k in want} == pytest.approx(want)
+
+    # the best thresholds are stored, and what they do is what the next report says
+    own, _ = network.load(run)
+    assert len(own.thresholds) == 3
+    said = own.decide(own.probabilities(logits))
+    best = f1_score(data.eval.labels, said, average="macro", zero_division=0.0)
+    assert best >= last["macro_f1"]
+    for k in range(3):
+        others = [logits[:, k] >= t for t in logits[:, k]]
+        f1 = [f1_score(data.eval.labels[:, k], other) for other in others]
+        assert f1_score(data.eval.labels[:, k], said[:, k]) == pytest.approx(max(f1))
+    config.eval.calibrate = False
+    assert evaluate.run(config, str(run)) == 0
+    made = json.loads((run / "report/metrics.json").read_text())
+    assert made["thresholds"] == list(own.thresholds)
+    assert made["macro"]["f1"] == pytest.approx(best)
 
 
 @pytest.mark.ci

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from jaxcls.network import Network
-from jaxcls.report import measures
+from jaxcls.report import measures, rejection
 from jaxcls.report.scores import Scores
 
 MAX_CONFUSION = 2000  # classes: of more the matrix is left out of metrics.json
 WORST = 10  # classes
 PER_CLASS = ("precision", "recall", "f1", "support")
-THRESHOLD = 0.5  # probability from which on a class of several counts as shown
+THRESHOLD = 0.5  # of a network without thresholds, see `Network.decide`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,6 +86,7 @@ def measure(evaluation: Evaluation, *, samples: int) -> dict[str, Any]:
     logits = scores.logits if there.all() else scores.logits[there]
     figures["temperature"] = _temperature(logits, labels, evaluation.network.temperature)
     figures["reliability"] = [bin._asdict() for bin in bins]
+    figures["rejection"] = _rejection(evaluation, there)
     rows = zip(*(getattr(table, key).tolist() for key in PER_CLASS))
     figures["per_class"] = {name: dict(zip(PER_CLASS, row)) for name, row in zip(names, rows)}
     worst = np.argsort(table.f1, kind="stable").tolist()
@@ -99,6 +100,18 @@ def measure(evaluation: Evaluation, *, samples: int) -> dict[str, Any]:
     if classes <= MAX_CONFUSION:
         figures["confusion"] = measures.confusion(labels, predictions, classes).tolist()
     return figures
+
+
+def _rejection(evaluation: Evaluation, there: np.ndarray) -> dict[str, Any] | None:
+    """Returns what the network's threshold does, and what others would; None without any number."""
+    found, network = evaluation.predictions, evaluation.network
+    kinds = (found.predictions[there], found.probability[there], found.ranks[there])
+    if not np.isfinite(kinds[1]).any():
+        return None
+    curve = rejection.of(network, *kinds)
+    stored = network.thresholds[0] if network.thresholds else 0.0
+    points = {key: x.tolist() for key, x in rejection.thinned(curve)._asdict().items()}
+    return {**rejection.at(curve, stored), "curve": points}
 
 
 def most_confident_mistakes(found: Predictions, count: int) -> list[int]:
@@ -152,7 +165,7 @@ def measure_several(evaluation: Evaluation) -> dict[str, Any]:
     """
     logits, marks, names = evaluation.scores.logits, evaluation.scores.labels, evaluation.names
     probability = measures.sigmoid(logits)
-    found = measures.of_several(probability >= THRESHOLD, marks)
+    found = measures.of_several(evaluation.network.decide(probability), marks)
     columns = {key: getattr(found, key) for key in PER_CLASS}
     columns["average_precision"] = measures.average_precision(logits, marks)
     columns["best_threshold"] = measures.best_thresholds(probability, marks)
@@ -164,7 +177,7 @@ def measure_several(evaluation: Evaluation) -> dict[str, Any]:
         **evaluation.about,
         **evaluation.result,
         **measures.of_all_classes(logits, marks),
-        "threshold": THRESHOLD,
+        "thresholds": list(evaluation.network.thresholds) or THRESHOLD,
         "macro": {n: float(columns[n].mean()) for n in means},
         "micro": dict(zip(means, found.micro)),
         "weighted": {n: float((columns[n] * support).sum() / max(support.sum(), 1)) for n in means},

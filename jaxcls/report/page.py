@@ -67,6 +67,7 @@ def render(
     small = confusion is not None and len(names) <= SMALL
     heat, share = plots.heat_map(confusion) if confusion is not None and not small else (None, 1)
     bins = [Bin(**row) for row in figures.get("reliability", ())]
+    rejected = figures.get("rejection")
     encoded = lambda picture: base64.b64encode(picture).decode() if picture else ""
     shown = [
         {**it, "picture": encoded(it["picture"]), "cam": encoded(it["cam"])} for it in mistakes
@@ -81,6 +82,7 @@ def render(
         advice=advice,
         curves=Markup(plots.curves(lines)),
         reliability=Markup(plots.reliability(bins)) if bins else "",
+        rejection=Markup(plots.rejection(rejected)) if rejected else "",
         matrix=_cells(names, confusion) if small else None,
         heat=encoded(heat),
         heat_share=share,

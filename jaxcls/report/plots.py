@@ -96,6 +96,23 @@ def reliability(bins: Sequence[Bin]) -> str:
     return svg()
 
 
+def rejection(found: Mapping[str, Any]) -> str:
+    """Returns the accuracy of the accepted images over the share that is rejected.
+
+    Args:
+      found: "rejection" of the figures; the dot is where the network's threshold is.
+    """
+    percent = lambda x: 100 * np.asarray(x, float)
+    with _figure("rejection", 3.6, 2.4) as (figure, svg):
+        axes = figure.subplots()
+        curve = found["curve"]
+        axes.plot(percent(curve["rejected"]), percent(curve["accuracy"]), color=BLUE, lw=1.5)
+        axes.plot(percent(found["rejected"]), percent(found["accuracy"]), "o", color=ORANGE,
+                  markersize=4)  # fmt: skip
+        axes.set(xlabel="% of images rejected", ylabel="% right of the others")
+    return svg()
+
+
 @contextlib.contextmanager
 def _figure(name: str, width: float, height: float) -> Iterator[tuple[Any, Callable[[], str]]]:
     """Gives an empty figure of so many inches, and a function that returns its SVG afterwards."""

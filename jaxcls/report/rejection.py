@@ -5,9 +5,12 @@ rules the threshold on the largest probability rejects least for an accuracy, if
 are right.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
+
+from jaxcls.network import Network
 
 POINTS = 200  # of a curve that is stored
 
@@ -39,6 +42,30 @@ def curve(probability: np.ndarray, right: np.ndarray) -> Curve:
     accepted = last + 1
     accuracy = np.cumsum(right)[last] / accepted
     return Curve(p[last], 1 - accepted / len(probability), accuracy)
+
+
+def of(
+    network: Network, predictions: np.ndarray, probability: np.ndarray, ranks: np.ndarray
+) -> Curve:
+    """Returns the curve of predictions of labelled images; of the background all are rejected.
+
+    Args:
+      network: that predicts.
+      predictions, probability, ranks: of `measures.by_image`, [N] each.
+    """
+    if network.background:
+        background = network.class_names.index(network.background)
+        probability = np.where(predictions == background, np.nan, probability)
+    return curve(probability, ranks < 1)
+
+
+def at(found: Curve, threshold: float) -> dict[str, float]:
+    """Returns {"threshold", "rejected", "accuracy"} of a threshold; if all are rejected, NaN."""
+    i = int(np.searchsorted(found.threshold, threshold))
+    if i == len(found.threshold):
+        return {"threshold": threshold, "rejected": 1.0, "accuracy": math.nan}
+    accuracy, rejected = float(found.accuracy[i]), float(found.rejected[i])
+    return {"threshold": threshold, "rejected": rejected, "accuracy": accuracy}
 
 
 def thinned(found: Curve) -> Curve:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxcls.data.access import Source, in_threads, item_of
-from jaxcls.report import figures, measures
+from jaxcls.report import measures
 from jaxcls.report.figures import Evaluation
 
 COLUMNS = ("image", "label", "prediction", "probability")
@@ -26,8 +26,9 @@ def image_names(source: Source, numbers: np.ndarray) -> list[str]:
 def rows(evaluation: Evaluation) -> list[tuple[str, str, float]]:
     """Returns label, prediction and its probability of each image.
 
-    Of images of several classes the names are joined by ";", the prediction is all classes above
-    `figures.THRESHOLD`, and the probability is the largest.
+    Of images of several classes the names are joined by ";", the prediction is all classes that
+    `Network.decide` says, and the probability is the largest. Of images of one class it is the most
+    likely one, whatever the threshold.
     """
     scores, names = evaluation.scores, evaluation.names
     if scores.labels.ndim == 1:
@@ -36,7 +37,7 @@ def rows(evaluation: Evaluation) -> list[tuple[str, str, float]]:
         return [(names[y] if y >= 0 else "", names[k], p) for y, k, p in zip(*columns)]
     probability = measures.sigmoid(scores.logits)
     joined = lambda marks: ";".join(names[k] for k in np.flatnonzero(marks).tolist())
-    shown, largest = probability >= figures.THRESHOLD, probability.max(1).tolist()
+    shown, largest = evaluation.network.decide(probability), probability.max(1).tolist()
     return [(joined(y > 0), joined(p), q) for y, p, q in zip(scores.labels, shown, largest)]
 
 

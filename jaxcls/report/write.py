@@ -22,7 +22,10 @@ from jaxcls.report.scores import Scores
 
 MOST = 200  # mistakes that are shown
 # Keys of `config.eval` that training does not take.
-ALONE = ("tta", "tta_scales", "fuse", "weights", "mean", "against", "calibrate", "predictions")
+ALONE = (
+    *("tta", "tta_scales", "fuse", "weights", "mean", "against", "predictions"),
+    *("calibrate", "accepted_accuracy", "rejected"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
