@@ -3,7 +3,9 @@
 import csv
 import html.parser
 import json
+import re
 import types
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,11 +15,13 @@ import sklearn.metrics
 from etils import epath
 from test_network import small
 
+from configs import base
 from jaxcls import choices, evaluate, network, program, train
+from jaxcls.config import defaults
 from jaxcls.data import ops
 from jaxcls.data.arrays import Arrays
 from jaxcls.data.feed import Feed
-from jaxcls.report import figures, write
+from jaxcls.report import advice, figures, write
 from jaxcls.report.grad_cam import grad_cam
 from jaxcls.report.scores import Scores
 
@@ -176,6 +180,72 @@ def test_images_of_several_classes(tmp_path):
     rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
     assert rows[0]["label"] == ";".join(np.array(list("abcd"))[marks[0] > 0])
     assert "average precision" in (tmp_path / "index.html").read_text()
+
+
+# -- Advice ----------------------------------------------------------------------------------------
+
+
+def advised(training, evaluated, config=None, rare=0.9, after=0.02, **last):
+    """Returns the titles of the advice on a run with these accuracies, and all its lines."""
+    config = config or base.get_config()
+    lines = [
+        {"split": "train", "epoch": float(e), **(last or {"top1": training * e / 8})}
+        for e in range(1, 9)
+    ]
+    lines += [{"split": "eval", "epoch": float(e), "top1": evaluated} for e in range(1, 9)]
+    classes = {
+        str(k): {"support": 10 + 10 * k, "recall": 0.9 if k > 5 else rare} for k in range(12)
+    }
+    found = advice.advise(
+        {
+            "top1": evaluated,
+            "intervals": {"top1": (evaluated - 0.01, evaluated + 0.01)},
+            "per_class": classes,
+            "temperature": {
+                "stored": 1.0, "fitted": 1.8, "ece_before": 0.05, "ece_after": after
+            },
+        },
+        lines,
+        config,
+    )  # fmt: skip
+    return [it.title for it in found], "\n".join(line for it in found for line in it.turn)
+
+
+def test_advice_is_given_where_the_figures_bear_it():
+    assert advised(0.9, 0.9, after=0.04) == ([], "")
+    # of the last epoch: 0.95 and before that less; evaluation 0.8 to 0.82
+    titles, turn = advised(0.95, 0.81, after=0.04)
+    assert titles == ["Overfitting: regularise more"]
+    for key in ("optim.l2", "augment.policy", "mix.cutmix", "loss.label_smoothing", "erase.name"):
+        assert f"{key}: now" in turn
+    config = base.get_config()
+    config.augment.policy, config.optim.l2, config.loss.label_smoothing = "randaugment", 1e-4, 0.1
+    titles, turn = advised(0.95, 0.81, config, after=0.04)
+    assert titles == ["Overfitting: regularise more"]
+    assert "optim.l2: now 0.0001" in turn
+    assert "augment.policy" not in turn
+    assert "label_smoothing" not in turn
+
+    titles, turn = advised(0.7, 0.8, config, after=0.04)
+    assert titles == ["Training below evaluation: expected with strong augmentation"]
+    config.augment.policy = ""
+    titles, turn = advised(0.7, 0.8, config, after=0.04)
+    assert titles == ["Underfitting: regularise less"]
+    assert "optim.l2: now 0.0001, try a third" in turn
+    assert "crop.scale: now (0.08, 1.0), try (0.2, 1.0)" in turn
+    assert "loss.label_smoothing: now 0.1, try 0" in turn
+    # mixed labels have another accuracy
+    assert advised(0.7, 0.8, config, after=0.04, top1_mixed=0.3)[0] == []
+
+    assert advised(0.9, 0.9, rare=0.6, after=0.04)[0] == ["Rare classes are left behind"]
+    assert advised(0.9, 0.9, after=0.01)[0] == ["Probabilities should be less sure"]
+
+
+def test_every_key_that_advice_names_is_one():
+    source = Path(advice.__file__).read_text()
+    named = set(re.findall(r"[\"'{\s]([a-z]+\.[a-z_]+): (?:now|with)", source))
+    assert len(named) >= 10
+    assert named <= set(defaults()[0])
 
 
 # -- Scores from the pass that counts --------------------------------------------------------------

@@ -92,13 +92,17 @@ def measure(evaluation: Evaluation, *, samples: int) -> dict[str, Any]:
     worst = np.argsort(table.f1, kind="stable").tolist()
     worst = [i for i in worst if table.support[i] and table.f1[i] < 1][:WORST]
     figures["worst_classes"] = [names[i] for i in worst]
+    pairs = measures.confused(labels, predictions)
+    mostly = dict.fromkeys(worst, "")
+    for a, b, n in pairs[np.isin(pairs[:, 0], worst)].tolist():
+        mostly[a] = mostly[a] or f"{names[b]} ({n})"
+    figures["mostly_taken_for"] = {names[i]: found for i, found in mostly.items()}
     figures["confused"] = [
-        {"label": names[a], "prediction": names[b], "images": n}
-        for a, b, n in measures.confused(labels, predictions)[:100].tolist()
+        {"label": names[a], "prediction": names[b], "images": n} for a, b, n in pairs[:100].tolist()
     ]
     figures["confusion"] = None
     if classes <= MAX_CONFUSION:
-        figures["confusion"] = measures.confusion(labels, predictions, classes).tolist()
+        figures["confusion"] = measures.confusion(labels, predictions, classes)
     return figures
 
 
@@ -190,6 +194,8 @@ def as_json(figures: Mapping[str, Any]) -> str:
     """Returns JSON without NaN, a line for each figure."""
 
     def plain(x):
+        if isinstance(x, np.ndarray):  # of integers
+            return x.tolist()
         if isinstance(x, Mapping):
             return {key: plain(value) for key, value in x.items()}
         if isinstance(x, (list, tuple)):

@@ -86,7 +86,7 @@ def render(
         matrix=_cells(names, confusion) if small else None,
         heat=encoded(heat),
         heat_share=share,
-        mostly=_mostly(figures),
+        short=_short,
         mistakes=shown,
         cams=any(it["cam"] for it in shown),
         against=figures.get("against"),
@@ -124,10 +124,7 @@ def _cells(names: Sequence[str], confusion: np.ndarray) -> list[list[dict[str, A
     return rows
 
 
-def _mostly(figures: Mapping[str, Any]) -> dict[str, str]:
-    """Returns what the images of the worst classes were most often taken for."""
-    found = dict.fromkeys(figures["worst_classes"], "")
-    for pair in figures.get("confused", ()):
-        if found.get(pair["label"]) == "":
-            found[pair["label"]] = f"{pair['prediction']} ({pair['images']})"
-    return found
+def _short(name: str) -> str:
+    """Returns the end of a path: the file and its folder."""
+    parts = name.replace("\\", "/").split("/")
+    return "/".join(parts[-2:])

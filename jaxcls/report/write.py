@@ -162,7 +162,7 @@ def report(
         table, matrix = figures.measure_several(evaluation), None
     else:
         table = figures.measure(evaluation, samples=options.samples)
-        matrix = table["confusion"] and np.array(table["confusion"])
+        matrix = table["confusion"]
         wrong = figures.most_confident_mistakes(evaluation.predictions, options.mistakes)
         keys = ("label", "prediction", "probability")
         table["mistakes"] = [{"image": images[i], **dict(zip(keys, rows[i]))} for i in wrong]
