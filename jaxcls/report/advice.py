@@ -9,7 +9,8 @@ say nothing, since augmentation moves them. Where a rule does not apply nothing 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxcls.config import flatten
+from jaxcls.config import flatten, keywords
+from jaxcls.optim import OPTIMIZERS
 
 FAR = 0.05  # of accuracy that training is above the evaluation's interval: overfitting
 BELOW = 0.02  # below it: underfitting
@@ -58,7 +59,7 @@ def _fit(figures: Mapping, lines: Sequence[Mapping], keys: Mapping) -> Advice | 
         f"training top-1 is {_percent(there)} in the last epoch, evaluation {_percent(evaluated)} "
         f"({_percent(low)} to {_percent(high)})"
     )
-    strong = _strong(keys)
+    strong, plain = _strong(keys), keys["loss.name"] == "supervised"
     if there - high > FAR:
         decay = _decay(keys)
         turn = [
@@ -69,7 +70,8 @@ def _fit(figures: Mapping, lines: Sequence[Mapping], keys: Mapping) -> Advice | 
             *([] if keys["mix.cutmix"] or keys["mix.mixup"] else
               ["mix.cutmix: now 0, try 1.0; or mix.mixup = 0.2"]),
             *([] if keys["erase.name"] else ['erase.name: now none, try "random_erasing"']),
-            *([] if keys["loss.label_smoothing"] else ["loss.label_smoothing: now 0, try 0.1"]),
+            *([] if keys["loss.label_smoothing"] or not plain else
+              ["loss.label_smoothing: now 0, try 0.1"]),
             *([] if keys["init.checkpoint"] else
               ["init.checkpoint: now none; start from weights that were trained on many images"]),
         ]  # fmt: skip
@@ -106,9 +108,9 @@ def _strong(keys: Mapping) -> list[str]:
 
 def _decay(keys: Mapping) -> str:
     """Returns the key of the decay that the run's optimizer has; "" if it has none."""
-    if keys.get("optim.weight_decay"):
-        return "optim.weight_decay"
-    return "optim.weight_decay" if keys["optim.name"] in ("adamw", "lamb", "lion") else "optim.l2"
+    takes = keywords(OPTIMIZERS[keys["optim.name"]])
+    known = [f"optim.{key}" for key in ("l2", "weight_decay") if key in takes]
+    return next((key for key in known if keys[key]), known[0] if known else "")
 
 
 def _short(figures: Mapping, lines: Sequence[Mapping], keys: Mapping) -> Advice | None:
@@ -141,13 +143,18 @@ def _uneven(figures: Mapping, lines: Sequence[Mapping], keys: Mapping) -> Advice
     half = len(table) // 2
     mean = lambda rows: sum(row["recall"] for row in rows) / len(rows)
     rare, frequent = mean(table[:half]), mean(table[-half:])
-    if frequent - rare < RARE or keys["data.sampling"] == "balanced":
+    adjusted = keys["loss.logit_adjustment"] or keys["loss.class_weights"]
+    if frequent - rare < RARE or keys["data.sampling"] == "balanced" or adjusted:
         return None
+    adjust = keys["loss.name"] == "supervised" and keys["data.sampling"] == "shuffle"
     return Advice(
         "Rare classes are left behind",
         f"mean recall is {_percent(rare)} in the rarer half of the classes, {_percent(frequent)} "
         f"in the other; they have {table[0]['support']} to {table[-1]['support']} images here",
-        (f'data.sampling: now {keys["data.sampling"]!r}, try "sqrt" or "balanced"',),
+        (
+            f'data.sampling: now {keys["data.sampling"]!r}, try "sqrt" or "balanced"',
+            *(["loss.logit_adjustment: now 0, try 1.0 instead"] if adjust else []),
+        ),
     )
 
 
