@@ -7,8 +7,9 @@ stands in the run's config.json, and stays when the run goes on.
 
 import contextlib
 import dataclasses
+import functools
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -59,6 +60,7 @@ def open_data(
     size = config.image.size or 224
     needs_labels = "" if config.loss.name in objectives.UNLABELLED else config.loss.name
     how = {"image_size": size, "training": training, "needs_labels": needs_labels}
+    how["other_names"] = functools.partial(_class_names, config.teacher.checkpoints)
     data = sources.open(**config.data, **how)
     data = dataclasses.replace(data, loader=options)
     if config.teacher.stored and training:
@@ -80,6 +82,14 @@ def open_data(
             "evaluation images: set config.data.eval, or take another schedule"
         )
     return config, data
+
+
+def _class_names(checkpoints: Sequence[str]) -> tuple[str, ...]:
+    """Returns the class names of the first teacher, () without one."""
+    if not checkpoints:
+        return ()
+    quiet = lambda line: None  # it is loaded once more, and says it then
+    return network.load(checkpoints[0], report=quiet)[0].class_names
 
 
 def settled(

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import runs
 from PIL import Image
 
 from configs import base
@@ -324,3 +325,105 @@ def test_marks_that_are_none(pictures, line, changes, message):
     keys = {"multi_label": True, "delimiter": "\t"} | changes
     with pytest.raises(ValueError, match=message):
         opened(pictures, "list", "supervised", **keys)
+
+
+# -- A class of images that show none of the others ------------------------------------------------
+
+
+def test_the_background_is_the_last_class(pictures):
+    paint(pictures, *(f"train/c/{i}.png" for i in range(3)), "val/c/z.png")
+    plain = opened(pictures)
+    data = opened(pictures, background="b", unlabelled="more")
+    assert data.class_names == ("a", "c", "background")
+    table = np.array([0, 2, 1, -1])  # of a, b, c and no label
+    whole = np.concatenate([plain.train.labels, [-1] * 7])
+    np.testing.assert_array_equal(data.train.labels, table[whole])
+    assert [data.train[i]["label"] for i in range(20)] == table[whole].tolist()
+    np.testing.assert_array_equal(data.eval.labels, table[plain.eval.labels])
+    assert data.class_counts()[0].tolist() == [5, 3, 5]
+    assert identity.differences(identity.of(plain), identity.of(opened(pictures, background="b")))
+
+
+def test_a_background_that_is_none(pictures):
+    with pytest.raises(ValueError, match="config.data.background = 'c' is no class"):
+        opened(pictures, background="c")
+    paint(pictures, "train/background/0.png")
+    with pytest.raises(ValueError, match="there is a class 'background' already"):
+        opened(pictures, background="a")
+    assert opened(pictures, background="background").class_names == ("a", "b", "background")
+    (pictures / "train_list.txt").write_text("more/x/deep/0.png\t0,1\n")
+    with pytest.raises(ValueError, match="images with a mark for each class show none of them"):
+        opened(pictures, "list", multi_label=True, background="0")
+
+
+# -- Whole runs --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Digits as files, 300 to train and 100 to evaluate; and a teacher of theirs."""
+    root = tmp_path_factory.mktemp("digits")
+    train, evaluation = arrays.open_digits()
+    for split, source, count in (("train", train, 300), ("val", evaluation, 100)):
+        lines = []
+        for i in range(count):
+            path = root / split / f"{i}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(source[i]["image"][..., 0]).save(path)
+            lines.append(f"{split}/{i}.png {source[i]['label']}\n")
+        (root / f"{split}_list.txt").write_text("".join(lines))
+    lines = (root / "train_list.txt").read_text().splitlines()
+    (root / "few.txt").write_text("\n".join(lines[:60]))
+    (root / "none.txt").write_text("\n".join(line.split()[0] for line in lines))
+    return root
+
+
+def of_digits(root, *keys, arg="plain"):
+    return [f"--config={runs.TINY}:{arg}", "--config.data.source=list",
+            f"--config.data.root={root}", "--config.image.eval_resize=8", "--config.crop.flip=0.0",
+            *(f"--config.{key}" for key in keys)]  # fmt: skip
+
+
+SOFT = ("loss.name=kl", "teacher.checkpoints={teacher}")
+HALF = ("data.train=few.txt", "data.unlabelled=train", "data.unlabelled_share=0.5", *SOFT)
+
+
+@pytest.fixture(scope="module")
+def teacher(commands, digits, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("teacher")
+    options = ("duration=300 steps", "mix.mixup=0.0", "eval.every=", "checkpoint.every=")
+    done = commands.fork(*of_digits(digits, "batch_size=64", *options), f"--workdir={workdir}")
+    assert done.returncode == 0, done.err
+    assert runs.summary(workdir)["last"]["top1"] > 0.5  # by chance 0.1
+    return workdir
+
+
+@pytest.mark.ci
+def test_a_run_on_both_kinds_goes_on_as_if_it_had_not_stopped(commands, digits, teacher, tmp_path):
+    """Killed, and on several devices: the images of a batch are those of its step."""
+    keys = [key.format(teacher=teacher) for key in HALF] + ["batch_size=32", "duration=13 steps"]
+    options = of_digits(digits, *keys, "checkpoint.every=4 steps", arg="")
+    whole = commands.fork(*options, f"--workdir={tmp_path / 'whole'}")
+    assert whole.returncode == 0, whole.err
+    assert "images   360 to train (300 without a label), 100 to evaluate" in whole.out
+    assert "13 steps of 32 images, 4.333 epochs" in whole.out  # floor(60 / 16) steps in each
+    with commands.started(*options, f"--workdir={tmp_path / 'cut'}") as process:
+        runs.wait_until(lambda: 8 in runs.checkpoints(tmp_path / "cut"), process)
+        process.kill()
+    again = commands.fork(*options, f"--workdir={tmp_path / 'cut'}")
+    assert again.returncode == 0, again.err
+    runs.assert_same_run(tmp_path / "whole", tmp_path / "cut", 13)
+
+
+@pytest.mark.ci
+def test_labels_are_not_needed_where_a_teacher_has_the_names(commands, digits, teacher, tmp_path):
+    keys = ["data.train=none.txt", "batch_size=64", "loss.name=symmetric_kl", "lr.peak=0.3"]
+    keys += [f"teacher.checkpoints={teacher}", "duration=300 steps", "mix.mixup=0.0"]
+    done = commands.fork(*of_digits(digits, *keys), f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.err
+    assert "300 to train (300 without a label)" in done.out
+    assert "classes  10: 0, 1, 2" in done.out
+    assert runs.summary(tmp_path)["last"]["top1"] > 0.4
+    done = commands.fork(*of_digits(digits, "data.train=none.txt"), f"--workdir={tmp_path}/x")
+    assert done.returncode == 2
+    assert "none.txt:1: no label after the delimiter" in done.err

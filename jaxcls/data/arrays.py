@@ -11,6 +11,7 @@ from jaxcls.data.access import MAX_CLASSES, Source, digest, digest_of_labels
 from jaxcls.data.labels import NONE, labelled, marks_of, one
 from jaxcls.data.ops import check_size
 
+BACKGROUND = "background"  # class of images that show none of the others
 MAX_IMAGES = 100_000_000
 
 
@@ -48,6 +49,49 @@ class Subset:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.source[int(self.indices[index])]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WithBackground:
+    """A source one of whose classes comes last, as `BACKGROUND`; labels are numbers of classes."""
+
+    source: Source
+    background: int  # the number that the class has there
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        names, last = self.source.class_names, self.background
+        return (*names[:last], *names[last + 1 :], BACKGROUND)
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        return self._renumbered(self.source.labels)
+
+    @property
+    def marks(self) -> int:
+        return 0
+
+    @property
+    def has_label(self) -> np.ndarray:
+        return self.source.has_label
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self.source.identity  # class names are compared too
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = self.source[index]
+        return item | {"label": int(self._renumbered(np.array(item["label"])))}
+
+    def _renumbered(self, labels: np.ndarray) -> np.ndarray:
+        classes = len(self.source.class_names)
+        moved = np.where(
+            labels == self.background, classes - 1, labels - (labels > self.background)
+        )
+        return moved.astype(labels.dtype)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import re
 import stat
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -332,6 +332,7 @@ def open_list(
     allowed: int | None = None,
     training: bool = True,
     needs_labels: str = "supervised",
+    other_names: Callable[[], tuple[str, ...]] = tuple,
 ) -> tuple[Files, Files | None]:
     """Returns the images of PaddleClas's list files, a line of which is `relative/path label`.
 
@@ -351,6 +352,7 @@ def open_list(
       allowed: so many of a list may be missing, which is said. None: none.
       training: whether to look for training images too.
       needs_labels: name of the loss that learns from labels alone; "": some may be missing.
+      other_names: returns class names where no image has a label and nothing names the classes.
 
     Raises:
       ValueError: a missing list; a line (named) whose label is missing, not a number, not below the
@@ -377,6 +379,8 @@ def open_list(
     how = {"delimiter": delimiter, "marks": multi_label, "needs_labels": bool(needs_labels)}
     rows = _read_list(train_list, "train", count, **how)
     labels = rows[1][labelled(rows[1])]
+    if not count and not len(labels) and (names := other_names()):
+        count = len(names)
     if not count and not len(labels):
         raise ValueError(
             f"{train_list}: no image has a label, and nothing names the classes: write a name in "

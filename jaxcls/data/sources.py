@@ -2,13 +2,30 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from jaxcls.config import LARGEST, check_seed, choose, defaults, keywords, labelled_rows, taken
+from jaxcls.config import (
+    LARGEST,
+    check_seed,
+    choose,
+    closest,
+    defaults,
+    keywords,
+    labelled_rows,
+    taken,
+)
 from jaxcls.data.access import Source
-from jaxcls.data.arrays import Joined, Subset, open_digits, open_fake
+from jaxcls.data.arrays import (
+    BACKGROUND,
+    Joined,
+    Subset,
+    WithBackground,
+    open_digits,
+    open_fake,
+)
 from jaxcls.data.folders import (
     CLASSES_FILE,
     Files,
@@ -87,11 +104,13 @@ def open(
     sampling: str,
     repeats: int,
     cache: str,
+    background: str,
     unlabelled: str,
     unlabelled_share: float,
     image_size: int = 224,
     training: bool = True,
     needs_labels: str = "supervised",
+    other_names: Callable[[], tuple[str, ...]] = tuple,
     **keys: Any,
 ) -> Data:
     """Returns the images that `config.data` names: `sources.open(**config.data)`.
@@ -102,6 +121,8 @@ def open(
       image_size: pixels of fake images, height and width.
       training: whether training images will be read: if not, those of a list may be missing.
       needs_labels: name of the loss, if it learns from labels alone; "": some may be missing.
+      other_names: returns names of classes, a teacher's, where no image has a label and nothing
+        else names them.
       keys: the others of `config.data`; those that the source takes are its function's parameters.
 
     Raises:
@@ -119,6 +140,7 @@ def open(
         "training": training,
         "allowed": bad_images_allowed(on_bad_image, max_bad_images),
         "needs_labels": needs_labels,
+        "other_names": other_names,
     }
     if keys["eval_fraction"] is None and source != "folder":
         keys["eval_fraction"] = 0.0
@@ -136,6 +158,10 @@ def open(
         )
     if eval_source is not None:
         _report_classes(train_source, eval_source)
+    if background:
+        number = _background(background, train_source)
+        train_source = WithBackground(train_source, number)
+        eval_source = eval_source and WithBackground(eval_source, number)
     if long_tail != 1 and train_source.marks:
         raise ValueError(
             f"config.data.long_tail = {long_tail}: images that show several classes cannot be "
@@ -171,6 +197,28 @@ def open(
         cache=cache,
         unlabelled_share=unlabelled_share,
     )
+
+
+def _background(name: str, source: Source) -> int:
+    """Returns the number of the class that `config.data.background` names.
+
+    Raises:
+      ValueError: there is none, or it cannot be one.
+    """
+    names = source.class_names
+    if source.marks:
+        raise ValueError(
+            f"config.data.background = {name!r}: images with a mark for each class show none of "
+            'them where all are 0: write ""'
+        )
+    if name not in names:
+        raise ValueError(f"config.data.background = {name!r} is no class{closest(name, names)}")
+    if BACKGROUND in names and name != BACKGROUND:
+        raise ValueError(
+            f"config.data.background = {name!r}: there is a class {BACKGROUND!r} already: name "
+            "that one, or rename it"
+        )
+    return names.index(name)
 
 
 def _check_share(source: Source, sampling: str, share: float) -> None:

@@ -54,6 +54,7 @@ def open_table(
     allowed: int | None = None,
     training: bool = True,
     needs_labels: str = "supervised",
+    other_names: Callable[[], tuple[str, ...]] = tuple,
 ) -> tuple[Source, Source | None]:
     """Returns the images of CSV, TSV, JSON-lines, Parquet or Arrow files.
 
@@ -73,14 +74,14 @@ def open_table(
         "label", "class", ..., whichever is there.
       split_column: column that tells "train" from others; "": there is none.
       num_classes, multi_label, class_names: see configs/base.py and `columns.labels_of`.
-      allowed, training, needs_labels: as `folders.open_list`.
+      allowed, training, needs_labels, other_names: as `folders.open_list`.
 
     Raises:
       ValueError: a missing file or column, a label that is missing or none, missing images, ...
     """
     base = directory(root, "root")
     how = _how(base, image_column, label_columns, num_classes, multi_label, class_names)
-    how |= {"allowed": allowed, "needs_labels": needs_labels}
+    how |= {"allowed": allowed, "needs_labels": needs_labels, "other_names": other_names}
     sheet = _sheet(_found(base, train or "train", "train", bool(train)), base, delimiter)
     if split_column:
         rows, evaluated = _split(sheet, split_column, eval)
@@ -110,6 +111,7 @@ def open_huggingface(
     allowed: int | None = None,
     training: bool = True,
     needs_labels: str = "supervised",
+    other_names: Callable[[], tuple[str, ...]] = tuple,
 ) -> tuple[Source, Source | None]:
     """Returns the images of a folder of Hugging Face's datasets.
 
@@ -125,14 +127,14 @@ def open_huggingface(
         is there first.
       image_column, label_columns, ..., class_names: as `open_table`; "", (): by the features, or
         else as there.
-      allowed, training, needs_labels: as `folders.open_list`.
+      allowed, training, needs_labels, other_names: as `folders.open_list`.
 
     Raises:
       ValueError: no such folder or split, and as `open_table`.
     """
     base = directory(root, "root")
     how = _how(base, image_column, label_columns, num_classes, multi_label, class_names)
-    how |= {"allowed": allowed, "needs_labels": needs_labels}
+    how |= {"allowed": allowed, "needs_labels": needs_labels, "other_names": other_names}
     found = _splits(base)
     if not found:
         raise ValueError(
@@ -358,6 +360,7 @@ def _images(
         labels = [sheet.chosen("label_columns", "", usual)]
     known = columns.Known(how["names"], how["count"], bool(how["needs_labels"]))
     marks, names = columns.labels_of(sheet, labels, rows, known, several=how["several"])
+    names = names or how["other_names"]()
     if not names:
         raise ValueError(
             f"{sheet.name}: no image has a label, and nothing names the classes: write their names "
