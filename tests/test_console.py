@@ -77,6 +77,17 @@ def test_parts_of_a_network():
         "stage1            95  5 frozen, 90 learning rate x 0.1",
         "head             310",
     ]
+    blocks = {f"block{i}": {"kernel": shape(10)} for i in range(1, 7)}
+    params = {"head": {"kernel": shape(7)}, "stage1": blocks, "stem": {"kernel": shape(5)}}
+    factors = jax.tree.map(lambda n: 0.5**n, trees.layers_above(params))
+    assert console.parts(params, frozen=("block6/",), factors=factors) == [
+        "72 parameters",
+        "10 frozen",
+        "55 with a learning rate of their own",
+        "stem               5  learning rate x 0.007812",
+        "stage1            60  10 frozen, 50 learning rate x 0.01562 to 0.25",
+        "head               7",
+    ]
 
 
 def test_what_is_waited_for(capsys):
