@@ -1,7 +1,10 @@
 """Learning from teachers and peers: what reaches them, what counts, what a step has of them."""
 
 import functools
+import json
 import re
+import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -504,3 +507,84 @@ def test_the_precision_of_a_teacher(precision, dtype, tmp_path):
     taught = teachers.make(**config.teacher, student=student)
     assert taught.outputs[0]["stage1"].dtype == dtype
     assert taught.outputs[0]["logits"].dtype == jnp.float32
+
+
+# -- Whole runs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.ci
+def test_a_run_learns_from_two_teachers_and_goes_on_bit_by_bit(commands, large, small, tmp_path):
+    """With a projection, float16, accumulation and an average; and then without the teachers."""
+    for path, name in ((large, "large"), (small, "small")):
+        shutil.copytree(path, tmp_path / "teachers" / name)
+    names = tuple(str(tmp_path / "teachers" / name) for name in ("large", "small"))
+    command = (
+        f"--config={runs.TINY}",
+        f"--config.teacher.checkpoints={names}",
+        "--config.loss.name=l2",
+        "--config.loss.stages=stage1",
+        "--config.loss.kl_weight=0.5",
+        "--config.duration=21 steps",
+    )
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = commands.fork(*command, f"--workdir={whole}")
+    assert done.returncode == 0, done.err
+    with commands.started(*command, f"--workdir={killed}") as process:
+        runs.wait_until(lambda: runs.checkpoints(killed), process)
+        assert runs.interrupt(process, signal.SIGKILL) == -signal.SIGKILL
+    assert runs.checkpoints(killed)[-1] < 21
+    done = commands.fork(*command, f"--workdir={killed}")
+    assert done.returncode == 0, done.err
+    runs.assert_same_run(killed, whole, 21)
+
+    train = [line for line in runs.lines(whole) if line["split"] == "train"]
+    assert all({"hard", "soft", "agreement"} <= line.keys() for line in train)
+    state, meta = runs.saved(whole, 21)
+    extra = {path for path in state if path.startswith("params/extra/")}
+    name = "params/extra/stage1_as_stage1_1"
+    assert extra == {f"{name}/kernel", f"{name}/bias"}
+    assert state[f"{name}/kernel"].shape == (8, 16)
+    alone = tmp_path / "alone"
+    done = commands.fork(command[0], f"--workdir={alone}", "--config.duration=21 steps")
+    assert done.returncode == 0, done.err
+    assert {path for path in state if "extra/" not in path} == runs.saved(alone, 21)[0].keys()
+    assert meta["network"]["num_classes"] == 10
+
+    shutil.rmtree(tmp_path / "teachers")
+    done = commands.fork(f"--workdir={whole}", "--mode=eval")
+    assert done.returncode == 0, done.err
+    last = runs.lines(whole)[-1]
+    assert json.loads(done.out)["top1"] == pytest.approx(last["top1"], rel=1e-6)
+    assert "extra" not in network.load(whole)[1]["params"]
+    tuned = (
+        f"--workdir={tmp_path / 'tuned'}",
+        f"--config={runs.TINY}",
+        f"--config.init.checkpoint={whole}",
+        "--config.duration=2 steps",
+    )
+    done = commands.fork(*tuned, "--config.lr.warmup=")
+    assert done.returncode == 0, done.err
+    done = commands.fork(*command, f"--workdir={tmp_path / 'other'}")
+    assert done.returncode == 2
+    assert done.err.count("\n") == 1
+    assert "no checkpoint there; give a run's" in done.err
+
+
+@pytest.mark.ci
+def test_two_networks_that_learn_from_each_other_go_on_bit_by_bit(commands, tmp_path):
+    command = f"--config={runs.TINY}", "--config.loss.name=dml", "--config.duration=14 steps"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert commands.fork(*command, f"--workdir={whole}").returncode == 0
+    with commands.started(*command, f"--workdir={killed}") as process:
+        runs.wait_until(lambda: runs.checkpoints(killed), process)
+        assert runs.interrupt(process, signal.SIGKILL) == -signal.SIGKILL
+    done = commands.fork(*command, f"--workdir={killed}")
+    assert done.returncode == 0, done.err
+    runs.assert_same_run(killed, whole, 14)
+    state, _ = runs.saved(whole, 14)
+    peer = {path for path in state if path.startswith("batch_stats/extra/peer/")}
+    own = [path for path in state if path.startswith("batch_stats/") and "/extra/" not in path]
+    assert len(peer) == len(own) > 0
+    done = commands.fork(f"--workdir={whole}", "--mode=eval")
+    last = runs.lines(whole)[-1]
+    assert json.loads(done.out)["loss"] == pytest.approx(last["loss"], rel=1e-6)
