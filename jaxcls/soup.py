@@ -26,7 +26,18 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxcls import averages, choices, command, names, network, objectives, record, steps, weights
+from jaxcls import (
+    averages,
+    choices,
+    command,
+    hints,
+    names,
+    network,
+    objectives,
+    record,
+    steps,
+    weights,
+)
 from jaxcls.console import Console
 from jaxcls.data.feed import Feed
 from jaxcls.evaluate import evaluate
@@ -56,7 +67,7 @@ def main(argv: Sequence[str] = sys.argv) -> int:
     text = "what becomes of BatchNorm's"
     flags.DEFINE_enum("statistics", "estimate", STATISTICS, text, flag_values=values)
     runs, rest = _split(argv)
-    if "--help" not in rest and not any(a.startswith("--config=") or a == "--config" for a in rest):
+    if "--help" not in rest and not any(a.startswith("--config=") for a in rest):
         rest = [*rest, *_config_of(runs, rest)]
     command.parse(rest, values, required=("workdir",), help=__doc__)
     if values.sweep:
@@ -76,15 +87,17 @@ def main(argv: Sequence[str] = sys.argv) -> int:
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Returns the runs that are given, and the other arguments."""
-    runs, rest = [], [argv[0]]
-    arguments = iter(argv[1:])
-    for argument in arguments:
+    runs, rest, i = [], [argv[0]], 1
+    while i < len(argv):
+        argument, following = argv[i], argv[i + 1] if i + 1 < len(argv) else "-"
+        i += 1
         if argument[:1] != "-":
             runs.append(os.path.expanduser(argument))
             continue
+        # the value may stand in the next argument
+        if "=" not in argument and (following[:1] != "-" or hints.NUMBER.match(following)):
+            argument, i = f"{argument}={following}", i + 1
         rest.append(argument)
-        if "=" not in argument and argument != "--help":
-            rest += [value for value in [next(arguments, None)] if value is not None]
     return runs, rest
 
 

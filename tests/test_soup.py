@@ -1,6 +1,7 @@
 """Greedy model soups."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -58,7 +59,7 @@ def test_positional_arguments_are_runs():
     line = ["soup", "a", "--workdir", "out", "--config.seed=1", "b", "--config.lr.peak", "0.1", "c"]
     found, rest = soup._split(line)
     assert found == ["a", "b", "c"]
-    assert rest == ["soup", "--workdir", "out", "--config.seed=1", "--config.lr.peak", "0.1"]
+    assert rest == ["soup", "--workdir=out", "--config.seed=1", "--config.lr.peak=0.1"]
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +93,19 @@ def cook(capsys, *arguments):
 @pytest.mark.ci
 @pytest.mark.parametrize("statistics", soup.STATISTICS)
 def test_what_a_soup_writes_is_what_was_evaluated(given, commands, tmp_path, capsys, statistics):
-    a, b, _ = given
+    a, b, wide = given
     out = tmp_path / "out"
-    arguments = f"--workdir={out}", f"--statistics={statistics}", a, b
+    arguments = [f"--workdir={out}", f"--statistics={statistics}", a, b]
+    if statistics == "average":  # the same as a sweep
+        sweep = tmp_path / "sweep"
+        for i, (run, complete) in enumerate(((a, True), (wide, False), (b, True))):
+            shutil.copytree(run, sweep / "trials" / f"000{i}")
+            summary = {"complete": complete, "best": {"step": 7}}
+            (sweep / "trials" / f"000{i}" / "summary.json").write_text(json.dumps(summary))
+        best = f"import runpy\n\nget_config = lambda: runpy.run_path({str(runs.TINY)!r})"
+        (sweep / "best.py").write_text(f"{best}['get_config']('plain')\n")
+        arguments[2:] = ["--sweep", str(sweep), "--config.mesh.data=1"]
+        a, b = str(sweep / "trials" / "0000"), str(sweep / "trials" / "0002")
     code, printed, err = cook(capsys, *arguments)
     assert code == 0, err
     assert "soup of 2 of 2 runs: top1 " in printed

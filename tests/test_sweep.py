@@ -463,7 +463,7 @@ def ended(process):
 
 @pytest.mark.ci
 def test_a_grid_that_is_killed_in_a_trial(commands, tmp_path):
-    there = [f"--space={file(tmp_path, GRID)}", "--strategy=grid"]
+    there = [f"--space={file(tmp_path, GRID)}", "--strategy=grid", "--config.report.enabled=True"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     out = ended(started(commands, whole, *there))
     rows = table(whole)
@@ -496,6 +496,8 @@ def test_a_grid_that_is_killed_in_a_trial(commands, tmp_path):
     done = commands.fork(f"--config={whole / 'best.py'}", f"--workdir={tmp_path / 'again'}")
     assert done.returncode == 0, done.err
     runs.assert_same_run(tmp_path / "again", whole / "trials" / best["trial"], 30)
+    reports = [path.parent.name for path in tmp_path.rglob("report")]
+    assert reports == ["again"]  # a trial has none
 
 
 @pytest.mark.ci

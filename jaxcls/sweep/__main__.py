@@ -23,6 +23,7 @@ Ctrl-C, SIGHUP: the trials that ran are saved.
 """
 
 import importlib.util
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -261,8 +262,9 @@ def write(study: "Study") -> None:
         path = study.workdir / "best.py"
         found = values(study.space, best.params)
         step = best.user_attrs.get("step")
+        again = hint("main", config=path, workdir="RUN")
         title = (
-            f"The best of a search: python -m jaxcls.main --config={path} --workdir=RUN\n\n"
+            f"The best of a search: {again}\n\n"
             f"{study.metric} {best.value:.6g} at step {step} of {run}, with\n"
             f"{spaces.shown(found)}.\n"
         )
@@ -286,13 +288,18 @@ def tell(study: "Study") -> int:
         print("jaxcls: no trial has a result", file=sys.stderr)
         return 1
     print(f"\nbest       trial {best.number:04d}: {study.metric} {best.value:.4f}")
-    config = study.workdir / "best.py"
-    print(f"  again:   python -m jaxcls.main --config={config} --workdir=RUN")
-    if len(study.trials()) > 1:
-        soup = study.workdir / "soup"
-        print(f"  soup:    python -m jaxcls.soup --sweep={study.workdir} --workdir={soup}")
-    print(f"  files:   {study.workdir}: trials.csv, best.py, pictures")
+    folder = study.workdir
+    print(f"  again:   {hint('main', config=folder / 'best.py', workdir='RUN')}")
+    if sum(trial.state.name == "COMPLETE" for trial in study.trials()) > 1:
+        print(f"  soup:    {hint('soup', sweep=folder, workdir=folder / 'soup')}")
+    print(f"  files:   {folder}: trials.csv, best.py, pictures")
     return 0
+
+
+def hint(command: str, **given: Any) -> str:
+    """Returns a command of jaxcls with flags, as a shell takes it."""
+    words = (f"--{name}={shlex.quote(str(value))}" for name, value in given.items())
+    return f"python -m jaxcls.{command} {' '.join(words)}"
 
 
 if __name__ == "__main__":

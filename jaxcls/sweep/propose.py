@@ -20,7 +20,7 @@ from scipy import special, stats
 
 from jaxcls.sweep.space import Choices, Dimension, Space, all_values, label, point, rounded, size
 
-STARTUP = 5  # trials that `bayes` draws at random
+STARTUP = 5  # trials at least that `bayes` draws at random; one more than there are keys
 ATTEMPTS = 20  # to draw a point that is new
 CANDIDATES = 4096  # points that are compared where the space has more, or no end of them
 NEAR = 0.1  # standard deviation of a fourth of them around the best, as a share of a range
@@ -96,7 +96,7 @@ def propose(
         return _params(point(space, int(index)))
 
     finished = [trial for trial in trials if trial.state.is_finished()]
-    if strategy == "bayes" and len(finished) >= STARTUP:
+    if strategy == "bayes" and len(finished) >= max(STARTUP, len(space) + 1):
         if points is not None and points <= CANDIDATES:
             there = [params for params in map(of_point, range(points)) if is_new(params)]
         else:

@@ -125,6 +125,8 @@ class Study:
         try:
             theirs = json.loads(path.read_bytes())
             identity = theirs.pop("id")
+            # keys that there were not yet
+            theirs["config"] = json.loads(json.dumps(configs.defaults()[0])) | theirs["config"]
             differences = configs.differences(
                 {k: theirs[k] for k in ours}, {k: ours[k] for k in ours}
             )
@@ -322,8 +324,9 @@ class Study:
         if len(complete) < 4 or len({t.value for t in complete}) < 2:
             return {}
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-        with quiet(), self._told():
+        with quiet(), self._told(), contextlib.suppress(RuntimeError, ValueError):
             return optuna.importance.get_param_importances(self._study, evaluator=evaluator)
+        return {}
 
 
 def ranked(trials: list[FrozenTrial], direction: str) -> list[FrozenTrial]:

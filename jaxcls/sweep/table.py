@@ -149,8 +149,8 @@ class Board:
         elapsed = time.monotonic() - self.began
         told = [f"{n} {STATES[state]}" for state, n in counts.items() if n]
         head = f"{done} of {self.most} trials: {', '.join(told)}, {tqdm.format_interval(elapsed)}"
-        if done > self.finished_before:
-            left = elapsed / (done - self.finished_before) * max(self.most - done, 0)
+        if self.finished_before < done < self.most:
+            left = elapsed / (done - self.finished_before) * (self.most - done)
             head += f", about {tqdm.format_interval(left)} left"
         ours = {trial.claim.number: trial for trial in running}
         rows = []
