@@ -235,7 +235,7 @@ def test_a_size_that_a_network_does_not_take(monkeypatch):
     ("pixels", "what"),
     [
         (np.zeros((8, 8), np.uint8), r"uint8\[8, 8\]"),
-        (np.zeros((8, 8, 4), np.uint8), r"uint8\[8, 8, 4\]"),
+        (np.zeros((8, 8, 2), np.uint8), r"uint8\[8, 8, 2\]"),
         (np.zeros((8, 8, 3)), r"float64\[8, 8, 3\]"),
     ],
 )
