@@ -120,7 +120,8 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
         return
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as f:
+    # names of files may have other bytes than UTF-8
+    with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as f:
         f.write(text)
         f.flush()
         os.fsync(f.fileno())

@@ -1,5 +1,5 @@
 """python -m jaxcls.select --weights=RUN --images=DIR_OR_LIST --out=FILE.txt [--top=K] \\
-    [--min-confidence=0.9] [--exclude=DIR_OR_LIST] [--similarity=0.98]
+    [--min-confidence=0.9] [--exclude=DIR_OR_LIST] [--similarity=0.995]
 
 Chooses images without labels for training, by what a network says of them: the K surest of each
 class, which is the data selection of SSLD, or pseudo-labels of all that it is sure enough of.
@@ -34,6 +34,11 @@ from jaxcls.data.feed import Feed
 from jaxcls.data.sources import Data
 from jaxcls.network import Network, Variables
 
+# Cosine. Measured with a small network (64 features, 58 % top-1) on 2,000 test images of CIFAR-10:
+# of 500 mirrored ones, which hashes do not know, 36 % reach it, of those brightened by a fifth 23 %,
+# of JPEGs of quality 40 43 %; of 4,000 other images 0.3 % (32 % reach 0.98).
+# More features tell images apart at lower cosines.
+SIMILARITY = 0.995
 FIELDS = ("path", "label", "class", "confidence")
 
 
@@ -247,8 +252,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--similarity",
         type=share(0, 1),
-        default=0.98,
-        help="cosine of two images' features, from which on they are taken for the same",
+        default=SIMILARITY,
+        help="cosine of features, from which on two images are taken for the same; 0.995",
     )
     parser.add_argument("--batch-size", type=int, default=64, help="images, on each device")
     args = parser.parse_args(argv)

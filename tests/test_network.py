@@ -202,6 +202,18 @@ def test_images_of_another_size_without_training():
         net.resized(12, 11)
 
 
+@pytest.mark.ci
+@pytest.mark.parametrize("family", SIBLINGS)
+def test_every_family_takes_larger_images(family):
+    name, options = SIBLINGS[family]
+    size = AT_LEAST.get(family, 32)
+    image = dataclasses.replace(small()[0].image, size=size, mean=(0.5,) * 3, std=(0.5,) * 3)
+    net, _ = small(name=name, options=options, image=image)
+    larger = net.resized(size + 37)
+    images = jax.ShapeDtypeStruct((2, size + 37, size + 37, 3), np.uint8)
+    assert jax.eval_shape(larger.predict, net.shapes, images)["logits"].shape == (2, 4)
+
+
 class Flat(nn.Module):
     """A network without pooling: it takes images of one size."""
 
