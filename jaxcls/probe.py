@@ -48,12 +48,14 @@ from jaxcls.data.feed import Feed
 from jaxcls.data.sources import Data
 from jaxcls.keys import first_keys
 from jaxcls.network import Network, Variables
+from jaxcls.report import write
+from jaxcls.report.scores import Scores
 
 SHARD = 1024  # images whose features are a file
 ITERATIONS = 1000  # of L-BFGS at most, for a decay
 # What the features, and so the probe, depend on; other keys are of trainings.
 USED = ("data.", "loader.", "image.", "mesh.", "precision.", "probe.", "seed", "eval.batch_size")
-USED += ("init.checkpoint", "init.ema")
+USED += ("init.checkpoint", "init.ema", "report.")
 UNUSED = ("data.sampling", "data.repeats", "data.cache", "data.unlabelled", "data.unlabelled_share")
 
 
@@ -81,10 +83,14 @@ class Features(NamedTuple):
 
     x: np.ndarray  # float32 [N, D]
     label: np.ndarray  # int [N]
+    number: np.ndarray  # int [N], of the image in its source
 
     def rows(self, chosen: np.ndarray) -> "Features":
         """Returns some of them."""
-        return Features(self.x[chosen], self.label[chosen])
+        return Features(*(values[chosen] for values in self))
+
+
+KEYS = Features._fields
 
 
 class Head(NamedTuple):
@@ -93,9 +99,13 @@ class Head(NamedTuple):
     kernel: np.ndarray  # float32 [D, K]
     bias: np.ndarray  # float32 [K]
 
+    def logits(self, of: Features) -> np.ndarray:
+        """Returns what it says, float32 [N, K]."""
+        return of.x @ self.kernel + self.bias
+
     def measured(self, of: Features) -> dict[str, float]:
         """Returns {"loss", "top1", "top5", "images"} as `evaluate.evaluate` does."""
-        logits = jnp.asarray(of.x @ self.kernel + self.bias)
+        logits = jnp.asarray(self.logits(of))
         rank = losses.rank(logits, jnp.asarray(of.label))
         return {
             "loss": float(losses.cross_entropy(logits, jnp.asarray(of.label)).mean()),
@@ -150,16 +160,12 @@ def run(config: ConfigDict, workdir: str) -> int:
         if evaluation is not None:
             last = {"step": len(lines), **metrics.plain(head.measured(evaluation))}
             lines.append({"split": "eval", **last})
-        params = trees.map_with_path(
-            lambda path, x: {
-                "head/fc/kernel": head.kernel,
-                "head/fc/bias": head.bias,
-            }.get(path, np.asarray(x)).astype(x.dtype),
-            variables["params"],
-        )  # fmt: skip
+        head_of = {"head/fc/kernel": head.kernel, "head/fc/bias": head.bias}
+        take = lambda path, x: head_of.get(path, np.asarray(x)).astype(x.dtype)
+        variables = {**variables, "params": trees.map_with_path(take, variables["params"])}
         told = {"network": net.described(), "crop": dict(config.crop)}
         told |= {"class_names": list(data.class_names), "probe": {"decay": best}}
-        _replace(folder / "checkpoints", {**variables, "params": params}, told)
+        _replace(folder / "checkpoints", variables, told)
         seconds = round(time.time() - began, 1)
         lines = [{"step": i, "epoch": 0.0, **line} for i, line in enumerate(lines, 1)]
         text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
@@ -168,6 +174,8 @@ def run(config: ConfigDict, workdir: str) -> int:
             "model": net.name,
             "complete": True,
             "steps": len(grid.decays),
+            "epochs": 0.0,
+            "skipped": 0,
             "best": last,
             "last": last,
             "decay": best,
@@ -178,6 +186,10 @@ def run(config: ConfigDict, workdir: str) -> int:
         }
         text = json.dumps(summary, indent=1, allow_nan=False) + "\n"
         files.write_atomically(folder / "summary.json", text)
+        if last:
+            report = write.Report(config, folder, net, data, console)
+            _add(report.scores(last=True), head, evaluation, len(data.eval))
+            report.write(last["step"], last, jax.device_put(variables, layout.whole))
     console.say(f"\n{net.name}: a probe with decay {best:g}, {seconds} s")
     if last:
         top5 = f"  top-5 {100 * last['top5']:6.2f} %" if net.num_classes > 5 else ""
@@ -186,6 +198,16 @@ def run(config: ConfigDict, workdir: str) -> int:
     for line in hints(given.data.to_dict(), workdir, evaluated=last is not None):
         console.say(f"  {line}")
     return 0
+
+
+def _add(scores: Scores | None, head: Head, of: Features, count: int) -> None:
+    """Adds what a classifier says of the images of a source, of which there are `count`."""
+    if scores is None:
+        return
+    logits = np.zeros((count, len(head.bias)), np.float32)
+    label, mask = np.full(count, -1, np.int32), np.zeros(count, bool)
+    logits[of.number], label[of.number], mask[of.number] = head.logits(of), of.label, True
+    scores.add({"logits": logits, "label": label, "mask": mask})
 
 
 def _check(config: ConfigDict, workdir: str) -> None:
@@ -296,7 +318,8 @@ def _features(
                 lambda images: {"x": compute(whole, images)},
                 feed, batch_size=batch_size, progress=told,
             )]  # fmt: skip
-            part = Features(*(np.concatenate([r[key] for r in rows]) for key in ("x", "label")))
+            x, label, number = (np.concatenate([row[key] for row in rows]) for key in KEYS)
+            part = Features(x, label, first + number)
             _write(path, part)
         parts.append(part)
         skipped += len(some) - len(part.label)
@@ -322,7 +345,7 @@ def identity(net: Network, variables: Variables, source: Any) -> str:
 def _read(path: Path) -> Features | None:
     try:
         with np.load(path) as stored:
-            return Features(stored["x"], stored["label"])
+            return Features(*(stored[key] for key in KEYS))
     except Exception:  # it is not there, or is damaged: computed anew
         return None
 

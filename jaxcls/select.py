@@ -35,9 +35,9 @@ from jaxcls.data.sources import Data
 from jaxcls.network import Network, Variables
 
 # Cosine. Measured with a small network (64 features, 58 % top-1) on 2,000 test images of CIFAR-10:
-# of 500 mirrored ones, which hashes do not know, 36 % reach it, of those brightened by a fifth 23 %,
-# of JPEGs of quality 40 43 %; of 4,000 other images 0.3 % (32 % reach 0.98).
-# More features tell images apart at lower cosines.
+# 36 % of 500 mirrored ones, which hashes do not know, reach it, 23 % of those brightened by a
+# fifth, 43 % of JPEGs of quality 40; of 4,000 other images 0.3 %, and 32 % reach 0.98. More
+# features tell images apart at lower cosines.
 SIMILARITY = 0.995
 FIELDS = ("path", "label", "class", "confidence")
 
@@ -87,7 +87,7 @@ class Looker:
         similarity, look = np.full(count, -1, np.float32), np.zeros(count, np.uint64)
 
         def compute(outputs, others):
-            chances = jax.nn.softmax(outputs["logits"].astype(jnp.float32))
+            chances = self.net.probabilities(outputs["logits"])
             row = {"class": chances.argmax(-1), "confidence": chances.max(-1)}
             if known:
                 with jax.default_matmul_precision("highest"):
@@ -270,6 +270,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     others = images(args.exclude, "--exclude") if args.exclude else None
     start_jax()
     net, variables = network.load(args.weights, report=lambda line: print(line, file=sys.stderr))
+    if net.multi_label:
+        raise ValueError(
+            f"--weights={args.weights}: for images that show several classes: a list has one each"
+        )
     looker = Looker(net, variables, args.batch_size)
     known = None if others is None else looker.known(others)
     scores = looker.scores(found, known)

@@ -26,7 +26,7 @@ def blobs(n=300, d=12, k=4, seed=0):
     rng = np.random.default_rng(seed)
     label = rng.integers(0, k, n)
     x = rng.normal(size=(k, d))[label] + 1.5 * rng.normal(size=(n, d))
-    return probe.Features((7 * x + 30).astype(np.float32), label)
+    return probe.Features((7 * x + 30).astype(np.float32), label, np.arange(n))
 
 
 @pytest.mark.parametrize("decay", [1.0, 0.01, 1e-4])
@@ -62,7 +62,7 @@ def test_the_decay_is_chosen_on_what_was_held_out():
     again = probe.search(of, grid, classes=4, seed=3)
     np.testing.assert_array_equal(again[0].kernel, head.kernel)
     assert len(lines) >= 5
-    one = probe.Features(of.x[:3], np.arange(3))
+    one = probe.Features(of.x[:3], np.arange(3), np.arange(3))
     with pytest.raises(ValueError, match="holds out none of 3 images with a label"):
         probe.search(one, grid, classes=4, seed=0)
 
@@ -109,6 +109,7 @@ def config_of(weights_of, **changes):
     config.init.checkpoint = str(weights_of)
     config.probe.decays = (0.1, 1e-3)
     config.eval.batch_size = 104
+    config.report.enabled = False
     with config.ignore_type():
         config.update_from_flattened_dict(changes)
     return config
@@ -116,6 +117,7 @@ def config_of(weights_of, **changes):
 
 def test_what_a_probe_leaves_is_a_network(weights_of, tmp_path, capsys):
     config = config_of(weights_of)
+    config.report.enabled, config.report.grad_cam = True, False
     assert probe.run(config, str(tmp_path)) == 0
     out = capsys.readouterr().out
     assert "898 training images of 10 classes" in out
@@ -127,6 +129,11 @@ def test_what_a_probe_leaves_is_a_network(weights_of, tmp_path, capsys):
     lines = runs.lines(tmp_path)
     assert [line["split"] for line in lines] == ["held_out", "held_out", "eval"]
     assert lines[-1]["loss"] == summary["last"]["loss"]
+
+    report = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert report["top1"] == pytest.approx(summary["last"]["top1"])
+    assert np.trace(report["confusion"]) == round(899 * report["top1"])
+    assert (tmp_path / "report" / "index.html").exists()
 
     net, variables = network.load(tmp_path)
     assert (net.num_classes, net.class_names) == (10, tuple("0123456789"))
