@@ -408,5 +408,7 @@ def finish(
     if meta["bad_images"]:
         print(f"  {len(meta['bad_images'])} unreadable training image(s), replaced by others")
     print(f"  files:     {workdir}")
+    if (page := workdir / "report" / "index.html").exists():
+        print(f"  report:    {page}")
     for line in hints(images, workdir, evaluated=summary["last"] is not None):
         print(f"  {line}")

@@ -106,7 +106,7 @@ def test_intervals_are_those_of_drawing_images():
     found = measures.intervals(labels, predictions, ranks, classes=12, samples=2000)
     rng = np.random.default_rng(5)
     drawn = {"top1": [], "top5": [], "macro_f1": []}
-    for _ in range(500):
+    for _ in range(250):
         i = rng.integers(0, 400, 400)
         drawn["top1"].append((ranks[i] < 1).mean())
         drawn["top5"].append((ranks[i] < 5).mean())
@@ -115,7 +115,7 @@ def test_intervals_are_those_of_drawing_images():
         )
     for name, values in drawn.items():
         expected = np.percentile(values, [2.5, 97.5])
-        np.testing.assert_allclose(found[name], expected, atol=0.008)
+        np.testing.assert_allclose(found[name], expected, atol=0.012)
     exact = scipy.stats.binom(400, (ranks < 1).mean()).ppf([0.025, 0.975]) / 400
     np.testing.assert_allclose(found["top1"], exact, atol=0.003)
     again = measures.intervals(labels, predictions, ranks, classes=12, samples=2000)

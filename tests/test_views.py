@@ -114,7 +114,7 @@ def test_views_are_corners_scales_and_mirrors(trained, tmp_path, capsys):
     assert made["of"] == found["of"]
 
 
-@pytest.mark.parametrize("mean", ["probabilities", "logits"])
+@pytest.mark.parametrize("mean", ["probabilities", pytest.param("logits", marks=pytest.mark.ci)])
 def test_networks_of_other_sizes_are_fused(trained, capsys, mean):
     def views_of(net, source):
         for i in range(len(source)):
