@@ -1,6 +1,8 @@
 """Reports: their figures, files and page; written by runs, also by those that were killed."""
 
+import base64
 import csv
+import hashlib
 import html.parser
 import json
 import re
@@ -129,6 +131,11 @@ def test_files_of_a_report(tmp_path, images, classes):
     text = (tmp_path / "index.html").read_text()
     page = Page(text)
     assert [tag for tag, _ in page.tags].count("script") == 1
+    [policy] = [a["content"] for _, a in page.tags if "http-equiv" in a]
+    script = re.search("<script>(.*?)</script>", text[text.index("<h2>Files") :], re.S)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy.startswith("default-src 'none';")
+    assert policy.endswith(f"script-src 'sha256-{digest}'")  # and no other script runs
     assert not [a for _, a in page.tags if any(key.startswith("on") for key in a)]
     places = [a.get("src") or a.get("href") or "" for _, a in page.tags]
     assert all(place.startswith(("data:", "#")) for place in places if place)

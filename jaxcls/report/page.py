@@ -29,7 +29,8 @@ for (const heading of document.querySelectorAll(".sortable th[data-sort]")) {
       const value = parseFloat(cell.dataset.value);
       return isNaN(value) ? -1 : value;
     };
-    const compare = (a, b) => numbers ? a - b : a.localeCompare(b);
+    const compare = (a, b) => numbers ? a - b
+      : a.localeCompare(b, undefined, {numeric: true});
     const rows = [...body.rows].sort((a, b) => order * compare(key(a), key(b)));
     body.append(...rows);
     for (const other of heading.parentNode.cells) other.removeAttribute("aria-sort");

@@ -40,7 +40,7 @@ def curves(lines: Sequence[Mapping[str, Any]]) -> str:
     panels = [
         ("Loss", (("training", training, "loss"), ("evaluation", evaluations, "loss"))),
         (
-            "Accuracy" if measure == "top1" else measure,
+            "Accuracy" if measure == "top1" else "mAP",
             (
                 ("training, mixed labels" if mixed else "training", training,
                  "top1_mixed" if mixed else measure),
@@ -57,6 +57,8 @@ def curves(lines: Sequence[Mapping[str, Any]]) -> str:
             axes.set_xlabel("epoch")
             for (label, of, key), colour in zip(series, (SOFT, BLUE)):
                 x, y = _points(of, key)
+                if not len(x):
+                    continue
                 few = "o" if len(x) <= 30 and label == "evaluation" else None
                 colour = colour if label else ORANGE
                 axes.plot(x, y, color=colour, label=label, marker=few, markersize=2.5, lw=1.5)
