@@ -1,6 +1,7 @@
 """Labels of every kind, from the source to the network and to what people read."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ import runs
 from PIL import Image
 
 from configs import base
+from jaxcls import check, choices, preview, sharding
 from jaxcls import config as configs
-from jaxcls.data import arrays, identity, labels, loader, ops, sampling, sources
+from jaxcls.data import arrays, cache, identity, labels, loader, ops, sampling, sources
+from jaxcls.data.feed import Feed
 from jaxcls.data.sampling import MixedOrder, Order, by_class, subset
 
 K = 5
@@ -325,6 +328,61 @@ def test_marks_that_are_none(pictures, line, changes, message):
     keys = {"multi_label": True, "delimiter": "\t"} | changes
     with pytest.raises(ValueError, match=message):
         opened(pictures, "list", "supervised", **keys)
+
+
+# -- Through the run --------------------------------------------------------------------------
+
+
+def run_of(root, missing="-1", **changes):
+    """Returns the config of a run on a list of marks, of which some are missing."""
+    names = ["train/a/0.png", "train/b/1.png", "train/a/2.png", "train/b/3.png", "train/a/4.png"]
+    marks = ["0,1", "1,1", "0,0", missing, "1,0"]
+    text = "".join(f"{name}\t{mark}\n" for name, mark in zip(names, marks))
+    (root / "train_list.txt").write_text(text)
+    (root / "val_list.txt").write_text(text)
+    config = runs.tiny("plain")
+    config.data.update(source="list", root=str(root), multi_label=True, class_names=("x", "y"))
+    config.update_from_flattened_dict({"batch_size": 4, "crop.flip": 0.0, "crop.shift": 0})
+    config.update_from_flattened_dict({"mix.mixup": 0.0, "loss.name": "soft_ce"} | changes)
+    return config
+
+
+def feed_of(config):
+    _, data = choices.open_data(config)
+    image = ops.Image(**config.image)
+    transform = ops.training(**config.crop, image=image)
+    feed = Feed(data, data.train, transform, sharding.make(**config.mesh))
+    return cache.use(feed, "training")
+
+
+@pytest.mark.parametrize("kind", ["encoded", "decoded", "device"])
+def test_caches_keep_labels(pictures, kind):
+    plan = types.SimpleNamespace(batch_size=4, total_steps=5)
+    keys = {"data.unlabelled": str(pictures / "more"), "data.unlabelled_share": 0.5}
+    plain, ours = (
+        feed_of(run_of(pictures, **keys, **{"data.cache": kind})) for kind in ("none", kind)
+    )
+    assert (plain.data.num_train, len(plain.source)) == (4, 12)
+    for feed in (plain, ours):
+        with feed.train_batches(plan, 3, start_step=1) as made:
+            batches = [feed.put(batch) for batch in made]
+        if feed is plain:
+            expected = batches
+    for a, b in zip(batches, expected, strict=True):
+        assert a["label"].dtype == np.float32
+        for key in ("image", "label"):
+            np.testing.assert_array_equal(a[key], b[key])
+
+
+def test_people_read_the_names(pictures):
+    keys = {"loss.name": "bce", "checkpoint.best": "map"}
+    _, images, named = preview.preview(run_of(pictures, "1,1", **keys), images=4, step=1)
+    truth = {0: "y", 1: "x + y", 2: "no class", 3: "x + y", 4: "x"}
+    for image, [(weight, name)] in zip(images, named, strict=True):
+        assert (weight, name) == (1, truth[int(image[0, 0, 0])])
+    result = check.check(run_of(pictures))["train"]
+    assert (result["counts"], result["unlabelled"]) == ({"x": 2, "y": 2}, 1)
+    assert result["out_of_range"] == []
 
 
 # -- A class of images that show none of the others ------------------------------------------------

@@ -438,7 +438,14 @@ MAY_IMPORT = {
         "data.folders",
         "data.labels",
     },
-    "data.tables": {"data.access", "data.columns", "data.folders", "data.records"},
+    "data.table_labels": {"config", "data.columns", "data.folders", "data.labels"},
+    "data.tables": {
+        "data.access",
+        "data.columns",
+        "data.folders",
+        "data.records",
+        "data.table_labels",
+    },
     "data.workers": set(),
     "data.batches": {"data.access", "data.decode", "data.labels", "data.ops", "data.sampling"},
     "data.loader": {

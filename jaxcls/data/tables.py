@@ -235,27 +235,33 @@ def _sheet(files: Sequence[Path], base: Path, delimiter: str) -> "Sheet":
 
 def _split(sheet: "Sheet", column: str, eval: str) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns the rows of training, and those of evaluation or None."""
+    from jaxcls.data import columns
+
     name = sheet.chosen("split_column", column, ())
-    splits = np.array(sheet.column(name).to_pylist(), object)
-    there = sorted({*map(str, splits)})
+    column = sheet.column(name)
+    if not columns.is_text(column.type):
+        raise ValueError(f"{sheet.name}: the column {name!r} holds {column.type}, no names")
+    there, splits = columns.texts_of(column)
     plain = {split.lower().strip(): split for split in there}
     ours = next((plain[name] for name in TRAINING if name in plain), None)
     if ours is None:
         raise ValueError(
-            f"{sheet.name}: the column {name!r} has no 'train', but {some(there)} "
+            f"{sheet.name}: the column {name!r} has no 'train', but {some(sorted(there))} "
             "(config.data.split_column)"
         )
     if eval and eval not in there:
         raise ValueError(
-            f"{sheet.name}: the column {name!r} has no {eval!r}, but {some(there)} "
+            f"{sheet.name}: the column {name!r} has no {eval!r}, but {some(sorted(there))} "
             "(config.data.eval)"
         )
     theirs = eval or next((plain[name] for name in EVALUATION if name in plain), "")
-    left = sum(int((splits == other).sum()) for other in there if other not in (ours, theirs))
+    used = [there.index(split) for split in (ours, theirs) if split]
+    left = int((~np.isin(splits, used)).sum())
     if left:
         log.warning("%s: %d rows are neither %s nor %s in the column %s, and left out", sheet.name,
                     left, ours, theirs or "of an evaluation", name)  # fmt: skip
-    return np.flatnonzero(splits == ours), np.flatnonzero(splits == theirs) if theirs else None
+    training, *evaluation = (np.flatnonzero(splits == number) for number in used)
+    return training, evaluation[0] if evaluation else None
 
 
 def _splits(base: Path) -> dict[str, Callable[[], list[Path]]]:
@@ -348,26 +354,26 @@ def _images(
     look: bool = True,
 ) -> tuple[Source, tuple[str, ...]]:
     """Returns the images of some rows of a table, and the names of the classes."""
-    from jaxcls.data import columns
+    from jaxcls.data import columns, table_labels
 
     kinds = sheet.features.items()
     of_images = [name for name, kind in kinds if _type(kind) == "Image" and name in sheet.names]
-    of_classes = [name for name, kind in kinds if columns.has_class_label(kind)]
+    of_classes = [name for name, kind in kinds if table_labels.has_class_label(kind)]
     image = sheet.chosen("image_column", how["image_column"], of_images or columns.IMAGES)
     labels = [sheet.chosen("label_columns", name, ()) for name in how["label_columns"]]
-    usual = of_classes or columns.LABELS
+    usual = of_classes or table_labels.USUAL
     if not labels and (how["needs_labels"] or any(name in sheet.names for name in usual)):
         labels = [sheet.chosen("label_columns", "", usual)]
-    known = columns.Known(how["names"], how["count"], bool(how["needs_labels"]))
-    marks, names = columns.labels_of(sheet, labels, rows, known, several=how["several"])
+    known = table_labels.Known(how["names"], how["count"], bool(how["needs_labels"]))
+    marks, names = table_labels.labels_of(sheet, labels, rows, known, several=how["several"])
     names = names or how["other_names"]()
     if not names:
         raise ValueError(
             f"{sheet.name}: no image has a label, and nothing names the classes: write their names "
             f"in {CLASSES_FILE}, a line each, or config.data.class_names"
         )
-    column = sheet.column(image)
-    if columns.is_bytes(column.type):
+    kind = sheet.column(image).type
+    if columns.is_bytes(kind):
         total, largest = columns.group_bytes(sheet, image)
         if look and total > columns.GROUP_BYTES:
             log.warning(
@@ -376,12 +382,12 @@ def _images(
                 largest / 2**20, total / 2**30,
             )  # fmt: skip
         return columns.cells(sheet, image, rows, marks, names), names
-    if not columns.is_text(column.type):
+    if not columns.is_text(kind):
         raise ValueError(
-            f"{sheet.name}: the column {image!r} holds {column.type}, no images: these are paths, "
+            f"{sheet.name}: the column {image!r} holds {kind}, no images: these are paths, "
             "bytes, or both (config.data.image_column)"
         )
-    paths = column.take(columns.numbers(rows))
+    paths = sheet.rows(image, rows)
     if missing := paths.null_count:
         raise ValueError(f"{sheet.name}: {missing} rows have no path in the column {image!r}")
     lines = rows if sheet.lines is None else sheet.lines[rows]
