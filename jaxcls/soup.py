@@ -109,6 +109,8 @@ def _config_of(runs: Sequence[str], arguments: Sequence[str]) -> list[str]:
         if not best.is_file():
             raise ValueError(f"--sweep={sweeps[-1]}: it has no best.py: give the DIR of a sweep")
         return [f"--config={best}"]
+    if runs and not weights.exists(runs[0]):
+        raise ValueError(f"{runs[0]}: {weights.nothing_at(runs[0])}")
     found = record.find(runs[0]) if runs else None
     if runs and found is None:
         raise ValueError(f"{runs[0]} has no config.json: write --config=FILE")

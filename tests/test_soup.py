@@ -151,7 +151,8 @@ def test_mistakes(given, tmp_path, capsys):
         ([out], "--config is missing"),
         ([a, b], "--workdir is missing"),
         ([out, a, str(tmp_path)], f"{tmp_path}: no checkpoint there"),
-        ([out, str(tmp_path), a], f"{tmp_path} has no config.json: write --config=FILE"),
+        ([out, str(tmp_path), a], f"{tmp_path}: no checkpoint there"),
+        ([out, f"{a}/checkpoints/7/state", a], "no checkpoint there"),
         ([out, f"--sweep={tmp_path}"], "it has no best.py: give the DIR of a sweep"),
         ([out, a, b, "--statistics=none"], "--statistics=none"),
     ):

@@ -122,8 +122,11 @@ def test_a_space_file_that_is_wrong(tmp_path, text, expected):
 
 
 def test_a_space_file_that_is_not_there():
-    with pytest.raises(ValueError, match=r"there is no such file: did you mean transfer\?"):
-        space.read("configs/spaces/transfr.py")
+    for name in ("configs/spaces/transfr.py", "transfer", "transfer.py:x"):
+        with pytest.raises(ValueError, match=r"such file: did you mean .*spaces.transfer\.py\?"):
+            space.read(name)
+    with pytest.raises(ValueError, match=r"there is no such file; jaxcls has .*spaces$"):
+        space.read("nonsense/")
 
 
 # -- Proposals -------------------------------------------------------------------------------------

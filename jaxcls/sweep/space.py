@@ -6,8 +6,10 @@ Imports neither jax nor Optuna: space files may use it.
 """
 
 import dataclasses
+import difflib
 import math
 import os
+import re
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -76,10 +78,13 @@ def read(file: str) -> Space:
     """
     path = Path(os.path.expanduser(file))
     if not path.is_file():
-        ours = sorted(configs.BASE.parent.glob("spaces/*.py"))
-        near = configs.closest(path.stem, [p.stem for p in ours])
-        known = ", ".join(configs.recipe(f"spaces/{p.stem}") for p in ours)
-        raise ValueError(f"--space={file}: there is no such file{near}; jaxcls has {known}")
+        folder = Path("configs", "spaces")
+        folder = folder if folder.is_dir() else configs.BASE.parent / "spaces"
+        ours = {p.stem: str(p) for p in sorted(folder.glob("*.py")) if p.stem != "__init__"}
+        stem = re.match(r"\w*", path.name)[0]
+        near = difflib.get_close_matches(stem, ours, n=1)
+        hint = f": did you mean {ours[near[0]]}?" if near else f"; jaxcls has {folder}"
+        raise ValueError(f"--space={file}: there is no such file{hint}")
     if path.suffix != ".py":
         raise ValueError(f"--space={file}: a space is a Python file with get_space()")
     try:
