@@ -325,10 +325,13 @@ def hints(data: Mapping[str, Any], workdir: Any, *, evaluated: bool) -> list[str
     if evaluated:
         lines.append(f"evaluate:  {command(('workdir', workdir), ('mode', 'eval'))}")
     images = {f"data.{key}": value for key, value in data.items()}
-    defaults = configs.defaults()[0] | {"data.source": "folder"}  # of configs/finetune.py
+    recipe, changed = "finetune", {"data.source": "folder"}  # what it changes
+    if data["multi_label"]:
+        recipe, changed = "multilabel", {"data.source": "list", "data.multi_label": True}
+    defaults = configs.defaults()[0] | changed
     images = {k: v for k, v in images.items() if v is not None and v != defaults[k]}
     tune = command(
-        ("config", configs.recipe("finetune")),
+        ("config", configs.recipe(recipe)),
         ("config.init.checkpoint", workdir),
         *((f"config.{key}", value) for key, value in images.items()),
         ("workdir", f"{workdir}-tuned"),

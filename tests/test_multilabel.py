@@ -11,9 +11,11 @@ import runs
 from sklearn.metrics import average_precision_score, f1_score
 
 from jaxcls import evaluate, network, objectives, program, sharding, train
+from jaxcls.console import hints
 from jaxcls.data import arrays, sources
 from jaxcls.data.feed import Feed
 from jaxcls.data.ops import Image, transformed
+from jaxcls.recipes import read
 from jaxcls.report import measures, scores
 
 K = 5
@@ -206,6 +208,14 @@ def test_what_means_nothing_for_several_classes(shapes, changes, message):
     config.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
         train.setup(config)
+
+
+def test_the_hint_at_fine_tuning_is_for_such_images(shapes):
+    told = hints(of_several(shapes).data.to_dict(), "run", evaluated=True)[1]
+    config = read(told.partition("--config=")[2].split()[0])
+    assert (config.data.source, config.data.multi_label) == ("list", True)
+    assert f"--config.data.root={shapes}" in told
+    assert "data.source" not in told
 
 
 def test_what_means_nothing_for_one_class():
