@@ -68,7 +68,8 @@ def get_config(arg=None):
     c.data.num_eval = 0  # fake: number of evaluation images
     # fake, list, table, huggingface: number of classes (0, but fake: largest label + 1)
     c.data.num_classes = 0
-    # class whose images show none of the others: it becomes the last one and is called "background"
+    # class whose images show none of the others: it becomes the last one and is called
+    # "background", also as model.background
     c.data.background = ""
     # further training images without a label, for losses that learn from them: a folder, with all
     # below it, or a list of paths, which are relative to its folder; relative to root

@@ -20,7 +20,7 @@ from PIL import Image
 
 from jaxcls import config as configs
 from jaxcls import network, objectives, optim, record, schedules, teachers, weights
-from jaxcls.data import loader, sampling, sources
+from jaxcls.data import arrays, loader, sampling, sources
 from jaxcls.data.access import Source
 from jaxcls.data.decode import FORMATS
 
@@ -41,6 +41,8 @@ def open_data(
     report: Callable[[str], None] = lambda line: None,
 ) -> tuple[ConfigDict, sources.Data]:
     """Returns the config with nothing left open, and the images that its `data` names.
+
+    A background class of the data is one of the network's, too.
 
     Args:
       config: of a run.
@@ -63,6 +65,9 @@ def open_data(
     how["other_names"] = functools.partial(_class_names, config.teacher.checkpoints)
     data = sources.open(**config.data, **how)
     data = dataclasses.replace(data, loader=options)
+    if config.data.background and not config.model.background:
+        config = config.copy_and_resolve_references()
+        config.model.background = arrays.BACKGROUND
     if config.teacher.stored and training:
         teachers.check_stored(data.train)
     if configs.left_open(config):

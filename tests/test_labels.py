@@ -400,6 +400,9 @@ def test_the_background_is_the_last_class(pictures):
     np.testing.assert_array_equal(data.eval.labels, table[plain.eval.labels])
     assert data.class_counts()[0].tolist() == [5, 3, 5]
     assert identity.differences(identity.of(plain), identity.of(opened(pictures, background="b")))
+    config = runs.tiny("plain")
+    config.data.update(source="folder", root=str(pictures), background="b")
+    assert choices.open_data(config)[0].model.background == "background"
 
 
 def test_a_background_that_is_none(pictures):
