@@ -54,7 +54,7 @@ def time_compilation(config: ConfigDict) -> dict[str, float]:
     built = program.build(config, num_train=NUM_TRAIN, num_classes=num_classes(config))
     batch = device_batch(config, built)
     times = [time.process_time()]
-    traced = built.train_step.trace(built.abstract_state, batch)
+    traced = built.train_step.trace(built.abstract_state, batch, *built.teachers)
     times.append(time.process_time())
     lowered = traced.lower()
     times.append(time.process_time())

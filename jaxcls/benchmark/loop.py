@@ -71,7 +71,8 @@ def run(config: ConfigDict, options: flags.FlagValues) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         data = sources.open(**config.data, image_size=config.image.size)
         built = program.build(config, **data.facts())
-        take_steps = repeat_step(built.train_step, built.init(), device_batch(config, built))
+        arguments = device_batch(config, built), *jax.device_put(built.teachers, built.layout.whole)
+        take_steps = repeat_step(built.train_step, built.init(), *arguments)
 
         def bare_seconds():
             take_steps(3)

@@ -32,15 +32,20 @@ def seconds_per_step(run: Callable[[int], None], repetitions: int) -> list[float
     return [once(n) for _ in range(repetitions)]
 
 
-def repeat_step(step: Callable, state: Any, batch: dict[str, jax.Array]) -> Callable[[int], None]:
-    """Returns run(n): n train steps from where the last run has ended."""
+def repeat_step(step: Callable, state: Any, *arguments: Any) -> Callable[[int], None]:
+    """Returns run(n): n train steps from where the last run has ended.
+
+    Args:
+      step, state: of a program.
+      arguments: what `step` takes besides: a batch, the variables of teachers.
+    """
 
     def run(n):
         nonlocal state
         metrics = None
         for _ in range(n):
             before = metrics
-            state, metrics = step(state, batch)
+            state, metrics = step(state, *arguments)
             # One step ahead, as the real loop is: XLA's collectives on virtual CPU devices lock up
             # in a longer queue.
             jax.block_until_ready(before)

@@ -137,11 +137,12 @@ def time_train(config: ConfigDict, built: program.Program, repetitions: int) -> 
     variables = built.abstract_state.variables()
     macs = count.multiply_adds(built.eval_step, variables, batch) / batch_size
     began = time.perf_counter()
-    compiled = built.train_step.lower(built.abstract_state, batch).compile()
+    arguments = batch, *jax.device_put(built.teachers, built.layout.whole)
+    compiled = built.train_step.lower(built.abstract_state, *arguments).compile()
     compile_seconds = time.perf_counter() - began
 
     before = peak_bytes(device)
-    times = seconds_per_step(repeat_step(compiled, built.init(), batch), repetitions)
+    times = seconds_per_step(repeat_step(compiled, built.init(), *arguments), repetitions)
     memory, source = peak_bytes(device), "allocator"
     if memory <= before:  # it does not tell, or an earlier combination needed more
         stats = compiled.memory_analysis()
