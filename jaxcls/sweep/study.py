@@ -239,8 +239,8 @@ class Study:
 
     def trials(self) -> list[FrozenTrial]:
         """Returns all trials in their order."""
-        with self._told():
-            return self._storage.get_all_trials(self._id, deepcopy=False)
+        with self._told():  # of the database only those that were not finished before
+            return self._study.get_trials(deepcopy=False)
 
     def claim(self, most: int) -> Claim | None:
         """Returns a trial that nobody works on, or a new one while there are less than `most`.
