@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import runs
 from PIL import Image
+from transforms import same
 
 from configs import base
 from jaxcls import check, choices, preview, sharding
@@ -34,12 +35,9 @@ def data_of(source):
     return sources.Data(source, None, source.class_names, "error", 0, "shuffle", 1, "none")
 
 
-def same(image, rng):
-    return image
-
-
-@pytest.mark.parametrize("options", [{}, {"workers": 1}])
-@pytest.mark.parametrize("dtype", [np.int8, np.float32])
+@pytest.mark.parametrize(
+    ("dtype", "options"), [(np.int8, {}), (np.float32, {}), (np.float32, {"workers": 1})]
+)
 def test_batches_carry_marks(dtype, options):
     source = marked(10, dtype)
     options = dataclasses.replace(loader.PLAIN, **options)

@@ -319,6 +319,7 @@ class _Groups:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._bytes = 0
         self._entries: collections.OrderedDict[Any, list[Any]] = collections.OrderedDict()
 
     def get(self, file: str, stamp: tuple[int, int], group: int, key: str) -> pa.ChunkedArray:
@@ -331,12 +332,18 @@ class _Groups:
             if entry[1] is None:
                 opened = pq.ParquetFile(file, metadata=_metadata(file, stamp))
                 entry[1] = opened.read_row_group(group, [key], use_threads=False).column(key)
-        with self._lock:
-            total = sum(e[1].nbytes for e in self._entries.values() if e[1] is not None)
-            while total > GROUP_BYTES and len(self._entries) > 1:
-                _, (_, dropped) = self._entries.popitem(last=False)
-                total -= dropped.nbytes if dropped is not None else 0
+                self._keep(place, entry)
         return entry[1]
+
+    def _keep(self, place: Any, entry: list[Any]) -> None:
+        """Counts a group that was read, and drops those that were not asked for the longest."""
+        with self._lock:
+            if self._entries.get(place) is not entry:  # dropped while it was read
+                return
+            self._bytes += entry[1].nbytes
+            while self._bytes > GROUP_BYTES and len(self._entries) > 1:
+                _, (_, dropped) = self._entries.popitem(last=False)
+                self._bytes -= dropped.nbytes if dropped is not None else 0
 
 
 _groups = _Groups()
