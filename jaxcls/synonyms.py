@@ -24,7 +24,17 @@ SYNONYMS = {
     "optim": "optim.name={}",
     "precision": "precision.name={}",
     "probe": "probe.decays={}",
+    "report": "report.enabled={}",
     "teacher": "teacher.checkpoints={}",
+    # evaluation
+    "tta": "eval.tta={}",
+    "test_time_augmentation": "eval.tta={}",
+    "ensemble": "eval.fuse={}",
+    "fuse": "eval.fuse={}",
+    "against": "eval.against={}",
+    "calibrate": "eval.calibrate={}",
+    "temperature_scaling": "eval.calibrate={}",
+    "predictions": "eval.predictions={}",
     # length and batch
     "b": "batch_size={}",
     "bs": "batch_size={}",
