@@ -81,7 +81,7 @@ def mixed(
         if value and not hard:
             raise ValueError(
                 f"config.loss.{key} = {value} does nothing: labels do not count in {name!r} with "
-                "config.loss.hard = 0"
+                "config.loss.hard = 0: write a weight above 0, or leave out the key"
             )
     check_teachers(name, teachers, part.taught)
 
