@@ -29,7 +29,7 @@ from jaxcls.data import ops
 from jaxcls.data.feed import Feed
 from jaxcls.metrics import plain
 from jaxcls.report import calibration, measures, tables, write
-from jaxcls.report.scores import Scores, make_step
+from jaxcls.report.scores import Scores, make_step, too_many
 
 
 def evaluate(
@@ -171,8 +171,11 @@ def run(config: ConfigDict, workdir: str) -> int:
         result, scores = passes.mean(members, options)
         net = dataclasses.replace(net, temperature=1.0)  # the mean is of probabilities already
     else:
-        wanted = report.enabled, asked.calibrate, asked.predictions, asked.against
-        result, scores = passes.one(net, variables, needed=any(wanted) or net.multi_label)
+        wanted = asked.calibrate, asked.predictions, asked.against, net.multi_label
+        if report.enabled and not any(wanted) and (why := too_many(data.eval, net.num_classes)):
+            files.only_process_0(told)(f"no report: {why}")
+            report = dataclasses.replace(report, enabled=False)
+        result, scores = passes.one(net, variables, needed=report.enabled or any(wanted))
     compared = passes.one(*other) if other else None
     console.erase()
     printed = {"checkpoint": path, **plain(result)}

@@ -10,11 +10,13 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import runs
+import sklearn.metrics
 from test_network import small
 
 from jaxcls import choices, evaluate, network, views, weights
 from jaxcls.data import ops
 from jaxcls.report import write
+from jaxcls.report.scores import Scores
 
 NAMES = tuple("0123456789")
 
@@ -191,6 +193,38 @@ def test_a_temperature_is_stored_with_the_weights(trained, capsys):
         with pytest.raises(ValueError, match="do not describe a network: temperature"):
             network.load(trained[1])
     place.write_text(json.dumps({"temperature": 1.0, "average": ""}))
+
+
+def test_an_evaluation_of_too_many_scores_has_no_report(trained, capsys, monkeypatch):
+    plain = evaluated(capsys, config_of(), trained[0])
+    config = config_of()
+    config.report.enabled = True
+    monkeypatch.setattr("jaxcls.report.scores.MAX_BYTES", 1000)
+    assert evaluate.run(config, trained[0]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == plain
+    assert "no report: the scores of 899 images and 10 classes take" in said.err
+    with pytest.raises(ValueError, match="the scores of 899 images and 10 classes take"):
+        evaluate.run(config_of(tta=("flip",)), trained[0])
+
+
+def test_means_of_images_of_several_classes():
+    rng = np.random.default_rng(0)
+    marks = rng.integers(0, 2, (20, 3)).astype(np.int32)
+    options = views.Options(tta=("flip",), tta_scales=(), fuse=(), weights=(), mean="probabilities")
+    mean, total = views.Mean(options), 0
+    for share in (0.25, 0.75):
+        scores, p = Scores(20), rng.uniform(size=(20, 3)).astype(np.float32)
+        scores.add({"logits": p, "label": marks, "mask": np.ones(20, bool)})
+        mean.add(scores, share)
+        total = total + share * np.float64(p)
+    result, scores = mean.finished()
+    np.testing.assert_allclose(1 / (1 + np.exp(-np.float64(scores.logits))), total, rtol=1e-4)
+    loss = -(marks * np.log(total) + (1 - marks) * np.log(1 - total)).sum(1).mean()
+    assert result["loss"] == pytest.approx(loss, rel=1e-4)
+    assert result["images"] == 20
+    expected = [sklearn.metrics.average_precision_score(marks[:, k], total[:, k]) for k in range(3)]
+    assert result["map"] == pytest.approx(np.mean(expected))
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,17 @@ def make_step(
     return score_step
 
 
+def too_many(source: Sized, classes: int) -> str:
+    """Returns why there can be no scores of all images of a source; "" if there can."""
+    needed = 4 * len(source) * classes
+    if needed <= MAX_BYTES:
+        return ""
+    return (
+        f"the scores of {len(source):,} images and {classes:,} classes take "
+        f"{needed / 2**30:.1f} GiB, more than the {MAX_BYTES / 2**30:g} of a report"
+    )
+
+
 class Scores:
     """Logits and labels of the images of a source, in its order, each that can be read once."""
 
@@ -48,13 +59,8 @@ class Scores:
         Raises:
           ValueError: there are too many for memory.
         """
-        needed = 4 * len(source) * classes
-        if needed > MAX_BYTES:
-            raise ValueError(
-                f"the scores of {len(source):,} images and {classes:,} classes take "
-                f"{needed / 2**30:.1f} GiB, more than the {MAX_BYTES / 2**30:g} of a report: "
-                "without it, --config.report.enabled=False"
-            )
+        if problem := too_many(source, classes):
+            raise ValueError(problem)
         return None if jax.process_index() else cls(len(source))
 
     def add(self, rows: Rows) -> None:
