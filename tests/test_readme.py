@@ -42,6 +42,8 @@ FAKE += ["--config.data.num_classes=4", "--config.batch_size=64", "--config.imag
 FAKE += ["--config.model.options=(('depths', (1, 1)), ('width', 8), ('stem', 'small'))"]
 EXTRA = {
     "-m jaxcls.main --config=configs/resnet50_vd.py": [*SHORT, *FAKE],
+    "-m jaxcls.main --config=configs/probe.py": [],
+    "-m jaxcls.main --workdir=runs/mine --mode=eval": [],
     "-m jaxcls.main": SHORT,
     "-m jaxcls.models": [],
     "-m jaxcls.convert": [],
@@ -51,6 +53,10 @@ EXTRA = {
     ],
     "-m jaxcls.check": [],
     "-m jaxcls.preview": [],
+    "-m jaxcls.config": [],
+    "-m jaxcls.select": ["--top=5"],
+    "-m jaxcls.sweep": [*SHORT, "--trials=2"],
+    "-m jaxcls.soup": [],
     "-m jaxcls.benchmark loop": ["--steps=2", "--repetitions=1"],
     "-m jaxcls.benchmark train": [
         "--batch=4", "--repetitions=1", "--config.model.bn_group=2",
@@ -64,7 +70,7 @@ EXTRA = {
     "tests/fuzz_readers.py": ["--mutations=100"],
 }  # fmt: skip
 # They need PyTorch; a test of its own runs a share of the last.
-NOT_HERE = ("tests/timm_parity.py", "tests/timm_augment.py", "tests/matrix.py")
+NOT_HERE = ("tests/timm_parity.py", "tests/timm_augment.py", "tests/matrix.py", "tests/claims.py")
 
 
 def commands_in(text):
@@ -183,6 +189,14 @@ def run(words, here):
 @pytest.mark.ci
 @pytest.mark.parametrize("text", SHELL, ids=lambda text: shlex.join(next(commands_in(text)))[:60])
 def test_a_block_of_commands_runs(text, folder, here):
+    of_photos = re.findall(r"(?:--weights|eval.fuse)=(\S+)|--workdir=(\S+) --mode=eval", text)
+    of_digits = re.findall(r"teacher.checkpoints=/tmp/(\S+)", text)
+    for config, root, name in (
+        *(("finetune", ["--config.data.root=photos"], a or b) for a, b in of_photos),
+        *(("digits", [], name) for name in of_digits),
+    ):
+        done = here.fork(f"--config=configs/{config}.py", f"--workdir={name}", *root, *SHORT)
+        assert done.returncode == 0, done.err
     if "init.checkpoint=runs/" in text:  # a run of another network than the recipe's
         name = re.search(r"init.checkpoint=(\S+)", text)[1]
         done = here.fork(f"--config={runs.TINY}:plain", f"--workdir={name}", *SHORT)
