@@ -354,3 +354,14 @@ def test_a_long_tail_of_the_digits():
     whole, _ = dataclasses.replace(data, train=data.train.source).class_counts()
     np.testing.assert_array_equal(counts, np.round(whole * 20.0 ** -(np.arange(10) / 9)))
     assert len(data.eval) == 899  # is left whole
+
+
+@pytest.mark.parametrize("sampling", ["balanced", "sqrt"])
+def test_a_class_without_images_cannot_be_balanced(sampling, tmp_path):
+    config = base.get_config()
+    (tmp_path / "train_list.txt").write_text("a.jpg 0\nb.jpg 2\n")
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(b"no image: nothing reads it")
+    config.data.update(source="list", root=str(tmp_path), num_classes=3, sampling=sampling)
+    with pytest.raises(ValueError, match=f"sampling = '{sampling}'.* shown more often: 1: write"):
+        sources.open(**config.data)

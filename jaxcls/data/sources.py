@@ -241,6 +241,15 @@ def _check_share(source: Source, sampling: str, share: float) -> None:
             "images have no label: say in config.data.unlabelled_share how many of a batch these "
             'are, or write sampling = "shuffle"'
         )
+    if sampling != "shuffle" and not source.marks:
+        labels, names = source.labels, source.class_names
+        empty = np.flatnonzero(np.bincount(labels[labels >= 0], minlength=len(names)) == 0)
+        if len(empty):
+            raise ValueError(
+                f"config.data.sampling = {sampling!r}: of these classes there is no training image "
+                f"that could be shown more often: {some([names[i] for i in empty])}: write "
+                '"shuffle", or leave the classes out'
+            )
 
 
 def unset() -> dict[str, Any]:
