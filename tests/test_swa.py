@@ -164,7 +164,7 @@ def test_a_run_that_was_killed_in_between_ends_with_the_same_mean(commands, tmp_
     command = f"--config={runs.TINY}", *SWA
     done = commands.fork(*command, f"--workdir={whole}")
     assert done.returncode == 0, done.err
-    for at in (15, 25):
+    for at in (10, 20):
         with commands.started(*command, f"--workdir={cut}") as process:
             runs.wait_until(lambda: runs.logged(cut) >= at, process)  # noqa: B023
             assert runs.interrupt(process, signal.SIGKILL) == -signal.SIGKILL
