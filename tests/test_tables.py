@@ -209,6 +209,12 @@ def test_mistakes_in_a_csv(root, text, changes, message):
         opened(root, **changes)
 
 
+def test_text_that_is_none(root):
+    (root / "train.csv").write_bytes(b"image,label\n0.png,a\n1.png,\xff\n")
+    with pytest.raises(ValueError, match=r"train.csv: the column 'label' is not text in UTF-8"):
+        opened(root)
+
+
 # -- Parquet -----------------------------------------------------------------------------------
 
 
@@ -344,6 +350,35 @@ def test_damaged_and_missing_files(root):
     parquet(root / "train-00001-of-00002.parquet", {"image": [png(0)], "class": [0]})
     with pytest.raises(ValueError, match=r"its columns are image, class, those of .* image, label"):
         opened(root)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_hostile_files_are_refused_in_a_line(root, kind):
+    """Cells that would lie outside of a mapped file too: reading them would end the process."""
+    table = pa.table({"image": [cell(i) for i in range(6)], "label": [0, 1] * 3})
+    good = root / f"good.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, good, row_group_size=4)
+    else:
+        with pa.ipc.new_stream(good, table.schema) as out:
+            out.write_table(table, max_chunksize=4)
+    rng, whole, said = np.random.default_rng(0), good.read_bytes(), {}
+    for number in range(120):
+        data = bytearray(whole)
+        for at in rng.integers(len(data), size=3).tolist():
+            data[at] = rng.integers(256)
+        name = f"{number}.{kind}"
+        (root / name).write_bytes(data[: -int(rng.integers(1, 99)) if number % 4 == 0 else None])
+        try:
+            train = opened(root, train=name).train
+            for i in range(len(train)):
+                train[i]
+        except ValueError as error:  # BadImage is one
+            said[name] = str(error)
+    assert 30 < len(said) < 120
+    for name, message in said.items():
+        assert message.isprintable()
+        assert name in message or "one class only" in message
 
 
 # -- Hugging Face's datasets -------------------------------------------------------------------

@@ -34,8 +34,15 @@ from jaxcls.data.labels import labelled, marks_of, one
 GROUP_BYTES = 2**29  # of row groups of Parquet files that stay in memory, in each process
 CHUNK = 65536  # rows of text that are converted at a time
 IMAGES = ("image", "img", "path", "image_path", "file_name", "filename", "filepath", "file")
+# what reading a damaged file raises, sooner or later
+Damage = (pa.ArrowException, UnicodeDecodeError)
 # What Git puts in the place of a file that it has not fetched.
 POINTER = b"version https://git-lfs.github.com/"
+
+
+def reason(error: Exception) -> str:
+    """Returns the first line of what Arrow says."""
+    return printable((str(error).splitlines() or [type(error).__name__])[0])
 
 
 class Texts(Sequence):
@@ -152,9 +159,12 @@ def text(path: Path, delimiter: str, base: Path) -> Sheet:
 def _array(path: Path, name: str, cells: list[Any]) -> pa.Array:
     try:
         return pa.array(cells)
-    except (pa.ArrowException, UnicodeEncodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: the column {name!r} is of no one type: {reason}") from error
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{path}: the column {name!r} is not text in UTF-8") from error
+    except pa.ArrowException as error:
+        raise ValueError(
+            f"{path}: the column {name!r} is of no one type: {reason(error)}"
+        ) from error
 
 
 def _joined(path: Path, name: str, chunks: list[pa.Array]) -> pa.ChunkedArray:
@@ -278,6 +288,18 @@ def _mapped(file: str, stamp: tuple[int, int]) -> pa.Table:
         return pa.ipc.open_file(data).read_all()
 
 
+@functools.lru_cache(maxsize=4096)
+def _mapped_column(file: str, stamp: tuple[int, int], key: str) -> pa.ChunkedArray:
+    """Returns a column of an Arrow file.
+
+    Raises:
+      pa.ArrowInvalid: its cells would lie outside of the file. Reading them would end the process.
+    """
+    column = _mapped(file, stamp).column(key)
+    column.validate(full=True)
+    return column
+
+
 def _stamp(file: str) -> tuple[int, int]:
     status = os.stat(file)
     return status.st_size, status.st_mtime_ns
@@ -294,24 +316,26 @@ def _schema(file: str) -> tuple[pa.Schema, int]:
             _refuse_pointer(file, opened.read(len(POINTER)))
         if _is_parquet(file):
             metadata = _metadata(file, _stamp(file))
-            return metadata.schema.to_arrow_schema(), metadata.num_rows
-        table = _mapped(file, _stamp(file))
-        return table.schema, table.num_rows
+            schema, count = metadata.schema.to_arrow_schema(), metadata.num_rows
+        else:
+            table = _mapped(file, _stamp(file))
+            schema, count = table.schema, table.num_rows
+        assert all(isinstance(name, str) for name in schema.names)  # they are decoded here
+        return schema, count
     except OSError as error:
-        raise ValueError(f"{file}: cannot read it: {error.strerror or error}") from error
-    except pa.ArrowException as error:
+        raise ValueError(f"{file}: cannot read it: {error.strerror or reason(error)}") from error
+    except Damage as error:
         kind = "Parquet" if _is_parquet(file) else "Arrow"
-        raise ValueError(f"{file}: no {kind} file: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{file}: no {kind} file: {reason(error)}") from error
 
 
 def _whole(file: str, key: str) -> pa.ChunkedArray:
     try:
         if _is_parquet(file):
             return pq.ParquetFile(file).read([key]).column(key)
-        return _mapped(file, _stamp(file)).column(key)
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{file}: the column {key!r} cannot be read: {reason}") from error
+        return _mapped_column(file, _stamp(file), key)
+    except (OSError, *Damage) as error:
+        raise ValueError(f"{file}: the column {key!r} cannot be read: {reason(error)}") from error
 
 
 class _Groups:
@@ -389,13 +413,13 @@ class Cells:
             if _is_parquet(self.files[file]):
                 column = _groups.get(self.files[file], self.stamps[file], group, self.column)
             else:
-                column, row = _mapped(self.files[file], self.stamps[file])[self.column], number
+                column = _mapped_column(self.files[file], self.stamps[file], self.column)
+                row = number
             cell = column[row].as_py()
         except MemoryError:
             raise
         except Exception as error:  # what Arrow raises depends on the damage
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise BadImage(f"{name}: {reason}") from error
+            raise BadImage(f"{name}: {reason(error)}") from error
         path = None
         if isinstance(cell, dict):
             cell, path = cell.get("bytes"), cell.get("path")

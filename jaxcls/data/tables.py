@@ -354,6 +354,17 @@ def _images(
     look: bool = True,
 ) -> tuple[Source, tuple[str, ...]]:
     """Returns the images of some rows of a table, and the names of the classes."""
+    from jaxcls.data import columns
+
+    try:
+        return _read(sheet, rows, how, look)
+    except columns.Damage as error:
+        raise ValueError(f"{sheet.name}: {columns.reason(error)}") from error
+
+
+def _read(
+    sheet: "Sheet", rows: np.ndarray, how: dict[str, Any], look: bool
+) -> tuple[Source, tuple[str, ...]]:
     from jaxcls.data import columns, table_labels
 
     kinds = sheet.features.items()
