@@ -44,7 +44,7 @@ def class_weights(given: Sequence[Any], beta: float, classes: Classes) -> np.nda
       ValueError: a value that means nothing; a class without images, for all but given numbers.
     """
     key, names, (n, _) = "loss.class_weights", classes.names, classes.counts()
-    if method := METHODS.get(given[0] if len(given) == 1 else None):
+    if method := METHODS.get(given[0] if len(given) == 1 and isinstance(given[0], str) else None):
         check_there(f"config.{key} = {given!r}", n, names)
         weights = method(n, beta)
     else:
