@@ -3,8 +3,8 @@
 Two rules are PaddleClas's ("Tricks for Training", section 8; FAQ 2020 S1, Q5.2 to Q5.8): training
 accuracy far above that of the evaluation is overfitting and needs more regularisation; below it is
 underfitting and needs less. Strong augmentation makes training accuracy lower by itself, and losses
-say nothing, since augmentation moves them. What is said of runs that still gain, of rare classes and
-of calibration, and all limits below, are our judgement. Where no rule applies nothing is said.
+say nothing, since augmentation moves them. What is said of runs that still gain, of rare classes
+and of calibration, and all limits below, are our judgement. Where no rule applies nothing is said.
 """
 
 from collections.abc import Mapping, Sequence
