@@ -63,7 +63,7 @@ def open_data(
     needs_labels = "" if config.loss.name in objectives.UNLABELLED else config.loss.name
     how = {"image_size": size, "training": training, "needs_labels": needs_labels}
     how["other_names"] = functools.partial(_class_names, config.teacher.checkpoints)
-    data = sources.open(**config.data, **how)
+    data = configs.consume(config, "data", sources.open, **how)
     data = dataclasses.replace(data, loader=options)
     if config.data.background and not config.model.background:
         config = config.copy_and_resolve_references()

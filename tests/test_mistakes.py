@@ -53,7 +53,7 @@ def said(*arguments, config=DIGITS):
         built = parsed(f"--config={config}", "--workdir=run", "--config.mesh.data=1", *arguments)
         names.check(built)
         built, data = choices.open_data(built)
-        program.build(built, num_train=len(data.train), num_classes=len(data.class_names))
+        program.build(built, **data.facts())
     except ValueError as e:
         return output.one_line(e)
     return "ok"

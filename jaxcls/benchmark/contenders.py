@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxcls.benchmark import pillow
+from jaxcls.config import tuples
 from jaxcls.data import augment, loader, ops, sources
 from jaxcls.data.decode import decode
 
@@ -134,7 +135,8 @@ def visits(count: int, images: int, rng: np.random.Generator) -> Iterator[int]:
 
 
 def main() -> None:
-    spec = json.loads(sys.stdin.readline())
+    as_in_a_config = lambda values: {key: tuples(value) for key, value in values.items()}
+    spec = json.loads(sys.stdin.readline(), object_hook=as_in_a_config)
     cv2.setNumThreads(0)  # as in `loader.Batches`
     run = KINDS[spec["kind"]](ConfigDict(spec["config"]), spec["images"], spec["threads"])
     for line in sys.stdin:
