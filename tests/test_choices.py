@@ -115,13 +115,15 @@ def test_a_network_for_a_processor(pixels):
 def test_a_checkpoint_brings_its_network(tmp_path):
     small = weights_of(tmp_path / "small", "ResNet18_vd", depths=(1, 1), width=8, meta={
         "network": {"name": "ResNet18_vd", "options": {"depths": [1, 1], "width": 8}},
-        "image": {"size": 48, "mean": [0.5], "std": [0.25], "crop": "shift", "shift": 3},
+        "image": {"size": 48, "mean": [0.5], "std": [0.25], "crop": "shift", "shift": 3,
+                  "interpolation": "bicubic"},
     })  # fmt: skip
     config, line = settled(weights=small)
     assert line == f"ResNet18_vd of {small}"
     assert dict(config.model.options) == {"depths": (1, 1), "width": 8}
     image, crop = config.image, config.crop
     assert (image.size, image.mean, crop.name, crop.shift) == (48, (0.5,), "shift", 3)
+    assert image.interpolation == "bicubic"
     assert (config.optim.frozen, config.optim.lr_mults, config.duration) == ((), (), "600 steps")
     config.mesh.data = 1
     program.build(config, num_train=400, num_classes=5)  # the rules match its names

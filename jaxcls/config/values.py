@@ -32,6 +32,7 @@ OPEN = (
     "image.eval_resize",
     "image.mean",
     "image.std",
+    "image.interpolation",
     "crop.name",
     "crop.shift",
     "crop.flip",
