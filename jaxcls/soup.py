@@ -67,6 +67,9 @@ def main(argv: Sequence[str] = sys.argv) -> int:
     text = "what becomes of BatchNorm's"
     flags.DEFINE_enum("statistics", "estimate", STATISTICS, text, flag_values=values)
     runs, rest = _split(argv)
+    few = "give two runs at least, RUN1 RUN2 ..., or --sweep=DIR; see --help"
+    if len(runs) < 2 and not any(a.startswith(("--sweep", "--help")) for a in rest):
+        raise ValueError(few)  # before what is wrong with the config of a run that is not there
     if "--help" not in rest and not any(a.startswith("--config=") for a in rest):
         rest = [*rest, *_config_of(runs, rest)]
     command.parse(rest, values, required=("workdir",), help=__doc__)
@@ -75,7 +78,7 @@ def main(argv: Sequence[str] = sys.argv) -> int:
             raise ValueError(f"--sweep={values.sweep} and {runs[0]}: give runs, or a sweep")
         runs = _trials(values.sweep)
     if len(runs) < 2:
-        raise ValueError("give two runs at least, RUN1 RUN2 ..., or --sweep=DIR")
+        raise ValueError(few)
     if twice := next((run for i, run in enumerate(runs) if run in runs[:i]), ""):
         raise ValueError(f"{twice} is given twice")
     out = epath.Path(values.workdir)

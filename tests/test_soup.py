@@ -148,7 +148,7 @@ def test_mistakes(given, tmp_path, capsys):
         ([out, a, b, "--config.data.fraction=2"], "config.data.fraction"),
         ([out, a], "give two runs at least"),
         ([out, a, a], f"{a} is given twice"),
-        ([out], "--config is missing"),
+        ([out], "give two runs at least"),
         ([a, b], "--workdir is missing"),
         ([out, a, str(tmp_path)], f"{tmp_path}: no checkpoint there"),
         ([out, str(tmp_path), a], f"{tmp_path}: no checkpoint there"),
