@@ -108,7 +108,8 @@ class Options:
             network.name + (f" x {share:.3g}" if self.weights else "")
             for network, share in zip(networks, self.shares)
         )
-        return f"mean of {self.mean} over {views} view(s) of {names}"
+        each = f"{views} views of " if views > 1 else ""
+        return f"mean of {self.mean} over {each}{names}"
 
 
 @dataclasses.dataclass(frozen=True)

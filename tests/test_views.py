@@ -102,7 +102,7 @@ def test_views_are_corners_scales_and_mirrors(trained, tmp_path, capsys):
     loss, top1, p = expected(trained[:1], [1], views_of)
     assert found["top1"] == pytest.approx(top1)
     assert found["loss"] == pytest.approx(loss, rel=1e-4)
-    assert found["of"] == "mean of probabilities over 20 view(s) of ResNet18_vd"
+    assert found["of"] == "mean of probabilities over 20 views of ResNet18_vd"
     table = pyarrow.parquet.read_table(tmp_path / "p.parquet")
     assert json.loads(table.schema.metadata[b"class_names"]) == list(NAMES)
     rows = np.array(table["probabilities"].to_pylist())
