@@ -13,7 +13,7 @@ from PIL import Image
 from configs import digits, resnet50_vd
 from jaxcls import record
 from jaxcls.config import OPEN, flatten
-from jaxcls.config.__main__ import draw, main
+from jaxcls.describe import draw, main
 
 ROOT = Path(__file__).parents[1]
 DIGITS = f"--config={ROOT / 'configs' / 'digits.py'}"
@@ -44,7 +44,7 @@ def test_differences(capsys):
 
 def test_a_command_without_a_picture_needs_no_jax():
     code = (
-        "import sys; from jaxcls.config import __main__ as m; "
+        "import sys; from jaxcls import describe as m; "
         f"m.main(['config', {DIGITS!r}, '--diff']); sys.exit('jax' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
