@@ -363,17 +363,7 @@ def open_list(
     delimiter = delimiter.replace("\\t", "\t")  # as it is typed where a shell takes it literally
     if not delimiter:
         raise ValueError("config.data.delimiter is empty: write what is between path and label")
-    if not 0 <= num_classes <= MAX_CLASSES:
-        raise ValueError(
-            f"config.data.num_classes = {num_classes}: write a number up to {MAX_CLASSES}, or 0 "
-            "for the largest label + 1"
-        )
-    names = given_class_names(class_names) or read_class_names(base)
-    if names and num_classes and len(names) != num_classes:
-        where = "config.data.class_names" if class_names else base / CLASSES_FILE
-        raise ValueError(
-            f"{where} names {len(names)} classes, config.data.num_classes = {num_classes}"
-        )
+    names = names_of_classes(base, class_names, num_classes, "the largest label + 1")
     count = num_classes or len(names)
     train_list, eval_list = base / (train or "train_list.txt"), base / (eval or "val_list.txt")
     how = {"delimiter": delimiter, "marks": multi_label, "needs_labels": bool(needs_labels)}
@@ -474,6 +464,33 @@ def _file_names(folder: str) -> set[str]:
             return {e.name for e in entries if not e.is_symlink() and e.is_file()}
     except OSError:
         return set()
+
+
+def names_of_classes(
+    base: Path, class_names: Sequence[str], num_classes: int, without: str
+) -> tuple[str, ...]:
+    """Returns `config.data.class_names`, or the lines of classes.txt; () where there is neither.
+
+    Args:
+      base: folder of classes.txt.
+      class_names, num_classes: of `config.data`.
+      without: what the number of classes is where `num_classes` is 0.
+
+    Raises:
+      ValueError: they are none, or not as many as `num_classes`.
+    """
+    if not 0 <= num_classes <= MAX_CLASSES:
+        raise ValueError(
+            f"config.data.num_classes = {num_classes}: write a number up to {MAX_CLASSES}, or 0 "
+            f"for {without}"
+        )
+    names = given_class_names(class_names) or read_class_names(base)
+    if names and num_classes and len(names) != num_classes:
+        where = "config.data.class_names" if class_names else base / CLASSES_FILE
+        raise ValueError(
+            f"{where} names {len(names)} classes, config.data.num_classes = {num_classes}"
+        )
+    return names
 
 
 def given_class_names(names: Sequence[str]) -> tuple[str, ...]:

@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxcls.data.access import MAX_CLASSES, Source
+from jaxcls.data.access import Source
 from jaxcls.data.folders import (
     CLASSES_FILE,
     EVALUATION,
     Files,
     directory,
-    given_class_names,
     looked_for,
-    read_class_names,
+    names_of_classes,
     some,
 )
 from jaxcls.data.records import shards
@@ -168,17 +167,7 @@ def _how(
     """Returns what `_images` takes."""
     if not all(isinstance(name, str) for name in label_columns):
         raise ValueError(f"config.data.label_columns = {label_columns!r}: write names of columns")
-    if not 0 <= num_classes <= MAX_CLASSES:
-        raise ValueError(
-            f"config.data.num_classes = {num_classes}: write a number up to {MAX_CLASSES}, or 0 "
-            "for as many as the labels have"
-        )
-    names = given_class_names(class_names) or read_class_names(base)
-    if names and num_classes and len(names) != num_classes:
-        where = "config.data.class_names" if class_names else base / CLASSES_FILE
-        raise ValueError(
-            f"{where} names {len(names)} classes, config.data.num_classes = {num_classes}"
-        )
+    names = names_of_classes(base, class_names, num_classes, "as many as the labels have")
     return {
         "image_column": image_column,
         "label_columns": tuple(label_columns),
