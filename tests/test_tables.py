@@ -112,6 +112,70 @@ def test_names_and_numbers_of_classes(root):
         opened(root, num_classes=2)
 
 
+def test_numbers_in_a_text_with_names_beside_it(root):
+    (root / "classes.txt").write_text("bee\ndog\nant\n")
+    (root / "train.csv").write_text("image,label\n0.png,2\n1.png,0\n")
+    data = opened(root)
+    assert (data.class_names, data.train.labels.tolist()) == (("bee", "dog", "ant"), [2, 0])
+    (root / "classes.txt").write_text("0\n2\n4\n")  # these are names
+    assert opened(root).train.labels.tolist() == [1, 0]
+    (root / "train.csv").write_text("image,label\n0.png,2\n1.png,1\n")
+    with pytest.raises(ValueError, match="train.csv:3: the label '1' is no class"):
+        opened(root)
+
+
+def test_evaluation_by_numbers_of_classes_that_have_names(root):
+    (root / "train.csv").write_text("image,label\n0.png,dog\n1.png,ant\n")
+    (root / "val.csv").write_text("image,label\n0.png,1\n")
+    with pytest.raises(ValueError, match="val.csv:2: the label '1' is no class"):
+        opened(root)
+    (root / "val.csv").unlink()
+    (root / "val.jsonl").write_text('{"image": "0.png", "label": 1}')
+    with pytest.raises(ValueError, match="'label' has numbers, that of the training .* has names"):
+        opened(root)
+    assert opened(root, class_names=("ant", "dog")).eval.labels.tolist() == [1]
+    with pytest.raises(ValueError, match="2 names of classes, config.data.num_classes = 3"):
+        opened(root, num_classes=3)
+
+
+@pytest.mark.parametrize("text", [
+    "image,label\n0.png,2.0\n1.png,10.0\n2.png,\n3.png,0.0\n",
+    "image,label\n0.png,2\n1.png,10\n2.png,NaN\n3.png,0\n",
+    "image , label\n0.png, 2\n1.png, 10\n2.png, \n3.png, 0 \n",
+    '{"image": "0.png", "label": 2}\n{"image": "1.png", "label": 10.0}\n'
+    '{"image": "2.png", "label": NaN}\n{"image": "3.png", "label": 0}\n',
+])  # fmt: skip
+def test_numbers_as_programs_write_them_where_some_are_missing(root, text):
+    name = f"train.{'jsonl' if text[0] == '{' else 'csv'}"
+    (root / name).write_text(text)
+    data = opened(root, needs_labels="")
+    assert data.train.labels.tolist() == [2, 10, -1, 0]
+    assert data.class_names == tuple(map(str, range(11)))
+    with pytest.raises(ValueError, match=rf"{name}:\d: no label in the column 'label'"):
+        opened(root)
+    (root / name).write_text(text.replace("10.0", "1.5").replace("10", "1.5"))
+    if name == "train.jsonl":
+        with pytest.raises(ValueError, match=r"jsonl:2: the label 1.5 in 'label' is no number"):
+            opened(root, needs_labels="")
+    else:
+        assert "1.5" in opened(root, needs_labels="").class_names
+
+
+def test_spaces_around_names(root):
+    (root / "train.csv").write_text('image, label\n0.png, dog\n1.png, "a, cat"\n2.png,dog \n')
+    data = opened(root)
+    assert (data.class_names, data.train.labels.tolist()) == (("a, cat", "dog"), [1, 0, 1])
+    parquet(root / "val.parquet", {"image": ["0.png"], "label": ["dog "]})
+    assert opened(root).eval.labels.tolist() == [1]
+
+
+def test_names_of_files_in_capitals(root):
+    (root / "A.JSONL").write_text('{"image": "0.png", "label": 0}\n{"image": "1.png", "label": 1}')
+    assert opened(root, train="A.JSONL").train.labels.tolist() == [0, 1]
+    parquet(root / "A.PARQUET", {"image": [png(4), png(2)], "label": [0, 1]})
+    assert greys(opened(root, train="A.PARQUET").train) == [4, 2]
+
+
 def test_rows_without_a_label(root):
     (root / "train.csv").write_text("image,label\n0.png,dog\n1.png,\n2.png,ant\n")
     with pytest.raises(ValueError, match=r"train.csv:3: no label in the column 'label'"):
@@ -140,6 +204,13 @@ def test_columns_of_marks(root):
     assert data.train.labels.tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 1]]
     (root / "train.csv").write_text(MARKS.format("0.25"))
     assert opened(root, **columns).train.labels.tolist()[2] == [0.25, 1, 1]
+    (root / "train.csv").write_text("image,cat,dog\n0.png,True,FALSE\n1.png,false,true\n2.png,,\n")
+    data = opened(root, label_columns=("cat", "dog"), needs_labels="")
+    assert data.train.labels.tolist() == [[1, 0], [0, 1], [-1, -1]]
+    marks = {"cat": [1.0, 0.0, float("nan")], "dog": [0.0, 1.0, float("nan")]}
+    parquet(root / "marks.parquet", {"image": ["0.png", "1.png", "2.png"], **marks})
+    data = opened(root, train="marks.parquet", label_columns=("cat", "dog"), needs_labels="")
+    assert data.train.labels.tolist() == [[1, 0], [0, 1], [-1, -1]]
     for cell, message in (("2", "is no mark"), ("x", "is no mark"), ("", "no mark in the column")):
         (root / "train.csv").write_text(MARKS.format(cell))
         with pytest.raises(ValueError, match=rf"train.csv:4: .*{message}.*|.*'cat'.*{message}"):
@@ -150,11 +221,13 @@ def test_columns_of_marks(root):
     (['"0,1,1"', '"1,0,0"', '"0,0,0"'], "012", [[0, 1, 1], [1, 0, 0], [0, 0, 0]]),
     (['"cat, dog"', "cat", '"eel,cat"'], None, [[1, 1, 0], [1, 0, 0], [1, 0, 1]]),
     (['"0,2"', "2", '"1,0"'], "012", [[1, 0, 1], [0, 0, 1], [1, 1, 0]]),
+    (['"0,1"', "-1", '"1, 0"', ""], "01", [[0, 1], [-1, -1], [1, 0], [-1, -1]]),
+    (["-1", "2", '"0,2"'], "012", [[-1] * 3, [0, 0, 1], [1, 0, 1]]),
 ])  # fmt: skip
 def test_a_column_of_several_classes(root, cells, names, marks):
     rows = "".join(f"{i}.png,{cell}\n" for i, cell in enumerate(cells))
     (root / "train.csv").write_text(f"image,label\n{rows}")
-    data = opened(root, multi_label=True)
+    data = opened(root, multi_label=True, needs_labels="" if "-1" in cells else "bce")
     assert data.train.labels.tolist() == marks
     assert data.class_names == (tuple(names) if names else ("cat", "dog", "eel"))
 
@@ -194,6 +267,7 @@ def test_many_rows_take_little_memory(root):
             r"no column 'label', the columns are image, lable \(config.data.label_columns: did you "
             r"mean lable\)",
         ),
+        ("image;label\n0.png;1\n", {}, "are image;label .*or config.data.delimiter, is it ';'"),
         ("image,label\n0.png,1\n", {"split_column": "x"}, "no column 'x', .*config.data.split_col"),
         ("image,label\nx.png,0\n0.png,1\n", {}, r"x.png \(.*train.csv:2\): no such file"),
         ("image,label\n0.png,0\n1.png,900\n", {}, r"csv:3: the label 900 makes 901 classes of 2"),
@@ -207,6 +281,25 @@ def test_mistakes_in_a_csv(root, text, changes, message):
         (root / "train.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
         opened(root, **changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"image": "x\\u0000/0.png", "label": 0}\n', r"x\\x00/0.png \(.*jsonl:1\): no such file"),
+        ('{"image": "0.png", "label": 0, "\\ud800": 1}\n', "jsonl:1: no object of JSON: 'utf-8' "),
+        ('{"image": "0.png", "label": %s}\n' % (9**30), "'label' is of no one type: .* too large"),
+        (
+            '{"image": "0.png", "label": "\0"}\n',
+            r"jsonl is not a text file in UTF-8: .* zero bytes",
+        ),
+        ('{"image": null, "label": 0}\n', "jsonl:1: no path in the column 'image', as in 1 of 1"),
+    ],
+)
+def test_hostile_lines_of_json(root, text, message):
+    (root / "train.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        opened(root)
 
 
 def test_text_that_is_none(root):
@@ -379,6 +472,91 @@ def test_hostile_files_are_refused_in_a_line(root, kind):
     for name, message in said.items():
         assert message.isprintable()
         assert name in message or "one class only" in message
+
+
+def test_opening_reads_no_image(root, monkeypatch):
+    """It would be all of them, at once in memory."""
+    parquet(root / "train.parquet", {"image": [png(0), png(1)], "label": [0, 1]})
+    read, original = [], pq.ParquetFile.read
+
+    def counted(self, columns):
+        read.extend(columns)
+        return original(self, columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read", counted)
+    opened(root)
+    assert read == ["label"]
+
+
+@pytest.mark.parametrize("text", [pa.string(), pa.large_string(), pa.string_view()])
+@pytest.mark.parametrize("coded", [False, True])
+def test_types_of_arrow(root, text, coded):
+    """What pandas, polars and Arrow itself have for the same values."""
+
+    def of(values, kind):
+        array = pa.array(values, kind)
+        if not coded:
+            return array
+        numbers = pa.array([values.index(v) if v is not None else None for v in values])
+        return pa.DictionaryArray.from_arrays(numbers, pa.array(values, kind))
+
+    image = of(["0.png", "1.png", "2.png"], text)
+    several = pa.array([["b"], [], None], pa.list_(text))
+    columns = {
+        "image": image,
+        "name": of(["b", "a", None], text),
+        "number": of([4, 0, None], pa.uint8()),
+        "list": several if text != pa.string_view() else several.cast(pa.large_list(text)),
+        "bytes": pa.array([png(3), png(2), png(1)], pa.binary_view()),
+    }
+    table = pa.table(columns)
+    with pa.ipc.new_file(root / "train.arrow", table.schema) as out:
+        out.write_table(table)
+    open_ = lambda column, **keys: opened(root, needs_labels="", label_columns=(column,), **keys)
+    assert open_("name").train.labels.tolist() == [1, 0, -1]
+    assert greys(open_("name").train) == [0, 1, 2]
+    assert greys(open_("name", image_column="bytes").train) == [3, 2, 1]
+    assert open_("number").train.labels.tolist() == [4, 0, -1]
+    found = open_("list", multi_label=True, class_names=("a", "b")).train.labels
+    assert found.tolist() == [[0, 1], [0, 0], [-1, -1]]
+
+
+def test_shards_of_other_types(root):
+    """A column has the type of what is in it, and nothing need be there in the first shard."""
+    for number, label in enumerate(([None], pa.array([3], pa.int8()), [1000])):
+        parquet(root / f"train-{number}.parquet", {"image": [f"{number}.png"], "label": label})
+    data = opened(root, needs_labels="", num_classes=1001)
+    assert data.train.labels.tolist() == [-1, 3, 1000]
+    parquet(root / "train-2.parquet", {"image": ["2.png"], "label": ["x"]})
+    with pytest.raises(ValueError, match="the column 'label' is of no one type"):
+        opened(root, needs_labels="")
+
+
+def test_columns_of_the_same_name(root):
+    pq.write_table(
+        pa.table([["0.png"], [0], [1]], names=["image", "label", "label"]), root / "train.parquet"
+    )
+    with pytest.raises(ValueError, match="train.parquet: there are several columns 'label'"):
+        opened(root)
+
+
+@pytest.mark.parametrize("label", [
+    [[True, False], [False, True], None, [True, True]],
+    [[1, 0], [0, 1], None, [1, 1]],
+    [[1.0, 0.0], [0.0, 1.0], None, [1.0, 1.0]],
+])  # fmt: skip
+def test_lists_of_marks(root, label):
+    """Not of classes, of which nobody writes the same twice."""
+    image = [f"{i}.png" for i in range(4)]
+    parquet(root / "train.parquet", {"image": image, "label": label})
+    train = opened(root, multi_label=True, needs_labels="").train
+    assert train.labels.tolist() == [[1, 0], [0, 1], [-1, -1], [1, 1]]
+    assert train.labels.dtype == np.int8
+    kind = {"label": {"feature": {"names": ["a", "b", "c"], "_type": "ClassLabel"}}}
+    if label[0] == [1, 0]:  # with names of classes it is these that are listed
+        parquet(root / "train.parquet", {"image": image, "label": label}, features=kind)
+        train = opened(root, multi_label=True, needs_labels="").train
+        assert train.labels.tolist() == [[1, 1, 0], [1, 1, 0], [-1] * 3, [0, 1, 0]]
 
 
 # -- Hugging Face's datasets -------------------------------------------------------------------

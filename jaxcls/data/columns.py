@@ -12,9 +12,9 @@ import collections
 import csv
 import dataclasses
 import functools
-import io
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -54,9 +54,8 @@ class Texts(Sequence):
 
     @classmethod
     def of(cls, column: pa.ChunkedArray) -> "Texts":
-        """Returns those of a column of texts without a missing one."""
-        array = column.combine_chunks().cast(pa.large_string())
-        array = array if isinstance(array, pa.Array) else pa.concat_arrays(array.chunks)
+        """Returns those of a column of texts of a `Sheet` without a missing one."""
+        array = column.combine_chunks()
         _, offsets, data = array.buffers()
         ends = np.frombuffer(offsets, np.int64)[array.offset :][: len(array) + 1]
         data = np.frombuffer(data, np.uint8)[ends[0] : ends[-1]] if data else np.zeros(0, np.uint8)
@@ -79,7 +78,8 @@ class Sheet:
 
     name: str  # in messages
     names: tuple[str, ...]  # of the columns
-    column: Callable[[str], pa.ChunkedArray]
+    kind: Callable[[str], pa.DataType]  # of the cells of a column, without reading them
+    column: Callable[[str], pa.ChunkedArray]  # of such cells, read whole
     base: Path  # folder that paths are relative to
     count: int
     files: tuple[str, ...] = ()  # of Parquet and Arrow, which images may lie in
@@ -102,18 +102,22 @@ class Sheet:
         """Returns a column, the given one or the first of the usual ones.
 
         Raises:
-          ValueError: it is not there; the message names those that are.
+          ValueError: it is not there, and the message names those that are; or it is there twice.
         """
         found = [name] if name else usual
         there = [column for column in found if column in self.names]
-        if there:
-            return there[0]
-        what = f"no column {name!r}" if name else f"no column {', '.join(usual)}"
-        near = closest(name, self.names) if name else ""
-        raise ValueError(
-            f"{self.name}: {what}, the columns are {', '.join(map(printable, self.names))} "
-            f"(config.data.{key}{near.rstrip('?')})"
-        )
+        if not there:
+            what = f"no column {name!r}" if name else f"no column {', '.join(usual)}"
+            near = closest(name, self.names).rstrip("?") if name else ""
+            if len(self.names) == 1 and (other := re.search(r"[,;|\t]", self.names[0])):
+                near += f"; or config.data.delimiter, is it {other[0]!r}?"
+            raise ValueError(
+                f"{self.name}: {what}, the columns are {', '.join(map(printable, self.names))} "
+                f"(config.data.{key}{near})"
+            )
+        if self.names.count(there[0]) > 1:
+            raise ValueError(f"{self.name}: there are several columns {there[0]!r}: rename them")
+        return there[0]
 
 
 # -- Reading ---------------------------------------------------------------------------------------
@@ -128,7 +132,7 @@ def text(path: Path, delimiter: str, base: Path) -> Sheet:
     Raises:
       ValueError: it cannot be read; the message names the line.
     """
-    rows = _json(path) if path.suffix == ".jsonl" else _csv(path, delimiter)
+    rows = _json(path) if path.suffix.lower() == ".jsonl" else _csv(path, delimiter)
     names = next(rows)
     columns: list[list[Any]] = [[] for _ in names]
     chunks: list[list[pa.Array]] = [[] for _ in names]
@@ -153,7 +157,8 @@ def text(path: Path, delimiter: str, base: Path) -> Sheet:
     where = np.concatenate(lines)
     if not len(where):
         raise ValueError(f"{path}: there are no rows below the names of the columns")
-    return Sheet(str(path), tuple(names), table.__getitem__, base, len(where), lines=where)
+    kind = lambda name: table[name].type
+    return Sheet(str(path), tuple(names), kind, table.__getitem__, base, len(where), lines=where)
 
 
 def _array(path: Path, name: str, cells: list[Any]) -> pa.Array:
@@ -161,74 +166,78 @@ def _array(path: Path, name: str, cells: list[Any]) -> pa.Array:
         return pa.array(cells)
     except UnicodeEncodeError as error:
         raise ValueError(f"{path}: the column {name!r} is not text in UTF-8") from error
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OverflowError) as error:
         raise ValueError(
             f"{path}: the column {name!r} is of no one type: {reason(error)}"
         ) from error
 
 
-def _joined(path: Path, name: str, chunks: list[pa.Array]) -> pa.ChunkedArray:
-    kinds = {chunk.type for chunk in chunks if not pa.types.is_null(chunk.type)}
-    if len(kinds) > 1:
-        raise ValueError(f"{path}: the column {name!r} is of no one type")
-    kind = kinds.pop() if kinds else pa.string()
-    return pa.chunked_array([chunk.cast(kind) for chunk in chunks], kind)
+def _joined(path: str | Path, name: str, chunks: list[pa.Array]) -> pa.ChunkedArray:
+    kind = _common(path, name, [chunk.type for chunk in chunks])
+    return pa.chunked_array([_cast(chunk, kind) for chunk in chunks], kind)
 
 
-def _opened(path: Path) -> io.TextIOWrapper:
+def _lines(path: Path) -> Iterator[str]:
+    """Yields the lines of a text, with their ends; bytes that are no UTF-8 as in file names."""
     try:
         with path.open("rb") as file:
             _refuse_pointer(path, file.read(len(POINTER)))
-        return path.open(newline="", encoding="utf-8-sig", errors="surrogateescape")
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            for line in file:
+                if "\0" in line:
+                    raise ValueError(
+                        f"{path} is not a text file in UTF-8: there are zero bytes in it"
+                    )
+                yield line
     except OSError as error:
         raise ValueError(f"{path}: cannot read it: {error.strerror}") from error
 
 
 def _csv(path: Path, delimiter: str) -> Iterator[Any]:
     """Yields the names of the columns, then (line, cells) of each row."""
-    with _opened(path) as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        line = 1
-        try:
-            names = next(reader, None) or []
-            if not any(names) or len({*names}) < len(names):
-                raise ValueError(
-                    f"{path}:1: the first line names the columns, each once; it has "
-                    f"{', '.join(map(quoted, names)) or 'nothing'}"
-                )
-            yield names
+    reader = csv.reader(_lines(path), delimiter=delimiter, strict=True, skipinitialspace=True)
+    line = 1
+    try:
+        names = [name.strip() for name in next(reader, [])]
+        named = [*filter(None, names)]
+        if not named or len({*named}) < len(named):
+            raise ValueError(
+                f"{path}:1: the first line names the columns, each once; it has "
+                f"{', '.join(map(quoted, names)) or 'nothing'}"
+            )
+        yield names
+        line = reader.line_num + 1
+        for cells in reader:
+            if cells:
+                if len(cells) != len(names):
+                    raise ValueError(
+                        f"{path}:{line}: {len(cells)} cells, there are {len(names)} columns "
+                        f"(config.data.delimiter = {delimiter!r})"
+                    )
+                yield line, cells
             line = reader.line_num + 1
-            for cells in reader:
-                if cells:
-                    if len(cells) != len(names):
-                        raise ValueError(
-                            f"{path}:{line}: {len(cells)} cells, there are {len(names)} columns "
-                            f"(config.data.delimiter = {delimiter!r})"
-                        )
-                    yield line, cells
-                line = reader.line_num + 1
-        except csv.Error as error:
-            raise ValueError(f"{path}:{line}: no row of a CSV: {error}") from error
+    except csv.Error as error:
+        raise ValueError(f"{path}:{line}: no row of a CSV: {error}") from error
 
 
 def _json(path: Path) -> Iterator[Any]:
     names: list[str] = []
-    with _opened(path) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError("write an object: {...}")
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}:{number}: no object of JSON: {error}") from error
-            if not names:
-                names = list(row)
-                yield names
-            if unknown := row.keys() - {*names}:
-                raise ValueError(f"{path}:{number}: {min(unknown)!r} is not in the first line")
-            yield number, [row.get(name) for name in names]
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("write an object: {...}")
+            "".join(row).encode()  # half a character can be written as an escape
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}:{number}: no object of JSON: {error}") from error
+        if not names:
+            names = list(row)
+            yield names
+        if unknown := row.keys() - {*names}:
+            raise ValueError(f"{path}:{number}: {min(unknown)!r} is not in the first line")
+        yield number, [row.get(name) for name in names]
     if not names:
         raise ValueError(f"{path}: the file is empty")
 
@@ -248,16 +257,18 @@ def binary(files: Sequence[str], *, name: str, base: Path) -> Sheet:
                 f"{', '.join(schema.names)}"
             )
 
+    def kind(key: str) -> pa.DataType:
+        return _common(name, key, [schema.field(key).type for schema, _ in opened])
+
     def column(key: str) -> pa.ChunkedArray:
-        parts = [_whole(file, key) for file in files]
-        kind = parts[0].type
-        return pa.chunked_array([c.cast(kind) for part in parts for c in part.chunks], kind)
+        chunks = [chunk for file in files for chunk in _whole(file, key).chunks]
+        return pa.chunked_array([_cast(chunk, kind(key)) for chunk in chunks], kind(key))
 
     ends = np.cumsum([rows for _, rows in opened])
     if not ends[-1]:
         raise ValueError(f"{name}: there are no rows")
     features = _features((schema.metadata or {}).get(b"huggingface", b"{}"))
-    of = (name, tuple(schema.names), column, base, int(ends[-1]), tuple(files), ends)
+    of = (name, tuple(schema.names), kind, column, base, int(ends[-1]), tuple(files), ends)
     return Sheet(*of, features=features)
 
 
@@ -306,7 +317,7 @@ def _stamp(file: str) -> tuple[int, int]:
 
 
 def _is_parquet(file: str) -> bool:
-    return file.endswith(".parquet")
+    return file.lower().endswith(".parquet")
 
 
 def _schema(file: str) -> tuple[pa.Schema, int]:
@@ -470,26 +481,67 @@ def group_bytes(sheet: Sheet, column: str) -> tuple[int, int]:
 
 # -- Kinds of columns ------------------------------------------------------------------------------
 
+BYTES = {"binary", "large_binary", "binary_view"}
+TEXT = {"string", "large_string", "string_view"}
+LISTS = re.compile(r"(large_)?list(_view)?<|fixed_size_list<")
+
+
+def shown(kind: pa.DataType) -> str:
+    """Returns what messages call a type."""
+    text = str(kind).replace("large_", "")
+    return text if len(text) <= 80 else text[:77] + "..."
+
 
 def is_bytes(kind: pa.DataType) -> bool:
     """Returns whether cells of a type are images: bytes, or {"bytes", "path"}."""
     if pa.types.is_struct(kind):
         return "bytes" in [kind.field(i).name for i in range(kind.num_fields)]
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return str(kind) in BYTES or pa.types.is_fixed_size_binary(kind)
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Returns whether cells of a type are text."""
+    """Returns whether cells of a type, one of a `Sheet`, are text."""
+    return pa.types.is_large_string(kind)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Returns whether cells of a type, one of a `Sheet`, are lists."""
+    return pa.types.is_large_list(kind)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Returns the one of several types of the same values that the others become."""
     if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        return _plain(kind.value_type)
+    if str(kind) in TEXT or pa.types.is_null(kind):
+        return pa.large_string()
+    if LISTS.match(str(kind)):
+        return pa.large_list(_plain(kind.value_type))
+    return kind
+
+
+def _common(name: str | Path, column: str, kinds: Sequence[pa.DataType]) -> pa.DataType:
+    """Returns the type that cells of several types become."""
+    there = [_plain(kind) for kind in kinds if not pa.types.is_null(kind)]
+    schemas = [pa.schema([(column, kind)]) for kind in there or [pa.large_string()]]
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except pa.ArrowException as error:
+        raise ValueError(f"{name}: the column {column!r} is of no one type") from error
+
+
+def _cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(array.type):  # some of which Arrow cannot cast
+        texts = array.dictionary.cast(_plain(array.type.value_type))
+        array = pa.DictionaryArray.from_arrays(array.indices, texts)
+    return array.cast(kind)
 
 
 def texts_of(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
-    """Returns the texts that there are, and the number of each row's; of a missing one the last."""
-    column = column.cast(pa.string()) if not pa.types.is_string(column.type) else column
-    encoded = column.combine_chunks().dictionary_encode()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.unify_dictionaries().combine_chunks()
+    """Returns the texts that there are, and the number of each row's; of a missing one the last.
+
+    Spaces around them are left out.
+    """
+    encoded = pc.utf8_trim_whitespace(column).combine_chunks().dictionary_encode()
     texts = encoded.dictionary.to_pylist()
     return texts, pc.fill_null(encoded.indices.cast(pa.int64()), len(texts)).to_numpy()

@@ -101,6 +101,8 @@ DELAYS = (0.25, 0.5, 1, 2)  # seconds until an image is tried again
 
 
 def _read(path: str, name: str) -> bytes:
+    if "\0" in path:
+        raise BadImage(f"{name}: no such file")
     for delay in (*DELAYS, None):
         try:
             with open(path, "rb", buffering=0, opener=_at_once) as file:
@@ -462,7 +464,7 @@ def _file_names(folder: str) -> set[str]:
     try:
         with os.scandir(folder) as entries:
             return {e.name for e in entries if not e.is_symlink() and e.is_file()}
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL in it
         return set()
 
 

@@ -4,6 +4,7 @@
 imported where a table is opened.
 """
 
+import dataclasses
 import functools
 import glob
 import json
@@ -29,6 +30,7 @@ from jaxcls.data.records import shards
 
 if TYPE_CHECKING:
     from jaxcls.data.columns import Sheet
+    from jaxcls.data.table_labels import Known
 
 TEXTS = {".csv": ",", ".tsv": "\t", ".jsonl": ""}  # delimiters
 KINDS = (*TEXTS, ".parquet", ".arrow")
@@ -79,22 +81,21 @@ def open_table(
       ValueError: a missing file or column, a label that is missing or none, missing images, ...
     """
     base = directory(root, "root")
-    how = _how(base, image_column, label_columns, num_classes, multi_label, class_names)
-    how |= {"allowed": allowed, "needs_labels": needs_labels, "other_names": other_names}
+    known = _known(base, class_names, num_classes, needs_labels)
+    how = _How(image_column, label_columns, multi_label, allowed, other_names)
     sheet = _sheet(_found(base, train or "train", "train", bool(train)), base, delimiter)
     if split_column:
         rows, evaluated = _split(sheet, split_column, eval)
     else:
         rows, evaluated = np.arange(sheet.count), None
-    opened, names = _images(sheet, rows, how, look=training)
-    how |= {"names": names}
+    opened, known = _images(sheet, rows, how, known, look=training)
     if split_column:
-        return opened, None if evaluated is None else _images(sheet, evaluated, how)[0]
+        return opened, None if evaluated is None else _images(sheet, evaluated, how, known)[0]
     files = _found(base, eval or "val", "eval", bool(eval))
     if not files:
         return opened, None
     sheet = _sheet(files, base, delimiter)
-    return opened, _images(sheet, np.arange(sheet.count), how)[0]
+    return opened, _images(sheet, np.arange(sheet.count), how, known)[0]
 
 
 def open_huggingface(
@@ -132,8 +133,8 @@ def open_huggingface(
       ValueError: no such folder or split, and as `open_table`.
     """
     base = directory(root, "root")
-    how = _how(base, image_column, label_columns, num_classes, multi_label, class_names)
-    how |= {"allowed": allowed, "needs_labels": needs_labels, "other_names": other_names}
+    known = _known(base, class_names, num_classes, needs_labels)
+    how = _How(image_column, label_columns, multi_label, allowed, other_names)
     found = _splits(base)
     if not found:
         raise ValueError(
@@ -152,29 +153,37 @@ def open_huggingface(
     eval = eval or next(names, "")
     files = found[train]()
     sheet = _sheet(files, files[0].parent, " ")
-    opened, names = _images(sheet, np.arange(sheet.count), how, look=training)
+    opened, known = _images(sheet, np.arange(sheet.count), how, known, look=training)
     if not eval:
         return opened, None
     files = found[eval]()
     sheet = _sheet(files, files[0].parent, " ")
-    return opened, _images(sheet, np.arange(sheet.count), how | {"names": names})[0]
+    return opened, _images(sheet, np.arange(sheet.count), how, known)[0]
 
 
-def _how(
-    base: Path, image_column: str, label_columns: Sequence[str], num_classes: int,
-    multi_label: bool, class_names: Sequence[str],
-) -> dict[str, Any]:  # fmt: skip
-    """Returns what `_images` takes."""
-    if not all(isinstance(name, str) for name in label_columns):
-        raise ValueError(f"config.data.label_columns = {label_columns!r}: write names of columns")
+@dataclasses.dataclass(frozen=True)
+class _How:
+    """Which columns are read, and how: arguments of `open_table`."""
+
+    image_column: str
+    label_columns: Sequence[str]
+    multi_label: bool
+    allowed: int | None
+    other_names: Callable[[], tuple[str, ...]]
+
+    def __post_init__(self):
+        if not all(isinstance(name, str) for name in self.label_columns):
+            raise ValueError(
+                f"config.data.label_columns = {self.label_columns!r}: write names of columns"
+            )
+
+
+def _known(base: Path, class_names: Sequence[str], num_classes: int, needs_labels: str) -> "Known":
+    """Returns what is known of the classes before any label is read."""
+    from jaxcls.data import table_labels
+
     names = names_of_classes(base, class_names, num_classes, "as many as the labels have")
-    return {
-        "image_column": image_column,
-        "label_columns": tuple(label_columns),
-        "count": num_classes,
-        "several": multi_label,
-        "names": names,
-    }
+    return table_labels.Known(names, num_classes, bool(needs_labels))
 
 
 # -- Which files -----------------------------------------------------------------------------------
@@ -227,11 +236,10 @@ def _split(sheet: "Sheet", column: str, eval: str) -> tuple[np.ndarray, np.ndarr
     from jaxcls.data import columns
 
     name = sheet.chosen("split_column", column, ())
-    column = sheet.column(name)
-    if not columns.is_text(column.type):
-        raise ValueError(f"{sheet.name}: the column {name!r} holds {column.type}, no names")
-    there, splits = columns.texts_of(column)
-    plain = {split.lower().strip(): split for split in there}
+    if not columns.is_text(kind := sheet.kind(name)):
+        raise ValueError(f"{sheet.name}: the column {name!r} holds {columns.shown(kind)}, no names")
+    there, splits = columns.texts_of(sheet.column(name))
+    plain = {split.lower(): split for split in there}
     ours = next((plain[name] for name in TRAINING if name in plain), None)
     if ours is None:
         raise ValueError(
@@ -337,42 +345,38 @@ def _metadata(base: Path) -> dict[str, list[Path]]:
 
 
 def _images(
-    sheet: "Sheet",
-    rows: np.ndarray,
-    how: dict[str, Any],
-    look: bool = True,
-) -> tuple[Source, tuple[str, ...]]:
-    """Returns the images of some rows of a table, and the names of the classes."""
+    sheet: "Sheet", rows: np.ndarray, how: _How, known: "Known", look: bool = True
+) -> tuple[Source, "Known"]:
+    """Returns the images of some rows of a table, and what is known of the classes then."""
     from jaxcls.data import columns
 
     try:
-        return _read(sheet, rows, how, look)
+        return _read(sheet, rows, how, known, look)
     except columns.Damage as error:
         raise ValueError(f"{sheet.name}: {columns.reason(error)}") from error
 
 
 def _read(
-    sheet: "Sheet", rows: np.ndarray, how: dict[str, Any], look: bool
-) -> tuple[Source, tuple[str, ...]]:
+    sheet: "Sheet", rows: np.ndarray, how: _How, known: "Known", look: bool
+) -> tuple[Source, "Known"]:
     from jaxcls.data import columns, table_labels
 
     kinds = sheet.features.items()
     of_images = [name for name, kind in kinds if _type(kind) == "Image" and name in sheet.names]
-    of_classes = [name for name, kind in kinds if table_labels.has_class_label(kind)]
-    image = sheet.chosen("image_column", how["image_column"], of_images or columns.IMAGES)
-    labels = [sheet.chosen("label_columns", name, ()) for name in how["label_columns"]]
+    of_classes = [name for name, kind in kinds if table_labels.class_label(kind)]
+    image = sheet.chosen("image_column", how.image_column, of_images or columns.IMAGES)
+    labels = [sheet.chosen("label_columns", name, ()) for name in how.label_columns]
     usual = of_classes or table_labels.USUAL
-    if not labels and (how["needs_labels"] or any(name in sheet.names for name in usual)):
+    if not labels and (known.needs_labels or any(name in sheet.names for name in usual)):
         labels = [sheet.chosen("label_columns", "", usual)]
-    known = table_labels.Known(how["names"], how["count"], bool(how["needs_labels"]))
-    marks, names = table_labels.labels_of(sheet, labels, rows, known, several=how["several"])
-    names = names or how["other_names"]()
-    if not names:
+    marks, known = table_labels.labels_of(sheet, labels, rows, known, several=how.multi_label)
+    known = dataclasses.replace(known, names=known.names or how.other_names())
+    if not known.names:
         raise ValueError(
             f"{sheet.name}: no image has a label, and nothing names the classes: write their names "
             f"in {CLASSES_FILE}, a line each, or config.data.class_names"
         )
-    kind = sheet.column(image).type
+    kind = sheet.kind(image)
     if columns.is_bytes(kind):
         total, largest = columns.group_bytes(sheet, image)
         if look and total > columns.GROUP_BYTES:
@@ -381,19 +385,22 @@ def _read(
                 "of theirs: config.data.cache=encoded keeps the images, %.3g GiB", sheet.name,
                 largest / 2**20, total / 2**30,
             )  # fmt: skip
-        return columns.cells(sheet, image, rows, marks, names), names
+        return columns.cells(sheet, image, rows, marks, known.names), known
     if not columns.is_text(kind):
         raise ValueError(
-            f"{sheet.name}: the column {image!r} holds {kind}, no images: these are paths, "
-            "bytes, or both (config.data.image_column)"
+            f"{sheet.name}: the column {image!r} holds {columns.shown(kind)}, no images: these are "
+            "paths, bytes, or both (config.data.image_column)"
         )
     paths = sheet.rows(image, rows)
     if missing := paths.null_count:
-        raise ValueError(f"{sheet.name}: {missing} rows have no path in the column {image!r}")
+        where = sheet.place(int(rows[paths.is_null().to_numpy().argmax()]))
+        raise ValueError(
+            f"{where}: no path in the column {image!r}, as in {missing} of {len(rows)} rows"
+        )
     lines = rows if sheet.lines is None else sheet.lines[rows]
     texts = columns.Texts.of(paths)
-    files = Files(str(sheet.base), texts, marks, names, sheet.name, lines.astype(np.int32))
-    return (looked_for(files, how["allowed"]) if look else files), names
+    files = Files(str(sheet.base), texts, marks, known.names, sheet.name, lines.astype(np.int32))
+    return (looked_for(files, how.allowed) if look else files), known
 
 
 def _type(feature: Any) -> Any:
