@@ -1,6 +1,7 @@
 """Files of a run: the lock of its working directory, whole writes, patient reads."""
 
 import contextlib
+import csv
 import datetime
 import errno
 import hashlib
@@ -9,6 +10,7 @@ import re
 import shutil
 import socket
 import time
+import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -127,6 +129,15 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
         os.fsync(f.fileno())
     temporary.replace(path)
     sync(path.parent)
+
+
+def csv_of(rows: Iterable[Sequence[Any]]) -> str:
+    """Returns the text of a CSV file whose lines end in "\\n", whatever is in its cells."""
+    lines: list[str] = []
+    # Python quotes what its own line ends consist of: "\r" is no part of ours, but of others'
+    keep = types.SimpleNamespace(write=lambda line: lines.append(line[:-2] + "\n"))
+    csv.writer(keep, lineterminator="\r\n").writerows(rows)
+    return "".join(lines)
 
 
 def sync(path: str | os.PathLike) -> None:

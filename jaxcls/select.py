@@ -11,9 +11,7 @@ so is what cannot be read. The list trains as it stands with --config.data.sourc
 """
 
 import argparse
-import csv
 import dataclasses
-import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -198,15 +196,12 @@ def table(
 ) -> tuple[str, str]:
     """Returns the texts of the list, `path label`, and of the CSV file."""
     names = dict(enumerate(class_names))
-    text = io.StringIO(newline="")
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(FIELDS)
-    lines = []
+    lines, rows = [], [FIELDS]
     for number in chosen.tolist():
         label, path = int(scores.label[number]), paths[number]
         lines.append(f"{path} {label}\n")
-        rows.writerow([path, label, names.get(label, label), f"{scores.confidence[number]:.6f}"])
-    return "".join(lines), text.getvalue()
+        rows.append((path, label, names.get(label, label), f"{scores.confidence[number]:.6f}"))
+    return "".join(lines), files.csv_of(rows)
 
 
 def images(place: str, flag: str) -> folders.Files:

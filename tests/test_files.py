@@ -1,7 +1,9 @@
 """The lock of a working directory, released however the process ends; whole writes."""
 
 import contextlib
+import csv
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -123,6 +125,13 @@ def test_a_start_that_fails_leaves_no_directory(tmp_path):
         (workdir / name).unlink()
     fails(tmp_path / "old", "checkpoints/")
     assert {path.name for path in tmp_path.rglob("*")} == {"old", "new", ".lock", "checkpoints"}
+
+
+def test_whatever_is_in_its_cells_a_csv_file_can_be_read():
+    rows = [["image", "label"], ['a,"b"', "x\r"], ["c\n", "\u4e2d'"], ["d\r\ne", " y "], ["", "1"]]
+    text = files.csv_of(rows)
+    assert text.startswith("image,label\n")
+    assert list(csv.reader(io.StringIO(text, newline=""))) == rows
 
 
 def test_a_small_file_is_durable_before_it_has_its_name(tmp_path, monkeypatch):

@@ -167,6 +167,12 @@ def test_what_is_no_number_or_has_no_label(tmp_path):
     assert made["mistakes"] == made["worst_classes"] == []
 
 
+def test_classes_of_equal_names_are_told_apart():
+    assert figures.names_of(("a", "b"), 3) == ["a", "b", "class 2"]
+    assert figures.names_of(("a", "a", "b"), 3) == ["a (0)", "a (1)", "b"]
+    assert len({*figures.names_of(("a", "a", "a (0)", "a (0) (0)"), 4)}) == 4
+
+
 def test_images_of_several_classes(tmp_path):
     rng = np.random.default_rng(0)
     marks = (rng.uniform(size=(60, 4)) < 0.4).astype(np.int32)

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -20,6 +21,7 @@ from jaxcls.recipes import read
 from jaxcls.sweep import recipe, space
 
 optuna = pytest.importorskip("optuna")
+sqlalchemy = pytest.importorskip("sqlalchemy")
 
 from optuna.trial import TrialState, create_trial  # noqa: E402
 
@@ -235,6 +237,7 @@ def one(key, *values):
         (["--trials=4", "--jobs=0"], GRID, "--jobs=0"),
         (["--trials=4", "--config.lr.peak=1"], GRID, "config.lr.peak is in the space: leave"),
         (["--trials=4", "--storage=nonsense"], GRID, "--storage=nonsense: write the URL of a"),
+        (["--trials=4", "--storage=sqlite://"], GRID, "--storage=sqlite://: write the URL of a"),
         (
             ["--trials=4", "--storage=oracle://me:secret@h/x"],
             GRID,
@@ -336,12 +339,40 @@ def test_a_database_that_is_none_of_ours(sweep_of, tmp_path):
     refused("is not of a sweep that was begun here")
 
 
+def test_a_database_of_a_newer_optuna(sweep_of, tmp_path):
+    assert sweep_of("--strategy=grid") == (0, "")
+    with sqlite3.connect(tmp_path / "dir" / studies.DATABASE) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'v99.0.0.a'")
+    connection.close()
+    code, err = sweep_of("--strategy=grid")
+    assert (code, err.count("\n")) == (2, 1), err
+    assert "no longer compatible with the table schema" in err
+
+
+def test_a_sweep_that_is_killed_while_it_makes_its_database(tmp_path):
+    """Whatever is there after one of its statements, the same command goes on."""
+    folder, copies = tmp_path / "dir", []
+
+    def look(*_):
+        copies.append(tmp_path / str(len(copies)))
+        shutil.copytree(folder, copies[-1])
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "after_cursor_execute", look)
+    try:
+        study = opened(folder)
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "after_cursor_execute", look)
+    assert len(copies) > 40
+    for copy in copies[5::24]:
+        assert opened(copy).claim(1).values.keys() == study.space.keys()
+
+
 def test_a_database_that_can_only_be_read(sweep_of, tmp_path):
     optuna.create_study(storage=f"sqlite:///{tmp_path}/x.db")
     readonly = f"--storage=sqlite:///file:{tmp_path}/x.db?mode=ro&uri=true"
     code, err = sweep_of("--strategy=grid", readonly)
     assert (code, err.count("\n")) == (2, 1), err
-    assert "attempt to write a readonly database: change its permissions" in err
+    assert "readonly database: change its permissions, or choose another --storage" in err
 
 
 # -- Trials, in this process -----------------------------------------------------------------------
@@ -433,6 +464,14 @@ def test_jobs_share_the_cores(tmp_path, monkeypatch):
     assert [slot.cores for slot in trials.slots(2, tmp_path)] == ["0,1", "2,5,7"]
     many = [slot.cores for slot in trials.slots(7, tmp_path)]
     assert {*many} == {"0", "1", "2", "5", "7"}
+
+
+def test_metrics_of_a_table_are_rounded():
+    from jaxcls.sweep.table import lines
+
+    for metric in ("top1", "loss", "map", "macro_f1", "micro_f1"):
+        rows = [{"trial": "0000", metric: 0.123456789, "lr.peak": 0.001234}]
+        assert lines(rows)[1].split() == ["0000", "0.1235", "0.001234"]
 
 
 # -- Whole sweeps ----------------------------------------------------------------------------------

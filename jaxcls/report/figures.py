@@ -59,10 +59,11 @@ class Predictions:
 
 
 def names_of(class_names: Sequence[str], classes: int) -> list[str]:
-    """Returns a name of each class; of two with the same name the number is added."""
+    """Returns a name of each class, all different: of equal ones the number is added."""
     names = [*class_names, *(f"class {i}" for i in range(len(class_names), classes))]
-    times = Counter(names)
-    return [f"{name} ({i})" if times[name] > 1 else name for i, name in enumerate(names)]
+    while len(times := Counter(names)) < len(names):  # again, where one was called "x (0)" before
+        names = [f"{name} ({i})" if times[name] > 1 else name for i, name in enumerate(names)]
+    return names
 
 
 def measure(evaluation: Evaluation, *, samples: int) -> dict[str, Any]:

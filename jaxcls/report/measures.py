@@ -167,8 +167,9 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """Returns T that minimises the mean cross-entropy of softmax(logits / T) with the labels.
 
     Guo et al. 2017, section 4.2. The cross-entropy is convex in 1 / T: Newton's method on its
-    derivative, the mean over the images of E[z] - z_label, inside a bracket. Rows that are not
-    finite are left out; without any T is 1.
+    derivative, the mean over the images of E[z] - z_label, inside `TEMPERATURES`, one of which it
+    is where all images are right, or hardly any. Rows that are not finite are left out; without
+    any, and where no T changes anything, such as for equal logits, T is 1.
     """
     finite = np.isfinite(logits).all(1) & (labels >= 0)
     if not finite.any():
@@ -179,22 +180,28 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     def derivatives(b: float) -> tuple[float, float]:
         first = second = 0.0
         for z, y in chunks(logits, labels):
+            z -= z.max(1, keepdims=True)  # so that what does not differ is 0
             p = softmax(z, 1 / b)
             mean = (p * z).sum(1)
             first += float((mean - z[np.arange(len(y)), y]).sum())
             second += float((p * (z - mean[:, None]) ** 2).sum())
         return first / len(labels), second / len(labels)
 
-    low, high = 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
-    b = 1.0
+    b, low, high = 1.0, 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
+    slope, curvature = derivatives(b)
+    if slope == 0:
+        return 1.0
+    end = high if slope < 0 else low
+    if slope * derivatives(end)[0] >= 0:
+        return 1 / end
     for _ in range(50):
-        slope, curvature = derivatives(b)
         low, high = (b, high) if slope < 0 else (low, b)
         step = b - slope / curvature if curvature > 0 else math.nan
         new = step if low < step < high else math.sqrt(low * high)
         if abs(new / b - 1) < 1e-7:
             break
         b = new
+        slope, curvature = derivatives(b)
     return 1 / b
 
 

@@ -1,7 +1,5 @@
 """Predictions of every image as a table: CSV, and Parquet with all probabilities."""
 
-import csv
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -9,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxcls import files
 from jaxcls.data.access import Source, in_threads, item_of
 from jaxcls.report import measures
 from jaxcls.report.figures import Evaluation
@@ -43,12 +42,10 @@ def rows(evaluation: Evaluation) -> list[tuple[str, str, float]]:
 
 def as_csv(images: Sequence[str], rows: Sequence[tuple[str, str, float]]) -> str:
     """Returns the text of predictions.csv."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for image, (label, prediction, probability) in zip(images, rows, strict=True):
-        writer.writerow((image, label, prediction, f"{probability:.6g}"))
-    return out.getvalue()
+    found = zip(images, rows, strict=True)
+    return files.csv_of(
+        [COLUMNS, *((image, label, said, f"{p:.6g}") for image, (label, said, p) in found)]
+    )
 
 
 def check(path: str) -> None:

@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from jaxcls import config as configs
 from jaxcls.files import write_atomically
+from jaxcls.output import one_line
 from jaxcls.sweep import space as spaces
 from jaxcls.sweep.propose import distributions, merit, propose, quiet, values
 
@@ -100,7 +101,11 @@ class Study:
             begun = (workdir / FILE).exists()
             identity = self._identity(ours)
             try:
-                self._storage = self._open(storage)
+                if not storage and self._file.exists():
+                    self._check_file()
+                elif not storage:
+                    self._begin_file(identity)
+                self._storage = _opened(self._url)
                 self._study = self._study_of(name, identity, PRUNERS[pruner]())
             except BaseException:
                 if not begun:  # such as a mistyped URL, which may be another then
@@ -144,14 +149,24 @@ class Study:
             )
         return identity
 
-    def _open(self, storage: str) -> optuna.storages.RDBStorage:
-        options: dict[str, Any] = {}
-        if self._url.startswith("sqlite"):
-            options["connect_args"] = {"timeout": PATIENCE}
-        if not storage and self._file.exists():
-            self._check_file()
-        with quiet():
-            return optuna.storages.RDBStorage(self._url, engine_kwargs=options)
+    def _begin_file(self, identity: str) -> None:
+        """Makes the database with its study, which are there whole or not at all.
+
+        Optuna makes tables one after the other: of a database that was begun when the process was
+        killed nobody could tell whose it is.
+        """
+        if any(self.trials_dir.glob("*.log")):
+            return  # the database is gone, as `_study_of` says
+        for left in self.workdir.glob(f".{DATABASE}.tmp*"):
+            left.unlink()
+        temporary = self._file.with_name(f".{DATABASE}.tmp")
+        storage = _opened(f"sqlite:///{temporary}")
+        try:
+            self._created(storage, NAME, identity)
+        finally:
+            storage.remove_session()
+            storage.engine.dispose()
+        temporary.replace(self._file)
 
     def _check_file(self) -> None:
         """Refuses a file that is another program's, in which Optuna would make its tables."""
@@ -184,22 +199,27 @@ class Study:
                     f"{self.place} has the studies of another program ({', '.join(names[:3])}): "
                     "choose another --workdir"
                 )
-            study = optuna.create_study(
+            if not begun:
+                self._created(self._storage, name, identity)
+            study = optuna.load_study(
                 storage=self._storage,
                 study_name=name,
-                direction=self.direction,
                 sampler=optuna.samplers.RandomSampler(0),  # is not asked: `propose` is
                 pruner=pruner,
-                load_if_exists=True,
             )
-            if not begun:
-                study.set_user_attr("id", identity)
             if study.user_attrs.get("id") != identity:
                 raise ValueError(
                     f"{self.place} has a study {name!r} that is not of {self.workdir}: choose "
                     "another --workdir; several machines need one that they share"
                 )
         return study
+
+    def _created(self, storage: optuna.storages.RDBStorage, name: str, identity: str) -> None:
+        with quiet():
+            study = optuna.create_study(
+                storage=storage, study_name=name, direction=self.direction, load_if_exists=True
+            )
+        study.set_user_attr("id", identity)
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
@@ -217,13 +237,13 @@ class Study:
             while e.__cause__ is not None:  # Optuna's and SQLAlchemy's have the driver's inside
                 e = e.__cause__
             what = " ".join(str(e).split()).split("(Background")[0].strip() or type(e).__name__
-            hint = ""
+            hint, flag = "", "workdir" if self.place == str(self._file) else "storage"
             if "locked" in what:
                 hint = ": another program holds it: close that, and give the same command again"
             elif "readonly" in what or "unable to open" in what:
-                hint = ": change its permissions, or choose another --workdir"
+                hint = f": change its permissions, or choose another --{flag}"
             elif "not a database" in what:
-                hint = ": choose another --workdir"
+                hint = f": choose another --{flag}"
             raise ValueError(f"the database {self.place} cannot be used: {what}{hint}") from e
 
     # -- Trials ------------------------------------------------------------------------------------
@@ -337,6 +357,15 @@ def ranked(trials: list[FrozenTrial], direction: str) -> list[FrozenTrial]:
     )
 
 
+def _opened(url: str) -> optuna.storages.RDBStorage:
+    options = {"connect_args": {"timeout": PATIENCE}} if url.startswith("sqlite") else {}
+    with quiet():
+        try:
+            return optuna.storages.RDBStorage(url, engine_kwargs=options)
+        except RuntimeError as e:  # its tables are of another version of Optuna
+            raise ValueError(f"the database {_shown(url)} cannot be used: {one_line(e)}") from e
+
+
 def _take(path: Path, wait: bool = False) -> int | None:
     """Returns a descriptor of a file that holds its lock, or None if another has it."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -355,7 +384,10 @@ def _take(path: Path, wait: bool = False) -> int | None:
 def _shown(url: str) -> str:
     """Returns a URL of a database without its password."""
     try:
-        return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
+        found = sqlalchemy.engine.make_url(url)
+        if found.drivername.startswith("sqlite") and found.database in (None, "", ":memory:"):
+            raise ValueError("no file")
+        return found.render_as_string(hide_password=True)
     except (sqlalchemy.exc.ArgumentError, ValueError) as e:
         raise ValueError(
             f"--storage={url}: write the URL of a database, such as "

@@ -1,7 +1,5 @@
 """The trials of a sweep as a user sees them: live, as a table, as CSV."""
 
-import csv
-import io
 import math
 import shutil
 import sys
@@ -12,6 +10,8 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
+from jaxcls.files import csv_of
+from jaxcls.objectives import METRICS, OF_SEVERAL
 from jaxcls.sweep import space as spaces
 from jaxcls.sweep.propose import values
 from jaxcls.sweep.study import Study, ranked
@@ -25,6 +25,7 @@ STATES = {
     TrialState.WAITING: "waiting",
 }
 SHOWN = 20  # rows of the table at the end
+NUMBERS = {*METRICS, *OF_SEVERAL}  # columns of numbers that are rounded
 EVERY = 0.5  # seconds between two looks of the live table
 
 
@@ -50,11 +51,7 @@ def of_trial(study: Study, trial: FrozenTrial) -> dict[str, Any]:
 def as_csv(study: Study) -> str:
     """Returns trials.csv: a line for each trial, in their order."""
     rows = [of_trial(study, trial) for trial in study.trials()]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_of([[*row] for row in rows[:1]] + [[*row.values()] for row in rows])
 
 
 def lines(rows: Sequence[Mapping[str, Any]], width: int = 0) -> list[str]:
@@ -88,7 +85,7 @@ def lines(rows: Sequence[Mapping[str, Any]], width: int = 0) -> list[str]:
 def _cell(name: str, value: Any) -> str:
     if value is None:
         return ""
-    if name in ("top1", "top5", "loss"):
+    if name in NUMBERS:
         return f"{value:.4f}"
     return spaces.short_number(value)
 
