@@ -72,7 +72,7 @@ def get_config(arg=None):
     # "background", also as model.background
     c.data.background = ""
     # further training images without a label, for losses that learn from them: a folder, with all
-    # below it, or a list of paths. It is relative to root, the paths to the folder of the list
+    # below it, a list of paths or a table. It is relative to root, the paths to its own folder
     c.data.unlabelled = ""
     # of each batch so much has no label, and an epoch is floor(labelled images / labelled rows of a
     # batch) batches; 0.0: images come in one order, whether they have a label or not

@@ -4,6 +4,8 @@ import dataclasses
 import types
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import runs
 from PIL import Image
@@ -216,9 +218,34 @@ def test_unlabelled_lists(pictures):
     assert identity.differences(first, other) == [
         "other training images, or in another order, by their names"
     ]
+    paint(pictures, "more/a b.png")
+    for line in ("a b.png\t0,1", "a b.png 0, 1", "a b.png", "a b.png 3 "):
+        (pictures / "more/list.txt").write_text(line)
+        assert opened(pictures, unlabelled="more/list.txt").train.unlabelled.paths == ("a b.png",)
     (pictures / "more/list.txt").write_text("0.png\n")
     with pytest.raises(ValueError, match=r"relative to the folder of config.data.unlabelled = "):
         opened(pictures, unlabelled="more/list.txt")
+
+
+def test_unlabelled_tables(pictures):
+    """Of a table with labels these are not read, nor is their column looked for."""
+    (pictures / "more/some.csv").write_text("image,label\nx/deep/0.png,?\ny/deep/3.png,\n")
+    data = opened(pictures, unlabelled="more/some.csv", unlabelled_share=0.5)
+    assert data.train.labels.tolist()[10:] == [-1, -1]
+    assert data.train[11]["name"].endswith(f"deep/3.png ({pictures}/more/some.csv:3)")
+    encoded = [(pictures / f"more/{x}/deep/{i}.png").read_bytes() for x, i in ("x0", "y1", "x6")]
+    for part, images in enumerate((encoded[:2], encoded[2:])):
+        pq.write_table(pa.table({"pixels": images}), pictures / f"more/{part}.parquet")
+    with pytest.raises(ValueError, match=r"more/0.parquet, ...: no column image, .* are pixels"):
+        opened(pictures, unlabelled="more/*.parquet")
+    pq.write_table(pa.table({"image": encoded[:1], "label": [1]}), pictures / "train.parquet")
+    for part, images in enumerate((encoded[:2], encoded[2:])):
+        pq.write_table(pa.table({"image": images}), pictures / f"more/{part}.parquet")
+    data = opened(pictures, "table", unlabelled="more/*.parquet", class_names=("a", "b"))
+    assert data.train.labels.tolist() == [1, -1, -1, -1]
+    assert [data.train[i]["image"] for i in (1, 2, 3)] == encoded
+    with pytest.raises(ValueError, match=r"more/no.csv: no such file \(config.data.unlabelled"):
+        opened(pictures, unlabelled="more/no.csv")
 
 
 LINES = "more/x/deep/0.png 1\nmore/y/deep/1.png\nmore/x/deep/2.png -1\nmore/y/deep/3.png \n"
@@ -401,6 +428,15 @@ def test_the_background_is_the_last_class(pictures):
     config = runs.tiny("plain")
     config.data.update(source="folder", root=str(pictures), background="b")
     assert choices.open_data(config)[0].model.background == "background"
+
+
+def test_what_a_teacher_said_is_renumbered_too():
+    said = np.array([2, 0, 1], np.int32)
+    item = {"image": None, "label": 2, "name": "x", "teacher_classes": said, "teacher_scores": None}
+    source = type("Source", (), {"class_names": ("a", "b", "c"), "__getitem__": lambda *_: item})()
+    found = arrays.WithBackground(source, 0)[0]
+    assert (found["label"], found["teacher_classes"].tolist()) == (1, [1, 2, 0])
+    assert found["teacher_classes"].dtype == np.int32
 
 
 def test_a_background_that_is_none(pictures):

@@ -349,6 +349,17 @@ def test_evaluation_resizes_the_short_side():
     assert np.array_equal(f(image, None), large[4:28, 14:38])
 
 
+@pytest.mark.parametrize("shape", [(1, 10_000), (65_000, 2)])
+def test_a_line_of_pixels_is_enlarged_around_its_centre_alone(shape):
+    """All of it would take gigabytes, of a file of a hundred bytes."""
+    image = np.full((*shape, 3), 7, np.uint8)
+    image[shape[0] // 2 - 30 :, shape[1] // 2 - 30 :][:60, :60] = 200
+    f = transform(train=False, size=224, eval_resize=256)
+    assert max(f.crop(*shape, 224, None).resized) <= ops.MAX_SIDE
+    assert (f(image, None) == 200).all()
+    assert f.crop(400, 60_000, 224, None).part == (0, 0, 400, 60_000)  # it becomes smaller
+
+
 def test_grey_images_keep_their_channel():
     for changes in ({"name": "shift", "shift": 2}, {"name": "center"}, {"train": False}):
         f = transform(size=16, eval_resize=16, **changes, **GREY)

@@ -365,3 +365,7 @@ def test_a_class_without_images_cannot_be_balanced(sampling, tmp_path):
     config.data.update(source="list", root=str(tmp_path), num_classes=3, sampling=sampling)
     with pytest.raises(ValueError, match=f"sampling = '{sampling}'.* shown more often: 1: write"):
         sources.open(**config.data)
+    (tmp_path / "train_list.txt").write_text("a.jpg 0,0,1\nb.jpg 1,0,1\n")
+    config.data.multi_label = True
+    with pytest.raises(ValueError, match=f"sampling = '{sampling}'.* shown more often: 1: write"):
+        sources.open(**config.data)

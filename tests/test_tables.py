@@ -321,11 +321,13 @@ def cell(i):
     [png(i) for i in range(5)],
     [f"{i}.png" for i in range(5)],
 ])  # fmt: skip
-def test_parquet(root, image):
+def test_parquet(root, image, caplog):
     kinds = ["b", "a", "b", "c", "a"]
     parquet(root / "train-0.parquet", {"image": image[:3], "label": kinds[:3]})
     parquet(root / "train-1.parquet", {"image": image[3:], "label": kinds[3:]})
+    parquet(root / "val.parquet", {"image": image[:1], "label": kinds[:1]})
     data = opened(root)
+    assert caplog.messages == ["2 of 3 classes have no evaluation images: a, c"]
     assert data.class_names == ("a", "b", "c")
     assert data.train.labels.tolist() == [1, 0, 1, 2, 0]
     assert greys(data.train) == [0, 1, 2, 3, 4]

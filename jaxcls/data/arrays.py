@@ -84,7 +84,10 @@ class WithBackground:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.source[index]
-        return item | {"label": int(self._renumbered(np.array(item["label"])))}
+        moved = {"label": int(self._renumbered(np.array(item["label"])))}
+        if "teacher_classes" in item:
+            moved["teacher_classes"] = self._renumbered(item["teacher_classes"])
+        return item | moved
 
     def _renumbered(self, labels: np.ndarray) -> np.ndarray:
         classes = len(self.source.class_names)

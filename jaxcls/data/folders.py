@@ -529,11 +529,13 @@ def open_unlabelled(path: str, *, root: str, delimiter: str, allowed: int | None
         if not paths:
             raise ValueError(f"{folder} has no images (config.data.unlabelled)")
         return Files(str(folder), tuple(paths), np.full(len(paths), NONE, np.int32), ())
+    endings = "|".join(map(re.escape, SUFFIXES))
+    image = re.compile(rf"(.+({endings}))({re.escape(delimiter)}|\s|$)", re.IGNORECASE)
     paths, lines = [], []
     for number, line in enumerate(_read_text(place).split("\n"), start=1):
         if line := line.rstrip():
-            whole = line.lower().endswith(SUFFIXES)
-            paths.append(line if whole else line.rpartition(delimiter)[0].rstrip() or line)
+            found = image.match(line)
+            paths.append(found[1] if found else line.rpartition(delimiter)[0].rstrip() or line)
             lines.append(number)
     if not paths:
         raise ValueError(f"{place}: the list is empty")

@@ -210,7 +210,13 @@ class Shifted:
     shift: int
 
     def __call__(self, height: int, width: int, size: int, rng: np.random.Generator | None) -> Crop:
-        part, factor = (0, 0, height, width), (self.resize / min(height, width) or 1)
+        factor = self.resize / min(height, width) or 1
+        top, left = 0, 0
+        if factor > 1:  # of a line of pixels, enlarged, the centre will do: all takes gigabytes
+            most = max(int(MAX_SIDE / factor), min(height, width))
+            top, left = max(height - most, 0) // 2, max(width - most, 0) // 2
+            height, width = min(height, most), min(width, most)
+        part = (top, left, height, width)
         height, width = round(height * factor), round(width * factor)
         y, x = shifts(rng, self.shift)
         y += (height - size) // 2 - self.shift

@@ -28,17 +28,15 @@ from jaxcls.data.arrays import (
 )
 from jaxcls.data.folders import (
     CLASSES_FILE,
-    Files,
     open_folder,
     open_list,
-    open_unlabelled,
     some,
 )
 from jaxcls.data.labels import counts, groups
 from jaxcls.data.loader import PLAIN, Options
-from jaxcls.data.records import open_array_record, open_tfds
+from jaxcls.data.records import Records, Tfds, open_array_record, open_tfds
 from jaxcls.data.sampling import WEIGHTS, by_class, subset
-from jaxcls.data.tables import open_huggingface, open_table
+from jaxcls.data.tables import open_huggingface, open_table, open_unlabelled
 
 CACHES = ("auto", "none", "encoded", "decoded", "device")  # data/cache.py
 
@@ -182,7 +180,8 @@ def open(
                 "learns from labels alone: choose a loss that has a teacher, or write "
                 'config.data.unlabelled = ""'
             )
-        how = {"root": keys["root"], "delimiter": keys["delimiter"], "allowed": given["allowed"]}
+        how = {key: keys[key] for key in ("root", "delimiter", "image_column")}
+        how["allowed"] = given["allowed"]
         train_source = Joined(train_source, open_unlabelled(unlabelled, **how))
     if training:
         _check_share(train_source, sampling, unlabelled_share)
@@ -241,9 +240,9 @@ def _check_share(source: Source, sampling: str, share: float) -> None:
             "images have no label: say in config.data.unlabelled_share how many of a batch these "
             'are, or write sampling = "shuffle"'
         )
-    if sampling != "shuffle" and not source.marks:
-        labels, names = source.labels, source.class_names
-        empty = np.flatnonzero(np.bincount(labels[labels >= 0], minlength=len(names)) == 0)
+    if sampling != "shuffle":
+        names = source.class_names
+        empty = np.flatnonzero(counts(source.labels, len(names)) == 0)
         if len(empty):
             raise ValueError(
                 f"config.data.sampling = {sampling!r}: of these classes there is no training image "
@@ -274,7 +273,7 @@ def bad_images_allowed(on_bad_image: str, max_bad_images: int) -> int | None:
 
 def _report_classes(train: Source, evaluation: Source) -> None:
     """Says which classes have images in one of the two only, where labels need no reading."""
-    if not isinstance(train, Files):
+    if isinstance(train, (Records, Tfds)):
         return
     count = len(train.class_names)
     there = [counts(s.labels, count) > 0 for s in (train, evaluation)]

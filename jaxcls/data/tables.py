@@ -4,28 +4,23 @@
 imported where a table is opened.
 """
 
+import contextlib
 import dataclasses
 import functools
 import glob
 import json
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxcls.data import folders
 from jaxcls.data.access import Source
-from jaxcls.data.folders import (
-    CLASSES_FILE,
-    EVALUATION,
-    Files,
-    directory,
-    looked_for,
-    names_of_classes,
-    some,
-)
+from jaxcls.data.folders import CLASSES_FILE, EVALUATION, directory, names_of_classes, some
+from jaxcls.data.labels import NONE
 from jaxcls.data.records import shards
 
 if TYPE_CHECKING:
@@ -139,7 +134,8 @@ def open_huggingface(
     if not found:
         raise ValueError(
             f"{base}: no folder of Hugging Face's datasets: there is no state.json, "
-            "dataset_dict.json, Parquet or Arrow file, and no metadata.csv beside the images"
+            "dataset_dict.json, Parquet or Arrow file, and no metadata.csv beside the images (of "
+            'images in a folder for each class: config.data.source = "folder")'
         )
     train = train or "train"
     if train not in found and len(found) == 1 and "" in found:  # one split, which has no name
@@ -159,6 +155,30 @@ def open_huggingface(
     files = found[eval]()
     sheet = _sheet(files, files[0].parent, " ")
     return opened, _images(sheet, np.arange(sheet.count), how, known)[0]
+
+
+def open_unlabelled(
+    path: str, *, root: str, delimiter: str, image_column: str, allowed: int | None
+) -> Source:
+    """Returns images without a label, of `config.data.unlabelled`.
+
+    Args:
+      path: a table, or a pattern of several, of whose columns only that of the images is read;
+        paths are relative to its folder. Or what `folders.open_unlabelled` takes.
+      root, delimiter, image_column, allowed: as `open_table`.
+
+    Raises:
+      ValueError: as `open_table`.
+    """
+    place = Path(root).expanduser() / Path(path).expanduser()
+    if place.suffix.lower() not in KINDS:
+        return folders.open_unlabelled(path, root=root, delimiter=delimiter, allowed=allowed)
+    base = place.parent
+    sheet = _sheet(_found(base, place.name, "unlabelled", True), base, delimiter)
+    rows = np.arange(sheet.count)
+    with _told(sheet):
+        none = np.full(len(rows), NONE, np.int32)
+        return _source(sheet, rows, _image_column(sheet, image_column), none, (), allowed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,38 +364,60 @@ def _metadata(base: Path) -> dict[str, list[Path]]:
 # -- Images and labels -----------------------------------------------------------------------------
 
 
-def _images(
-    sheet: "Sheet", rows: np.ndarray, how: _How, known: "Known", look: bool = True
-) -> tuple[Source, "Known"]:
-    """Returns the images of some rows of a table, and what is known of the classes then."""
+@contextlib.contextmanager
+def _told(sheet: "Sheet") -> Iterator[None]:
+    """Makes errors of Arrow, on damaged data, those of a user."""
     from jaxcls.data import columns
 
     try:
-        return _read(sheet, rows, how, known, look)
+        yield
     except columns.Damage as error:
         raise ValueError(f"{sheet.name}: {columns.reason(error)}") from error
 
 
-def _read(
-    sheet: "Sheet", rows: np.ndarray, how: _How, known: "Known", look: bool
+def _images(
+    sheet: "Sheet", rows: np.ndarray, how: _How, known: "Known", look: bool = True
 ) -> tuple[Source, "Known"]:
-    from jaxcls.data import columns, table_labels
+    """Returns the images of some rows of a table, and what is known of the classes then."""
+    from jaxcls.data import table_labels
+
+    with _told(sheet):
+        image = _image_column(sheet, how.image_column)
+        of_classes = [n for n, kind in sheet.features.items() if table_labels.class_label(kind)]
+        usual = of_classes or table_labels.USUAL
+        columns = [sheet.chosen("label_columns", name, ()) for name in how.label_columns]
+        if not columns and (known.needs_labels or any(name in sheet.names for name in usual)):
+            columns = [sheet.chosen("label_columns", "", usual)]
+        several = how.multi_label
+        labels, known = table_labels.labels_of(sheet, columns, rows, known, several=several)
+        known = dataclasses.replace(known, names=known.names or how.other_names())
+        if not known.names:
+            raise ValueError(
+                f"{sheet.name}: no image has a label, and nothing names the classes: write their "
+                f"names in {CLASSES_FILE}, a line each, or config.data.class_names"
+            )
+        return _source(sheet, rows, image, labels, known.names, how.allowed, look), known
+
+
+def _image_column(sheet: "Sheet", given: str) -> str:
+    from jaxcls.data import columns
 
     kinds = sheet.features.items()
     of_images = [name for name, kind in kinds if _type(kind) == "Image" and name in sheet.names]
-    of_classes = [name for name, kind in kinds if table_labels.class_label(kind)]
-    image = sheet.chosen("image_column", how.image_column, of_images or columns.IMAGES)
-    labels = [sheet.chosen("label_columns", name, ()) for name in how.label_columns]
-    usual = of_classes or table_labels.USUAL
-    if not labels and (known.needs_labels or any(name in sheet.names for name in usual)):
-        labels = [sheet.chosen("label_columns", "", usual)]
-    marks, known = table_labels.labels_of(sheet, labels, rows, known, several=how.multi_label)
-    known = dataclasses.replace(known, names=known.names or how.other_names())
-    if not known.names:
-        raise ValueError(
-            f"{sheet.name}: no image has a label, and nothing names the classes: write their names "
-            f"in {CLASSES_FILE}, a line each, or config.data.class_names"
-        )
+    return sheet.chosen("image_column", given, of_images or columns.IMAGES)
+
+
+def _type(feature: Any) -> Any:
+    return feature.get("_type") if isinstance(feature, dict) else None
+
+
+def _source(
+    sheet: "Sheet", rows: np.ndarray, image: str, labels: np.ndarray, names: tuple[str, ...],
+    allowed: int | None, look: bool = True,
+) -> Source:  # fmt: skip
+    """Returns the images in a column of a table, with their labels and the names of classes."""
+    from jaxcls.data import columns
+
     kind = sheet.kind(image)
     if columns.is_bytes(kind):
         total, largest = columns.group_bytes(sheet, image)
@@ -385,7 +427,7 @@ def _read(
                 "of theirs: config.data.cache=encoded keeps the images, %.3g GiB", sheet.name,
                 largest / 2**20, total / 2**30,
             )  # fmt: skip
-        return columns.cells(sheet, image, rows, marks, known.names), known
+        return columns.cells(sheet, image, rows, labels, names)
     if not columns.is_text(kind):
         raise ValueError(
             f"{sheet.name}: the column {image!r} holds {columns.shown(kind)}, no images: these are "
@@ -398,10 +440,6 @@ def _read(
             f"{where}: no path in the column {image!r}, as in {missing} of {len(rows)} rows"
         )
     lines = rows if sheet.lines is None else sheet.lines[rows]
-    texts = columns.Texts.of(paths)
-    files = Files(str(sheet.base), texts, marks, known.names, sheet.name, lines.astype(np.int32))
-    return (looked_for(files, how.allowed) if look else files), known
-
-
-def _type(feature: Any) -> Any:
-    return feature.get("_type") if isinstance(feature, dict) else None
+    texts, lines = columns.Texts.of(paths), lines.astype(np.int32)
+    files = folders.Files(str(sheet.base), texts, labels, names, sheet.name, lines)
+    return folders.looked_for(files, allowed) if look else files
