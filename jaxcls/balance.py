@@ -124,7 +124,7 @@ def numbers(
     """
 
     def is_number(x):
-        return isinstance(x, (int, float)) and not isinstance(x, bool) and 0 < x < math.inf
+        return isinstance(x, (int, float)) and not isinstance(x, bool) and 1e-30 < x < 1e30
 
     def is_pair(x):
         return isinstance(x, tuple) and len(x) == 2 and isinstance(x[0], str) and is_number(x[1])

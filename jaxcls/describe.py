@@ -69,6 +69,8 @@ def write(path: str, config: ConfigDict, images: int | None, title: str) -> None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    if config.probe.decays:
+        raise ValueError(f"--plot={path}: a probe (config.probe.decays) has no learning rate")
     out, figure = Path(path).expanduser(), Figure(figsize=(10, 5.5), layout="constrained")
     if not out.parent.is_dir():
         raise ValueError(f"--plot={path}: there is no folder {out.parent}")
@@ -80,7 +82,7 @@ def write(path: str, config: ConfigDict, images: int | None, title: str) -> None
 
 
 def _settled(config: ConfigDict, images: int | None) -> tuple[ConfigDict, dict[str, Any]]:
-    """Returns the config with nothing left open, and the facts that `program.build` takes."""
+    """Returns the config with nothing left open, and facts of the data, as `draw` takes them."""
     import jax
 
     from jaxcls import choices
@@ -104,7 +106,7 @@ def draw(figure: Any, config: ConfigDict, facts: dict[str, Any], title: str) -> 
     Args:
       figure: of matplotlib.
       config: with nothing left open.
-      facts: of the data, for `program.build`.
+      facts: of the data, `sources.Data.facts`, of which some do.
       title: of the picture.
     """
     from jaxcls import schedules
@@ -123,7 +125,7 @@ def draw(figure: Any, config: ConfigDict, facts: dict[str, Any], title: str) -> 
     rates = np.asarray(rate(steps.astype(np.int32)))
 
     axes = figure.add_subplot()
-    parts = _parts(config, facts)
+    parts = _parts(config, facts, rate)
     for number, (part, (low, high)) in enumerate(parts.items()):
         label = f"{part} x {high:.3g}" if low == high else f"{part} x {low:.3g} to {high:.3g}"
         color = f"C{number % 10}"
@@ -162,21 +164,33 @@ def draw(figure: Any, config: ConfigDict, facts: dict[str, Any], title: str) -> 
     axes.set_title(f"{title}\n{about}, {plan.steps_per_epoch:,} steps an epoch", fontsize="medium")
 
 
-def _parts(config: ConfigDict, facts: dict[str, Any]) -> dict[str, tuple[float, float]]:
+def _parts(config: ConfigDict, facts: dict[str, Any], rate: Any) -> dict[str, tuple[float, float]]:
     """Returns the least and the largest factor of each part of the network that is trained.
 
-    Without factors of parts that is {"": (1.0, 1.0)}.
+    Without factors of parts that is {"": (1.0, 1.0)}. Only the network is built, and no teacher
+    that it learns from.
     """
     if not config.optim.lr_mults and config.optim.layer_decay == 1:
         return {"": (1.0, 1.0)}
     import jax
 
-    from jaxcls import program, trees
+    from jaxcls import network, optim, trees
+    from jaxcls.data import ops
 
-    built = program.build(config, **facts)
-    params = built.abstract_state.params
-    frozen = jax.tree.leaves(trees.mask(params, built.optimizer.frozen))
-    factors = jax.tree.leaves(built.optimizer.factors)
+    net, _, _ = configs.consume(
+        config,
+        "model",
+        network.make,
+        classes=facts["num_classes"],
+        class_names=facts.get("class_names", ()),
+        image=configs.consume(config, "image", ops.Image),
+        precision="float32",
+        multi_label=facts.get("multi_label", False),
+    )
+    params = net.shapes["params"]
+    optimizer = configs.consume(config, "optim", optim.make, params=params, learning_rate=rate)
+    frozen = jax.tree.leaves(trees.mask(params, optimizer.frozen))
+    factors = jax.tree.leaves(optimizer.factors)
     found: dict[str, list[float]] = {}
     for path, held, factor in zip(trees.paths(params), frozen, factors):
         if not held:

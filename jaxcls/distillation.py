@@ -142,7 +142,7 @@ def _scores(compare: Callable[..., Array], aux_weight: float, **part: Any) -> Pa
 
 def _temperature(value: float | None, published: float) -> float:
     value = published if value is None else value
-    expect(0 < value <= 1000, "loss.temperature", value, "a number above 0, at most 1000, or None")
+    expect(1e-3 <= value <= 1000, "loss.temperature", value, "a number from 0.001 to 1000, or None")
     return value
 
 
@@ -272,13 +272,11 @@ class Projections(nn.Module):
     @nn.compact
     def __call__(self, outputs: Arrays, batch: Arrays, train: bool) -> dict[str, Array]:
         del batch, train
-        wide = lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        return {
-            name: nn.Dense(channels, name=name, dtype=wide(outputs[feature]).dtype)(
-                wide(outputs[feature])
-            )
-            for name, feature, channels in self.channels
-        }
+        found = {}
+        for name, feature, channels in self.channels:
+            x = losses.wide(outputs[feature])
+            found[name] = nn.Dense(channels, name=name, dtype=x.dtype)(x)
+        return found
 
 
 def _features(
@@ -351,8 +349,9 @@ def _pairs(
     Raises:
       ValueError: there are none, or one that is not there.
     """
-    pairs = [(stage, stage) if isinstance(stage, str) else tuple(stage) for stage in stages]
-    good = pairs and all(len(p) == 2 and all(isinstance(x, str) for x in p) for p in pairs)
+    pairs = [(stage, stage) if isinstance(stage, str) else stage for stage in stages]
+    is_pair = lambda p: isinstance(p, tuple) and [*map(type, p)] == [str, str]
+    good = pairs and all(map(is_pair, pairs))
     common = set(outputs).intersection(*others) - {"logits"}
     want = (
         "names of features that student and teacher have, or pairs of the student's and the "
@@ -438,8 +437,8 @@ def rkd(
     _weights(distance=distance, angle=angle)
 
     def compare(student, teacher):
-        pooled = (x.mean((1, 2)) if x.ndim == 4 else x for x in (student, teacher))
-        student, teacher = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in pooled)
+        wide = map(losses.wide, (student, teacher))
+        student, teacher = (x.mean((1, 2)) if x.ndim == 4 else x for x in wide)
         value = 0.0
         if distance:
             value += distance * soft_losses.relational_distance(student, teacher, group)
@@ -458,10 +457,14 @@ class Peer(nn.Module):
     """A second network that learns with the first, from the same images."""
 
     peer: nn.Module
+    name_of_peer: str
 
     def __call__(self, outputs: Arrays, batch: Arrays, train: bool) -> dict[str, Any]:
         del outputs
-        found = self.peer(batch["image"], train=train)
+        try:
+            found = self.peer(batch["image"], train=train)
+        except ValueError as e:  # it takes no such images
+            raise ValueError(f"config.loss.peer = {self.name_of_peer!r}: {e}") from e
         return {PEER: {name: x for name, x in found.items() if _is_score(name)}}
 
 
@@ -491,7 +494,7 @@ def dml(*, peer: str, aux_weight: float, module: nn.Module) -> Part:
 
     part = _scores(compare, aux_weight, hard=1.0, taught=False)
     students = lambda outputs: [outputs, outputs[PEER]]
-    return part._replace(extra=Peer(network), students=students)
+    return part._replace(extra=Peer(network, peer), students=students)
 
 
 PARTS = {

@@ -53,7 +53,7 @@ DTYPES = {
 }
 
 
-def dtypes(name: str) -> dict[str, Any]:
+def dtypes(name: str, key: str = "config.precision.name") -> dict[str, Any]:
     """Returns the fields of `models.spec.Ctx` for a precision that `DTYPES` has.
 
     Raises:
@@ -61,8 +61,8 @@ def dtypes(name: str) -> dict[str, Any]:
     """
     if DTYPES[name][0] == _F64 and not jax.config.jax_enable_x64:
         raise ValueError(
-            'config.precision.name = "float64": JAX computes in 64 bits only with JAX_ENABLE_X64=1 '
-            "in the environment"
+            f'{key} = "float64": JAX computes in 64 bits only with JAX_ENABLE_X64=1 in the '
+            "environment"
         )
     fields = ("dtype", "feature_dtype", "param_dtype", "norm_dtype", "head_dtype")
     return dict(zip(fields, DTYPES[name], strict=True))

@@ -254,10 +254,10 @@ def plateau(
     cooldown: int,
 ) -> Schedule:
     """Returns the peak, until `Plateau` lowers it."""
-    if not run.eval_every:
+    if not 0 < run.eval_every < run.total:
         raise ValueError(
             "config.lr.schedule = 'plateau' does nothing where only the end is evaluated: set "
-            "config.eval.every"
+            "config.eval.every, to less than config.duration"
         )
     _check_end(end, run)
     expect(0 < gamma < 1, "lr.gamma", gamma, "a factor above 0 and below 1")

@@ -19,12 +19,8 @@ Array = jax.Array
 EXACT = jax.lax.Precision.HIGHEST  # of products whose differences count
 
 
-def _wide(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def _log_softmax(logits: Array, temperature: float = 1.0) -> Array:
-    return jax.nn.log_softmax(_wide(logits) / temperature)
+    return jax.nn.log_softmax(losses.wide(logits) / temperature)
 
 
 def _expected(log_p: Array, value: Array) -> Array:
@@ -94,7 +90,7 @@ def decoupled_kl(
     mine = losses.targets(labels, student.shape[-1])
 
     def parts(logits):
-        logits = _wide(logits) / temperature
+        logits = losses.wide(logits) / temperature
         total = jax.nn.logsumexp(logits, axis=-1)
         others = jax.nn.logsumexp(logits, axis=-1, where=~mine)
         log_mine = jnp.where(mine, logits, 0).sum(-1) - total
@@ -130,7 +126,7 @@ def spherical(logits: Array, multiplier: float) -> Array:
     SKD, Guo et al. 2020 (arXiv:2010.07485), compares such logits of both: how sure a large network
     is a small one cannot imitate. As in PaddleClas the length is the same for all images.
     """
-    logits = _wide(logits)
+    logits = losses.wide(logits)
     centred = logits - logits.mean(-1, keepdims=True)
     return multiplier * centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-7)
 
@@ -165,7 +161,7 @@ def correlation(
 
 def mean_square(student: Array, teacher: Array) -> Array:
     """Returns the mean square of the differences of each image, [B]: FitNets (arXiv:1412.6550)."""
-    square = (_wide(student) - _wide(teacher)) ** 2
+    square = (losses.wide(student) - losses.wide(teacher)) ** 2
     return square.reshape(len(square), -1).mean(-1)
 
 
@@ -180,7 +176,7 @@ def attention(student: Array, teacher: Array) -> Array:
     """
 
     def attended(x):
-        x = (_wide(x) ** 2).sum(-1).reshape(len(x), -1)
+        x = (losses.wide(x) ** 2).sum(-1).reshape(len(x), -1)
         return x * jax.lax.rsqrt((x**2).sum(-1, keepdims=True) + 1e-12)
 
     return ((attended(student) - attended(teacher)) ** 2).sum(-1) / 2
@@ -226,7 +222,7 @@ def relational_angle(student: Array, teacher: Array, group: int | None = None) -
 
 def _squares(x: Array) -> Array:
     """Returns the squares of the distances of all pairs, [B, B], at least 1e-12."""
-    x = _wide(x)
+    x = losses.wide(x)
     x = x - x.mean(0)  # what is small then loses no digits
     inner = jnp.matmul(x, x.T, precision=EXACT)
     norms = jnp.diagonal(inner)

@@ -20,7 +20,7 @@ from jaxcls.config import choose, defaults, expect
 from jaxcls.data.access import TEACHER, Source
 from jaxcls.data.ops import Image, Shifted, Transform
 from jaxcls.network import Network
-from jaxcls.precision import DTYPES
+from jaxcls.precision import DTYPES, dtypes
 
 Arrays = Mapping[str, jax.Array]
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as in decoding
@@ -75,9 +75,9 @@ def make(
     want = 'checkpoints, such as ("RUN",) or ("RUN1", "RUN2")'
     expect(texts, "teacher.checkpoints", checkpoints, want)
     if precision not in ("", "own"):
-        choose("config.teacher.precision", precision, DTYPES)
+        dtypes(choose("config.teacher.precision", precision, DTYPES), "config.teacher.precision")
     shares = tuple(weights) or (1.0,) * len(checkpoints)
-    good = all(isinstance(w, (int, float)) and 0 < w < math.inf for w in shares)
+    good = all(type(w) in (int, float) and 1e-30 < w < 1e30 for w in shares)
     want = f"{len(checkpoints)} numbers above 0, one for each of config.teacher.checkpoints, or ()"
     expect(good and len(shares) == len(checkpoints), "teacher.weights", weights, want)
     networks, variables = [], []
@@ -199,6 +199,11 @@ def check_classes(teacher: Network, classes: int, class_names: Sequence[str], wh
     Raises:
       ValueError: they are others.
     """
+    if teacher.multi_label:
+        raise ValueError(
+            f"{who} is for images that may show several classes: choose a teacher that was trained "
+            "on images of one class each"
+        )
     if teacher.num_classes != classes:
         raise ValueError(
             f"{who} has {teacher.num_classes} classes, the student {classes}: choose a teacher "

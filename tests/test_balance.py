@@ -100,6 +100,7 @@ def test_weights_of_positives():
         ("class_weights", (1.0, 2.0), "has 2 numbers, the data 4 classes"),
         ("class_weights", (1.0, 1.0, 1.0, 0.0), "a number above 0 for each class"),
         ("class_weights", (1.0, 1.0, 1.0, float("inf")), "a number above 0 for each class"),
+        ("class_weights", (("cat", 1e39),), "pairs such as"),
         ("class_weights", (("cot", 2.0),), "there is no class 'cot': did you mean cat?"),
         ("class_weights", (("cat", 2.0), ("cat", 3.0)), "a class is there twice"),
         ("class_weights", ("cat", 2.0), "pairs such as"),

@@ -49,6 +49,22 @@ def test_what_rounds_to_no_step_is_not_never(text):
         steps(text)
 
 
+def test_texts_of_tuples():
+    """As in Python, or one without quotes; names and durations also with commas between them."""
+    for key, text, value in (
+        ("optim.betas", "0.9, 0.95", (0.9, 0.95)),
+        ("optim.frozen", r"bn\d{1,2}/", (r"bn\d{1,2}/",)),
+        ("teacher.checkpoints", "a,b", ("a,b",)),  # a folder may be called so
+        ("loss.stages", "stage3, stage4", ("stage3", "stage4")),
+        ("loss.stages", "(('stage3', 'stage4'),)", (("stage3", "stage4"),)),
+        ("loss.stages", "stage4", ("stage4",)),
+        ("loss.stages", "", ()),
+        ("lr.milestones", "30 epochs,60 epochs", ("30 epochs", "60 epochs")),
+        ("eval.tta", "flip,five_crop", ("flip", "five_crop")),
+    ):
+        assert c.from_text(key, text) == value
+
+
 def test_due():
     assert [s for s in range(11) if c.due(s, 3, 10)] == [3, 6, 9, 10]
     assert [s for s in range(11) if c.due(s, 0, 10)] == [10]

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 DIGITS = f"--config={ROOT / 'configs' / 'digits.py'}"
 FINETUNE = f"--config={ROOT / 'configs' / 'finetune.py'}"
 BASE = f"--config={ROOT / 'configs' / 'base.py'}"
+PROBE = f"--config={ROOT / 'configs' / 'probe.py'}"
 
 
 def test_it_prints_the_config_as_a_run_writes_it(capsys, tmp_path):
@@ -112,6 +113,15 @@ def test_the_rate_of_each_part_is_drawn():
     assert axes.get_yscale() == "log"
 
 
+def test_what_is_not_drawn_need_not_be_there(monkeypatch, tmp_path):
+    """Of a distillation neither the teacher, nor a batch that these devices can share."""
+    monkeypatch.chdir(tmp_path)
+    config = f"--config={ROOT / 'configs' / 'distill.py'}:MobileNetV1_from_ResNet50_vd_ssld"
+    rest = "--plot=lr.png", "--images=9000", "--config.optim.layer_decay=0.75"
+    assert main(["config", config, *rest, "--config.batch_size=1001"]) == 0
+    assert (tmp_path / "lr.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -125,6 +135,7 @@ def test_the_rate_of_each_part_is_drawn():
         ([BASE, "--plot=lr.png", "--images=999", "--config.lr.rise=0.1"], "lr.rise: not used by"),
         ([BASE, "--plots=lr.png"], "unknown flag --plots: did you mean plot?"),
         ([BASE, "--diff", "--config.lr.peek=1"], "there is no config.lr.peek"),
+        ([PROBE, "--plot=lr.png", "--images=99"], "a probe (config.probe.decays) has no learning"),
     ],
 )
 def test_mistakes(arguments, text, capsys, monkeypatch, tmp_path):

@@ -427,7 +427,8 @@ def test_the_peer_may_be_another_network():
     ("name", "keys", "text"),
     [
         ("js", {}, "config.loss.name = 'js' learns from a teacher: write --config.teacher.check"),
-        ("kl", {"temperature": 0.0}, "config.loss.temperature = 0.0: write a number above 0"),
+        ("kl", {"temperature": 0.0}, "config.loss.temperature = 0.0: write a number from 0.001"),
+        ("kl", {"temperature": 1e-9}, "config.loss.temperature = 1e-09: write a number from 0.001"),
         ("kl", {"hard": -1.0}, "config.loss.hard = -1.0: write a weight of at least 0, or None"),
         ("kl", {"soft": 0.0}, "config.loss.soft = 0.0: write a weight above 0"),
         ("kl", {"peer": "ResNet18"}, "config.loss.peer: not used by 'kl', which takes"),
@@ -440,6 +441,7 @@ def test_the_peer_may_be_another_network():
         ("dist", {"inter": 0.0, "intra": 0.0}, "config.loss: inter and intra are 0: write one"),
         ("skd", {"multiplier": 0.0}, "config.loss.multiplier = 0.0: write a number above 0"),
         ("dml", {"peer": "ResNet19"}, "unknown config.loss.peer 'ResNet19': did you mean"),
+        ("dml", {"peer": "InceptionV4"}, "config.loss.peer = 'InceptionV4': images of 8"),
         ("l2", {"kl_weight": -1.0, "stages": ("stage1",)}, "config.loss.kl_weight = -1.0: write"),
         ("rkd", {"temperature": 2.0}, "config.loss.temperature = 2.0 does nothing without config."),
     ],
@@ -455,6 +457,7 @@ def test_stages_that_cannot_be_compared(large):
         (("stage9",), "the student has no feature 'stage9': choose one of "),
         ((("stage1", "stage9"),), "the teacher has no feature 'stage9': choose one of "),
         ((("a", "b", "c"),), "config.loss.stages = (('a', 'b', 'c'),): write names"),
+        (("stage1", 3), "config.loss.stages = ('stage1', 3): write names"),
         (("pre_logits",), "pre_logits of the student is [B, 8], pre_logits of teacher 1 [B, 32]"),
     ):
         with pytest.raises(ValueError, match=re.escape(text)):
@@ -466,6 +469,8 @@ def test_teachers_that_cannot_teach(large, small, tmp_path):
     others = export(tmp_path / "others", others)
     fewer = net_of({"depths": (1,), "width": 8}, 8, class_names=DIGITS[:9], num_classes=9)
     fewer = export(tmp_path / "fewer", fewer)
+    marks = net_of({"depths": (1,), "width": 8}, 8, multi_label=True)
+    marks = export(tmp_path / "several", marks)
     (tmp_path / "file").write_text("no network")
     for name, checkpoints, changes, text in (
         ("supervised", (large,), {}, "config.teacher.checkpoints: config.loss.name = 'supervised'"),
@@ -477,6 +482,8 @@ def test_teachers_that_cannot_teach(large, small, tmp_path):
         ),
         ("js", (others,), {}, "other classes than config.data: class 1 is 'one' there, '1' here"),
         ("js", (fewer,), {}, "has 9 classes, the student 10"),
+        ("js", (marks,), {}, "several' is for images that may show several classes: choose"),
+        ("js", (large,), {"precision": "float64"}, 'config.teacher.precision = "float64": JAX'),
         ("js", (str(tmp_path / "nowhere"),), {}, "nowhere: no checkpoint there; give a run's"),
         ("js", (str(tmp_path / "file"),), {}, "config.teacher.checkpoints: "),
         ("js", (3,), {}, "config.teacher.checkpoints = (3,): write checkpoints, such as"),

@@ -154,6 +154,7 @@ def test_linear_scaling():
         ({"schedule": "one_cycle", "div_factor": 0.5}, r"config\.lr\.div_factor = 0\.5"),
         ({"schedule": "one_cycle", "mode": "rel"}, r"lr\.mode 'rel': choose one of cos, linear"),
         ({"schedule": "plateau", "eval_every": 0}, r"only the end is evaluated: set config\.eval"),
+        ({"schedule": "plateau", "eval_every": 1000}, r"only the end is evaluated: set config\.e"),
         ({"schedule": "plateau", "gamma": 1.0}, r"config\.lr\.gamma = 1\.0: .* below 1"),
         ({"schedule": "plateau", "patience": -1}, r"config\.lr\.patience = -1"),
         ({"schedule": "plateau", "cooldown": -1}, r"config\.lr\.cooldown = -1"),

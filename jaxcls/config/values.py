@@ -62,6 +62,8 @@ MOVED = {
     "image.shift": "crop.shift",
     "image.flip": "crop.flip",
 }
+# Keys that are names or durations, which have no commas: a,b is two on the command line.
+LISTS = ("loss.stages", "lr.milestones", "eval.tta")
 NONE = ("none", "null")  # how None is written on the command line, in any case
 BOOLS = {"true": True, "t": True, "1": True, "yes": True, "y": True, "on": True} | dict.fromkeys(
     ("false", "f", "0", "no", "n", "off"), False
@@ -307,7 +309,7 @@ def from_text(key: str, text: str) -> Any:
     """Returns the value of a key that was written on the command line.
 
     A key whose default is None, and one of `OPEN`, takes None too. A tuple is written as in Python;
-    a single value stands for a tuple of one.
+    a single value stands for a tuple of one, and of `LISTS` several may stand with commas.
 
     Raises:
       ValueError: it is not of the type of the key.
@@ -326,6 +328,8 @@ def from_text(key: str, text: str) -> Any:
         unreadable = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
         with contextlib.suppress(*unreadable), warnings.catch_warnings(action="ignore"):
             value = ast.literal_eval(text.strip())
+        if key in LISTS and value is text:
+            value = tuple(map(str.strip, text.split(",")))
         value = tuples(value) if isinstance(value, (tuple, list)) else (value,)
         value = value if text.strip() else ()
     check_value(key, value)
