@@ -443,6 +443,7 @@ MAY_IMPORT = {
         "data.access",
         "data.columns",
         "data.folders",
+        "data.labels",
         "data.records",
         "data.table_labels",
     },
