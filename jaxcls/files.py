@@ -11,7 +11,7 @@ import shutil
 import socket
 import time
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -117,17 +117,38 @@ def some(lines: Sequence[str], limit: int = LISTED) -> str:
 
 def write_atomically(path: str | os.PathLike, text: str) -> None:
     """Writes a small file so that it is there whole or not at all, also after a loss of power."""
-    if remote(path):
-        epath.Path(path).write_text(text)  # object stores know no half-written objects
+    write_together({path: text})
+
+
+def write_together(texts: Mapping[str | os.PathLike, str]) -> None:
+    """Writes small files of one folder, all of them or, on a full disk, none; each is there whole.
+
+    Raises:
+      OSError: one cannot be written; it names that.
+    """
+    if remote(next(iter(texts))):
+        for path, text in texts.items():  # object stores know no half-written objects
+            epath.Path(path).write_text(text)
         return
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    # names of files may have other bytes than UTF-8
-    with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    temporary.replace(path)
+    written: list[tuple[Path, Path]] = []
+    try:
+        for path, text in texts.items():
+            path = Path(path)
+            temporary = path.with_name(path.name + ".tmp")
+            written.append((temporary, path))
+            # names of files may have other bytes than UTF-8
+            with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as f:
+                f.write(text)
+                f.flush()
+                os.fsync(f.fileno())
+        for temporary, path in written:
+            temporary.replace(path)
+    except OSError as e:
+        e.filename = e.filename or os.fspath(path)  # a full disk does not say whose
+        for temporary, _ in written:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        raise
     sync(path.parent)
 
 

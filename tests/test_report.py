@@ -5,6 +5,7 @@ import csv
 import hashlib
 import html.parser
 import json
+import os
 import re
 import types
 from pathlib import Path
@@ -340,17 +341,20 @@ def test_a_run_that_ends_while_it_writes_the_report(tmp_path, monkeypatch):
     config.duration, config.lr.warmup, config.eval.every = "4 steps", "", "2 steps"
     config.report.update({"enabled": True, "samples": 20, "grad_cam": False})
     report = tmp_path / "report"
-    whole = write.files.write_atomically
+    fsync = os.fsync
 
-    def full(path, text):
-        if path.name == "index.html":
+    def full(file):
+        if os.path.samestat(os.fstat(file), (report / "index.html.tmp").stat()):
             raise OSError(28, "No space left on device")
-        whole(path, text)
+        fsync(file)
 
-    monkeypatch.setattr(write.files, "write_atomically", full)
-    with pytest.raises(OSError, match="No space"):
+    report.mkdir()
+    (report / "predictions.csv").write_text("before")
+    (report / "index.html.tmp").touch()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{report / 'index.html'}'"):
         train.run(config, str(tmp_path))
-    assert {p.name for p in report.iterdir()} == {"predictions.csv"}
+    assert [(p.name, p.read_text()) for p in report.iterdir()] == [("predictions.csv", "before")]
     monkeypatch.undo()
     assert train.run(config, str(tmp_path)) == 0
     made = json.loads((report / "metrics.json").read_text())

@@ -1,5 +1,6 @@
 """Predictions of every image as a table: CSV, and Parquet with all probabilities."""
 
+import errno
 import json
 import os
 from collections.abc import Sequence
@@ -91,15 +92,20 @@ def write_parquet(path: str, evaluation: Evaluation, source: Source) -> None:
     images = image_names(source, scores.numbers)
     target = Path(path).expanduser()
     temporary = target.with_name(target.name + ".tmp")
-    with pq.ParquetWriter(temporary, schema) as writer:
-        start = 0
-        for p in parts:
-            at = slice(start, start + len(p))
-            flat = pa.array(p.astype(np.float32).ravel())
-            columns = [images[at], labels[at], predictions[at], probability[at]]
-            columns.append(pa.FixedSizeListArray.from_arrays(flat, classes))
-            writer.write_batch(pa.record_batch(columns, schema=schema))
-            start += len(p)
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(target)
+    try:
+        with pq.ParquetWriter(temporary, schema) as writer:
+            start = 0
+            for p in parts:
+                at = slice(start, start + len(p))
+                flat = pa.array(p.astype(np.float32).ravel())
+                columns = [images[at], labels[at], predictions[at], probability[at]]
+                columns.append(pa.FixedSizeListArray.from_arrays(flat, classes))
+                writer.write_batch(pa.record_batch(columns, schema=schema))
+                start += len(p)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        code = e.errno or errno.EIO
+        raise OSError(code, os.strerror(code), str(target)) from e

@@ -1,4 +1,4 @@
-"""Writes DIR/report: predictions.csv, index.html, and when these are complete metrics.json."""
+"""Writes DIR/report: predictions.csv, index.html and metrics.json, the last when all are whole."""
 
 import dataclasses
 import json
@@ -184,9 +184,12 @@ def report(
         confusion=matrix,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_atomically(folder / "predictions.csv", tables.as_csv(images, rows))
-    files.write_atomically(folder / "index.html", html)
-    files.write_atomically(folder / "metrics.json", figures.as_json(table))
+    texts = {
+        "predictions.csv": tables.as_csv(images, rows),
+        "index.html": html,
+        "metrics.json": figures.as_json(table),
+    }
+    files.write_together({folder / name: text for name, text in texts.items()})
     return table
 
 
