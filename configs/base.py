@@ -361,6 +361,7 @@ def get_config(arg=None):
     c.eval.batch_size = 0  # 0: batch_size
     c.eval.ema = True  # evaluate the average where there is one: `swa` from its start on, or `ema`
     # of --mode=eval alone: jaxcls.views, jaxcls.evaluate
+    c.eval.average = ""  # of several in a checkpoint "swa" or "ema"; "": as with `ema` above
     c.eval.tta = ()  # views of each image: "flip", "five_crop", "ten_crop"
     c.eval.tta_scales = ()  # of image.eval_size and eval_resize, (0.875, 1.0, 1.125); (): 1
     c.eval.fuse = ()  # further runs, checkpoints or exports, of any network for these classes

@@ -23,7 +23,8 @@ from jaxcls import (
     views,
     weights,
 )
-from jaxcls.config import check_complete, check_eval_batch, consume
+from jaxcls.averages import PREFERRED
+from jaxcls.config import check_complete, check_eval_batch, choose, consume
 from jaxcls.console import Console
 from jaxcls.data import ops
 from jaxcls.data.feed import Feed
@@ -114,6 +115,11 @@ def run(config: ConfigDict, workdir: str) -> int:
             "config.eval.calibrate stores the temperature of one network as it is: leave out "
             + ", ".join(f"config.eval.{key}" for key in options.used)
         )
+    choose("config.eval.average", asked.average, ("", *PREFERRED))
+    if asked.average and not asked.ema:
+        raise ValueError(
+            f"config.eval.average = {asked.average!r} does nothing with config.eval.ema = False"
+        )
     calibration.check(asked.accepted_accuracy, asked.rejected, asked.calibrate)
     if asked.predictions:
         tables.check(asked.predictions)
@@ -141,7 +147,7 @@ def run(config: ConfigDict, workdir: str) -> int:
     )
     console.status("loading the network ...")
     shapes, told = net.shapes, lambda line: print(line, file=sys.stderr)
-    average = None if config.eval.ema else ""
+    average = (asked.average or None) if asked.ema else ""
     stored = weights.load(path, average=average, report=told)
     variables = weights.initialize(
         jax.tree.map(
@@ -158,7 +164,7 @@ def run(config: ConfigDict, workdir: str) -> int:
     net = net.calibrated(weights.described(stored[1]))
 
     def load(path, key):
-        other, values = network.load(path, average=average, report=told)
+        other, values = network.load(path, average=None if asked.ema else "", report=told)
         views.check_classes(net, other, path, key)
         place = lambda x, s: jax.make_array_from_callback(x.shape, s, lambda i: x[i])
         return other, jax.tree.map(place, values, layout.of(values))

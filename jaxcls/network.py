@@ -173,8 +173,8 @@ def load(
     Args:
       path: a run's working directory (its newest intact checkpoint is taken), one of its
         checkpoints, or an export; local or gs://.
-      average: take the average of that name, "swa" or "ema", where there is one; "": the parameters
-        as trained; None: the first average that has begun.
+      average: take the average of that name, "swa" or "ema"; "": the parameters as trained; None:
+        the first average that has begun, and as trained without any.
       report: is given a line about what is damaged, or not said there.
 
     Raises:

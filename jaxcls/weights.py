@@ -73,18 +73,21 @@ def load(
     Args:
       path: a run's workdir (its newest intact checkpoint is taken), the checkpoints in it, one of
         them, or an export.
-      average: take the average of that name, "swa" or "ema", where there is one; "": the parameters
-        as trained; None: the first average that has begun.
+      average: take the average of that name, "swa" or "ema"; "": the parameters as trained; None:
+        the first average that has begun, and as trained without any.
       report: is given a line about each checkpoint that is damaged.
 
     Returns:
       ({"params", "batch_stats"}, meta), the weights as NumPy arrays.
 
     Raises:
-      ValueError: there is no checkpoint, or no intact one.
+      ValueError: there is no checkpoint, or no intact one, or it has no such average.
       files.StorageError: it cannot be read at the moment.
     """
-    return _find(path, average, report)[2:]
+    _, found, variables, meta = _find(path, average, report)
+    if average and found != average:
+        raise ValueError(f"{os.fspath(path)} has no average {average!r}, or it has not begun yet")
+    return variables, meta
 
 
 def calibrate(

@@ -49,12 +49,16 @@ def test_what_rounds_to_no_step_is_not_never(text):
         steps(text)
 
 
-def test_texts_of_tuples():
+def test_texts_of_tuples(tmp_path):
     """As in Python, or one without quotes; names and durations also with commas between them."""
+    there = tmp_path / "a,b"
+    there.mkdir()
     for key, text, value in (
         ("optim.betas", "0.9, 0.95", (0.9, 0.95)),
         ("optim.frozen", r"bn\d{1,2}/", (r"bn\d{1,2}/",)),
-        ("teacher.checkpoints", "a,b", ("a,b",)),  # a folder may be called so
+        ("teacher.checkpoints", "a,b", ("a", "b")),
+        ("teacher.checkpoints", str(there), (str(there),)),
+        ("eval.fuse", "runs/a, runs/b", ("runs/a", "runs/b")),
         ("loss.stages", "stage3, stage4", ("stage3", "stage4")),
         ("loss.stages", "(('stage3', 'stage4'),)", (("stage3", "stage4"),)),
         ("loss.stages", "stage4", ("stage4",)),

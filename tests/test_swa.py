@@ -181,6 +181,9 @@ def test_a_run_that_was_killed_in_between_ends_with_the_same_mean(commands, tmp_
     assert again.returncode == 0, again.err
     result = json.loads(again.out)
     assert result["loss"] == pytest.approx(last["loss"], rel=1e-6)
+    ema = commands.fork(f"--workdir={whole}", "--mode=eval", "--config.eval.average=ema")
+    plain = commands.fork(f"--workdir={whole}", "--mode=eval", "--config.eval.ema=False")
+    assert len({json.loads(found.out)["loss"] for found in (again, ema, plain)}) == 3
     state, _ = runs.saved(whole, 30)
     assert 3 < state["averages/swa/count"] <= 6  # 13, 16, ..., 28, but those skipped in float16
     for average, place in (

@@ -36,7 +36,9 @@ def test_load_accepts_a_workdir_its_checkpoints_one_of_them_and_an_export(tmp_pa
         variables, _ = weights.load(tmp_path / path)
         assert_same(variables, make_state(step).ema)
     weights.export(tmp_path / "out/weights", variables, {"model": "Tiny", "class_names": names})
-    for average in ("ema", ""):
+    with pytest.raises(ValueError, match="out/weights has no average 'ema'"):
+        weights.load(tmp_path / "out/weights", average="ema")
+    for average in (None, ""):
         exported, meta = weights.load(tmp_path / "out/weights", average=average)
         assert_same(exported, variables)
         assert meta == {"model": "Tiny", "class_names": names}

@@ -6,6 +6,7 @@ import difflib
 import functools
 import inspect
 import math
+import os
 import shlex
 import sys
 import types
@@ -62,8 +63,8 @@ MOVED = {
     "image.shift": "crop.shift",
     "image.flip": "crop.flip",
 }
-# Keys that are names or durations, which have no commas: a,b is two on the command line.
-LISTS = ("loss.stages", "lr.milestones", "eval.tta")
+# Keys of names, durations and places: a,b is two on the command line, unless a file is called so.
+LISTS = ("loss.stages", "lr.milestones", "eval.tta", "eval.fuse", "teacher.checkpoints")
 NONE = ("none", "null")  # how None is written on the command line, in any case
 BOOLS = {"true": True, "t": True, "1": True, "yes": True, "y": True, "on": True} | dict.fromkeys(
     ("false", "f", "0", "no", "n", "off"), False
@@ -328,7 +329,7 @@ def from_text(key: str, text: str) -> Any:
         unreadable = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
         with contextlib.suppress(*unreadable), warnings.catch_warnings(action="ignore"):
             value = ast.literal_eval(text.strip())
-        if key in LISTS and value is text:
+        if key in LISTS and value is text and not os.path.exists(text):
             value = tuple(map(str.strip, text.split(",")))
         value = tuples(value) if isinstance(value, (tuple, list)) else (value,)
         value = value if text.strip() else ()

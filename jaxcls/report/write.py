@@ -24,7 +24,7 @@ MOST = 200  # mistakes that are shown
 # Keys of `config.eval` that training does not take.
 ALONE = (
     *("tta", "tta_scales", "fuse", "weights", "mean", "against", "predictions"),
-    *("calibrate", "accepted_accuracy", "rejected"),
+    *("average", "calibrate", "accepted_accuracy", "rejected"),
 )
 
 
