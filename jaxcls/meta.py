@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxcls import files, weights
+from jaxcls import files, trees, weights
 from jaxcls.data import identity
 from jaxcls.data.sources import Data
 from jaxcls.metrics import NO_LINES
@@ -14,8 +14,14 @@ from jaxcls.network import Network
 MADE_OF = {"network": {}, "class_names": [], "data": {}, "log": {}, "window": {}, "seconds": 0.0}
 
 
-def new(network: Network, crop: Mapping[str, Any], data: Data) -> dict[str, Any]:
+def new(
+    network: Network, crop: Mapping[str, Any], data: Data, teachers: Any = ()
+) -> dict[str, Any]:
     """Returns what is known before the first step.
+
+    Args:
+      network, crop, data: of the run.
+      teachers: variables of those that it learns from.
 
     Raises:
       ValueError: the processes of the run see different data.
@@ -30,6 +36,7 @@ def new(network: Network, crop: Mapping[str, Any], data: Data) -> dict[str, Any]
         "network": network.described(),
         "crop": dict(crop),  # which fine-tuning on such images begins with
         **images,
+        "teachers": trees.digest(teachers),
         "log": NO_LINES,
         "window": {},  # means since its last line
         "seconds": 0.0,
@@ -66,6 +73,8 @@ def check(
         )
     if "data" not in theirs:
         report(f"checkpoint {path} does not know its data: only the classes are compared")
+    if theirs.get("teachers", ours["teachers"]) != ours["teachers"]:
+        report(f"checkpoint {path} learned from other teachers, or from other weights of them")
     before = {"data": ours["data"], "class_names": ours["class_names"], **theirs}
     identity.check(before, ours, accept=accept, path=path)
 

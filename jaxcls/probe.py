@@ -8,7 +8,6 @@ trained on all of them, and evaluated once.
 """
 
 import functools
-import hashlib
 import json
 import re
 import shutil
@@ -43,7 +42,7 @@ from jaxcls import (
 from jaxcls import config as configs
 from jaxcls.config import consume, expect
 from jaxcls.console import Console, hints
-from jaxcls.data import arrays, ops, sampling
+from jaxcls.data import access, arrays, ops, sampling
 from jaxcls.data.feed import Feed
 from jaxcls.data.sources import Data
 from jaxcls.keys import first_keys
@@ -72,8 +71,8 @@ def make(*, decays: Sequence[float], held_out: float) -> Grid:
     Raises:
       ValueError: a value out of range.
     """
-    good = all(isinstance(d, (int, float)) and 0 < d < 1e6 for d in decays)
-    expect(good, "probe.decays", decays, "numbers above 0, such as (1e-4, 1e-3, 1e-2)")
+    good = all(type(d) in (int, float) and 0 < d < 1e6 for d in decays)
+    expect(good, "probe.decays", decays, "numbers above 0 and below 1e6: (1e-4, 1e-3, 1e-2)")
     expect(0 < held_out < 1, "probe.held_out", held_out, "a share above 0 and below 1")
     return Grid(tuple(sorted(map(float, decays), reverse=True)), held_out)
 
@@ -331,15 +330,14 @@ def _features(
 
 def identity(net: Network, variables: Variables, source: Any) -> str:
     """Returns a digest of all that features depend on: weights, preprocessing, images."""
-    digest = hashlib.blake2b(digest_size=8)
     told = net.described()
     told = {key: told[key] for key in ("name", "options", "image", "precision", "version")}
-    digest.update(json.dumps([told, len(source), source.identity], sort_keys=True).encode())
-    for path, x in zip(trees.paths(variables), jax.tree.leaves(variables)):
-        if not re.match(f"(params|batch_stats)/{weights.HEADS}", path):
-            digest.update(f"{path} {trees.spec(x)}".encode())
-            digest.update(np.ascontiguousarray(x).tobytes())
-    return digest.hexdigest()
+    kept = {
+        path: x
+        for path, x in zip(trees.paths(variables), jax.tree.leaves(variables))
+        if not re.match(f"(params|batch_stats)/{weights.HEADS}", path)
+    }
+    return access.digest([told, len(source), source.identity, trees.digest(kept)])[:16]
 
 
 def _read(path: Path) -> Features | None:

@@ -84,7 +84,7 @@ def _run(
     report = Report(config, workdir, program.network, data, console)
     scoring = report.options.enabled or program.network.multi_label
     eval_step = program.score_step if scoring else program.eval_step
-    known = meta.new(program.network, config.crop, data)
+    known = meta.new(program.network, config.crop, data, program.teachers)
     saved = checkpoint.Checkpoints(
         workdir / "checkpoints",
         keep=config.checkpoint.keep,

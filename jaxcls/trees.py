@@ -6,6 +6,7 @@ A rule is a regex that is searched for in the path (`re.search`): "^stage1/", "/
 
 import dataclasses
 import difflib
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -30,6 +31,15 @@ def spec(x: Any) -> str:
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.eval_shape(jax.random.key_data, x)  # what orbax stores
     return f"{np.dtype(x.dtype).name}[{','.join(map(str, x.shape))}]"
+
+
+def digest(tree: Any) -> str:
+    """Returns a digest of the names, shapes and values of arrays; "" where there are none."""
+    found = hashlib.blake2b(digest_size=8)
+    for path, x in zip(paths(tree), jax.tree.leaves(tree)):
+        found.update(f"{path} {spec(x)}".encode())
+        found.update(np.asarray(x).tobytes())
+    return found.hexdigest() if jax.tree.leaves(tree) else ""
 
 
 def differences(saved: Any, ours: Any, *, dtypes: bool = True) -> list[str]:

@@ -15,7 +15,7 @@ from PIL import Image
 from test_soft_losses import kl, numpy_dkd, numpy_wsl, softmax
 
 from configs import base
-from jaxcls import network, objectives, program, teachers, weights
+from jaxcls import choices, meta, network, objectives, program, teachers, weights
 from jaxcls.data import device, ops
 
 B, K = 8, 10
@@ -83,6 +83,27 @@ def batch_of(labels=None, size=8, n=B):
     labels = rng.integers(0, K, n) if labels is None else labels
     images = rng.integers(0, 256, (n, size, size, 1), np.uint8)
     return {"image": images, "label": np.asarray(labels, np.int32)}
+
+
+def test_a_run_that_goes_on_with_other_teachers_says_so(large, small):
+    def of(*checkpoints):
+        config = config_of("js", *checkpoints)
+        _, data = choices.open_data(config)
+        built = build(config)
+        return meta.new(built.network, config.crop, data, built.teachers)
+
+    def said(ours, theirs):
+        lines = []
+        meta.check(ours, theirs, "RUN", accept=False, report=lines.append)
+        return lines
+
+    theirs = of(small)
+    assert said(of(small), theirs) == []
+    assert said(of(large), theirs) == [
+        "checkpoint RUN learned from other teachers, or from other weights of them"
+    ]
+    del theirs["teachers"]  # of a version that does not say
+    assert said(of(large), theirs) == []
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -3,6 +3,7 @@
 import pickle
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -26,6 +27,15 @@ def test_paths_are_in_the_order_of_the_leaves():
         "head/fc/kernel": 7,
         "head/fc/bias": 8,
     }
+
+
+def test_a_digest_is_of_names_shapes_and_values():
+    kernel = np.arange(6, dtype=jnp.bfloat16)
+    others = [{"a": kernel}, {"b": kernel}, {"a": kernel.reshape(2, 3)}, {"a": kernel + 1},
+              {"a": kernel.astype(np.float32)}, {"a": kernel, "b": kernel}]  # fmt: skip
+    assert len({*map(trees.digest, others)}) == len(others)
+    assert trees.digest({"a": jnp.asarray(kernel)}) == trees.digest({"a": kernel})
+    assert trees.digest(()) == trees.digest({"extra": {}}) == ""
 
 
 def test_map_with_path_gives_path_and_all_leaves():
