@@ -5,8 +5,8 @@ Chooses images without labels for training, by what a network says of them: the 
 class, which is the data selection of SSLD, or pseudo-labels of all that it is sure enough of.
 FILE.txt gets a line `path label` for each, as lists of PaddleClas have them, FILE.csv their
 confidences too. What looks like an image of --exclude, such as the validation images, is left out;
-so is what cannot be read. The list trains as it stands with --config.data.source=list
---config.data.train=FILE.txt, and what teachers say of its images with
+so is what looks like a surer one of --images, or cannot be read. The list trains as it stands with
+--config.data.source=list --config.data.train=FILE.txt, and what teachers say of its images with
 --config.data.unlabelled=FILE.txt. Exit codes: 0; 2: a mistake in command or data.
 """
 
@@ -53,7 +53,7 @@ class Scores(NamedTuple):
     label: np.ndarray  # int32 [N], the surest class; -1: the image cannot be read
     confidence: np.ndarray  # float32 [N], its probability
     similarity: np.ndarray  # float32 [N], to the most similar one that is known; -1 without any
-    look: np.ndarray  # uint64 [N], perceptual hashes; 0 where none are known
+    look: np.ndarray  # uint64 [N], perceptual hashes
 
 
 class Looker:
@@ -93,19 +93,18 @@ class Looker:
             return row
 
         others = jnp.asarray(known.features if known else 0.0)
-        for row in self._rows(compute, source, look if known else None, others):
+        for row in self._rows(compute, source, look, others):
             label[row["number"]], confidence[row["number"]] = row["class"], row["confidence"]
             similarity[row["number"]] = row.get("similarity", -1)
         return Scores(label, confidence, similarity, look)
 
     def _rows(
-        self, compute: Callable, source: Source, look: np.ndarray | None, others: jax.Array
+        self, compute: Callable, source: Source, look: np.ndarray, others: jax.Array
     ) -> Iterator[dict[str, np.ndarray]]:
         """Yields `compute(outputs, others)` of each batch; fills in `look`."""
         net, (whole, of_rows) = self.net, (self.layout.whole, self.layout.rows)
-        if look is not None:
-            how = {"channels": net.image.channels, "exif": net.image.exif}
-            source = _Looked(source, look, how)
+        how = {"channels": net.image.channels, "exif": net.image.exif}
+        source = _Looked(source, look, how)
         data = Data(
             train=source,
             eval=source,
@@ -167,8 +166,9 @@ def select(
       scores, known: of `Looker`.
       top: of each class at most so many; 0: all.
       min_confidence: least probability.
-      similarity: cosine of features, from which on two images are taken for the same; copies are
-        also those whose perceptual hashes differ in at most `copies.NEAR` bits.
+      similarity: cosine of features, from which on an image is taken for a known one. Copies, also
+        of surer ones among these images, are those whose perceptual hashes differ in at most
+        `copies.NEAR` bits.
     """
     left, reasons = scores.label >= 0, {}
 
@@ -182,6 +182,11 @@ def select(
         near, _ = copies.nearest(known.look, scores.look, copies.NEAR)
         leave_out((near >= 0) | (scores.similarity >= similarity), "look like one to leave out")
     leave_out(scores.confidence < min_confidence, "are not sure enough")
+    surest = np.flatnonzero(left)
+    surest = surest[np.argsort(-scores.confidence[surest], kind="stable")]
+    again = np.zeros(len(left), bool)
+    again[surest] = copies.repeated(scores.look[surest], copies.NEAR)
+    leave_out(again, "look like a surer one")
     order = np.lexsort((np.arange(len(left)), -scores.confidence, scores.label))
     order = order[left[order]]
     label = scores.label[order]

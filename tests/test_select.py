@@ -171,6 +171,23 @@ def test_what_is_chosen_of_many_is_what_a_loop_chooses():
     assert copies.NEAR >= 3
 
 
+def test_of_copies_among_them_the_surest_is_chosen():
+    rng = np.random.default_rng(0)
+    n = 1200  # more than are compared pair by pair
+    look = rng.integers(0, 2**63, n).astype(np.uint64)
+    copy = rng.permutation(n).reshape(-1, 3)[:150]  # three of one scene each
+    look[copy] = look[copy[:, :1]] ^ np.array([0, 3, 2**40 + 2**13], np.uint64)
+    confidence = rng.uniform(0.5, 1, n).astype(np.float32)
+    label = rng.integers(0, 3, n).astype(np.int32)
+    scores = select.Scores(label, confidence, np.full(n, -1, np.float32), look)
+    got, reasons = select.select(scores)
+    surest = copy[np.arange(150), confidence[copy].argmax(1)]
+    assert {*got.tolist()} == {*range(n)} - {*copy.ravel().tolist()} | {*surest.tolist()}
+    assert reasons["look like a surer one"] == 300
+    none, _ = select.select(scores, min_confidence=2)
+    assert len(none) == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

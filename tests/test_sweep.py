@@ -590,8 +590,8 @@ def test_trials_that_are_given_up_and_that_fail(commands, tmp_path):
 def test_a_mistake_in_the_first_trial_stops_the_sweep(commands, tmp_path):
     there = [f"--space={file(tmp_path, one('batch_size', 100000, 128))}", "--strategy=grid"]
     process = started(commands, tmp_path / "dir", *there, "--seed=1")
-    _, err = process.communicate(timeout=runs.PATIENCE)
+    out, err = process.communicate(timeout=runs.PATIENCE)
     assert process.returncode == 2
-    assert err.count("\n") == 1
+    assert (out.count("trial 0000"), err.count("\n")) == (1, 1)  # and it is not begun again
     assert "trial 0000" in err
     assert "config.batch_size = 100000 is more than the 898 training images" in err

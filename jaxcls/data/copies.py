@@ -10,6 +10,7 @@ import numpy as np
 # Between two of the 500 at least 12 differ. Of 5e8 pairs of CIFAR-10's training and test images 119
 # differ in at most 4, all within a class and the 40 looked at of one scene; 128 in 6, not all so.
 NEAR = 4
+FEW = 256  # hashes of which all pairs are compared
 
 
 def content_hash(image: bytes | np.ndarray) -> int:
@@ -76,3 +77,14 @@ def nearest(hashes: np.ndarray, queries: np.ndarray, most: int) -> tuple[np.ndar
     number[is_near] = firsts[best[is_near] % len(hashes)]
     distance[is_near] = best[is_near] // len(hashes)
     return number[inverse], distance[inverse]
+
+
+def repeated(hashes: np.ndarray, most: int) -> np.ndarray:
+    """Returns which hashes, uint64 [N], have a near one before them, as `nearest`; bool [N]."""
+    if len(hashes) <= FEW:
+        pairs = np.repeat(hashes, len(hashes)), np.tile(hashes, len(hashes))
+        near = distances(*pairs).reshape(len(hashes), len(hashes)) <= most
+        return np.tril(near, -1).any(1)
+    before, after = np.array_split(hashes, 2)
+    number, _ = nearest(before, after, most)
+    return np.append(repeated(before, most), repeated(after, most) | (number >= 0))

@@ -205,7 +205,7 @@ def search(study: "Study", argv: Sequence[str], most: int, jobs: int) -> int:
                             board.ended(trial, state)
                 if leaving and not running:
                     break
-                if not leaving and free and time.monotonic() >= asked_at:
+                if not leaving and problem is None and free and time.monotonic() >= asked_at:
                     if not begin():
                         asked_at = time.monotonic() + CLAIM
                         trials = study.trials()

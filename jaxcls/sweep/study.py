@@ -157,16 +157,21 @@ class Study:
         """
         if any(self.trials_dir.glob("*.log")):
             return  # the database is gone, as `_study_of` says
-        for left in self.workdir.glob(f".{DATABASE}.tmp*"):
-            left.unlink()
         temporary = self._file.with_name(f".{DATABASE}.tmp")
-        storage = _opened(f"sqlite:///{temporary}")
+        journal = temporary.with_name(f"{temporary.name}-journal")  # SQLite's
+        for left in (temporary, journal):
+            left.unlink(missing_ok=True)
         try:
-            self._created(storage, NAME, identity)
-        finally:
-            storage.remove_session()
-            storage.engine.dispose()
-        temporary.replace(self._file)
+            storage = _opened(f"sqlite:///{temporary}")
+            try:
+                self._created(storage, NAME, identity)
+            finally:
+                storage.remove_session()
+                storage.engine.dispose()
+            temporary.replace(self._file)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
     def _check_file(self) -> None:
         """Refuses a file that is another program's, in which Optuna would make its tables."""
