@@ -218,7 +218,8 @@ def check_kinds(workdir: str | os.PathLike) -> None:
       ValueError: it is so, or what is there cannot be written; the message names it.
     """
     workdir = Path(workdir)
-    for name in ("metrics.jsonl", "config.json", "summary.json", "tensorboard", "checkpoints"):
+    texts = "metrics.jsonl", "config.json", "summary.json"
+    for name in (*texts, "tensorboard", "checkpoints", "report"):
         path = workdir / name
         folder = "." not in name
         if not os.path.lexists(path):

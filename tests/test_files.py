@@ -264,3 +264,9 @@ def test_a_pipe_among_the_files_of_a_run_is_refused(tmp_path):
     os.mkfifo(tmp_path / "metrics.jsonl")
     with pytest.raises(ValueError, match=r"jsonl is no file, where the run keeps a file: move"):
         files.check_kinds(tmp_path)
+
+
+def test_a_file_where_the_report_will_be_is_told_before_training(tmp_path):
+    (tmp_path / "report").touch()
+    with pytest.raises(ValueError, match="report is no folder, where the run keeps a folder: move"):
+        files.check_kinds(tmp_path)

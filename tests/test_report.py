@@ -24,7 +24,7 @@ from jaxcls.config import defaults
 from jaxcls.data import ops
 from jaxcls.data.arrays import Arrays
 from jaxcls.data.feed import Feed
-from jaxcls.report import advice, figures, write
+from jaxcls.report import advice, figures, plots, write
 from jaxcls.report.grad_cam import grad_cam
 from jaxcls.report.scores import Scores
 
@@ -194,6 +194,24 @@ def test_images_of_several_classes(tmp_path):
     rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
     assert rows[0]["label"] == ";".join(np.array(list("abcd"))[marks[0] > 0])
     assert "average precision" in (tmp_path / "index.html").read_text()
+
+
+def test_lines_of_a_log_that_are_damaged_are_left_out(tmp_path):
+    assert write.log_of(tmp_path / "nothing") == []
+    good = [
+        {"split": "train", "step": 1, "epoch": 0.5, "loss": None, "lr": 0.1},
+        {"split": "eval", "step": 1, "epoch": 0.5, "top1": 0.5},
+    ]
+    bad = (
+        "5", "null", "[1]", "{}", '{"split": "train"}', '{"split": "test", "epoch": 1}',
+        '{"split": "eval", "epoch": "1"}', '{"split": "eval", "epoch": 1, "loss": [1]}',
+        f'{{"split": "eval", "epoch": 1, "loss": {"9" * 400}}}', "\x00", "[" * 100_000,
+    )  # fmt: skip
+    text = "\n".join([json.dumps(good[0]), *bad, json.dumps(good[1]), '{"split": "train", "ep'])
+    (tmp_path / "metrics.jsonl").write_bytes(text.encode() + b"\xff")
+    assert write.log_of(tmp_path) == good
+    assert "<svg" in plots.curves(good)
+    assert plots.curves([{"split": "train", "epoch": 1.0, "loss": None}]) == ""
 
 
 # -- Advice ----------------------------------------------------------------------------------------

@@ -50,6 +50,8 @@ def curves(lines: Sequence[Mapping[str, Any]]) -> str:
         ("Learning rate", (("", training, "lr"),)),
     ]  # fmt: skip
     panels = [panel for panel in panels if any(_points(x, key)[0].size for _, x, key in panel[1])]
+    if not panels:
+        return ""
     with _figure("curves", 3.3 * len(panels), 2.6) as (figure, svg):
         for i, (title, series) in enumerate(panels):
             axes = figure.add_subplot(1, len(panels), i + 1)

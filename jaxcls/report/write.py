@@ -1,5 +1,6 @@
 """Writes DIR/report: predictions.csv, index.html and metrics.json, the last when all are whole."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -123,12 +124,28 @@ def folder_of(workdir: str, begun: epath.Path | None) -> epath.Path:
 
 
 def log_of(workdir: epath.Path) -> list[dict[str, Any]]:
-    """Returns the lines of a run's metrics.jsonl; none where there is no such file."""
+    """Returns the lines of a run's metrics.jsonl; none where there is no such file.
+
+    One that is being written, or is damaged, is left out.
+    """
     try:
-        text = (workdir / "metrics.jsonl").read_text()
-        return [json.loads(line) for line in text.splitlines()]
-    except (*files.KINDS, ValueError):  # a line that is being written
+        text = (workdir / "metrics.jsonl").read_bytes().decode(errors="replace")
+    except files.KINDS:
         return []
+    lines = []
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            if _is_logged(entry := json.loads(line)):
+                lines.append(entry)
+    return lines
+
+
+def _is_logged(entry: Any) -> bool:
+    if not isinstance(entry, dict) or entry.get("split") not in ("train", "eval"):
+        return False
+    numbers = [value for key, value in entry.items() if key != "split" and value is not None]
+    known = isinstance(entry.get("epoch"), (int, float))
+    return known and all(isinstance(x, (int, float)) and not abs(x) > 1e300 for x in numbers)
 
 
 def report(
