@@ -145,6 +145,10 @@ def run(config: ConfigDict, workdir: str) -> int:
         precision=numbers.name,
         multi_label=data.facts()["multi_label"],
     )
+    if asked.against and net.multi_label:
+        raise ValueError(
+            f"config.eval.against = {asked.against!r}: comparisons are of images of one class each"
+        )
     console.status("loading the network ...")
     shapes, told = net.shapes, lambda line: print(line, file=sys.stderr)
     average = (asked.average or None) if asked.ema else ""
@@ -200,16 +204,18 @@ def run(config: ConfigDict, workdir: str) -> int:
     evaluation = write.Evaluation(
         network=net, class_names=data.class_names, result=result, scores=scores, about=about
     )
+    against = compared and write.Evaluation(
+        network=other[0],
+        class_names=data.class_names,
+        result=compared[0],
+        scores=compared[1],
+        about={"checkpoint": asked.against},
+    )
+    if against:
+        print(write.comparison(evaluation, against), file=sys.stderr)
     if asked.predictions:
         tables.write_parquet(asked.predictions, evaluation, data.eval)
     if report.enabled:
-        against = compared and write.Evaluation(
-            network=other[0],
-            class_names=data.class_names,
-            result=compared[0],
-            scores=compared[1],
-            about={"checkpoint": asked.against},
-        )
         folder = write.folder_of(workdir, begun)
         given = {"variables": None if fused else variables, "against": against}
         if begun:

@@ -124,8 +124,13 @@ def _trials(sweep: str) -> list[str]:
     """Returns the working directories of the complete trials of a sweep."""
     found = []
     for path in sorted(Path(os.path.expanduser(sweep)).glob("trials/*/summary.json")):
-        summary = json.loads(path.read_bytes())
-        if summary.get("complete") and weights.exists(path.parent):
+        try:
+            complete = json.loads(path.read_bytes())["complete"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"{path} is damaged: python -m jaxcls.main --workdir={path.parent} writes it again"
+            ) from None
+        if complete and weights.exists(path.parent):
             found.append(str(path.parent))
     if len(found) < 2:
         raise ValueError(f"--sweep={sweep} has {len(found)} complete trial(s): a soup needs two")

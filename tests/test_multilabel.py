@@ -270,6 +270,9 @@ def test_a_run_learns_what_images_show(shapes, tmp_path, capsys):
     made = json.loads((run / "report/metrics.json").read_text())
     assert made["thresholds"] == list(own.thresholds)
     assert made["macro"]["f1"] == pytest.approx(best)
+    config.eval.against = str(run)
+    with pytest.raises(ValueError, match="comparisons are of images of one class each"):
+        evaluate.run(config, str(run))
 
 
 @pytest.mark.ci

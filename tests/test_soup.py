@@ -62,6 +62,15 @@ def test_positional_arguments_are_runs():
     assert rest == ["soup", "--workdir=out", "--config.seed=1", "--config.lr.peak=0.1"]
 
 
+@pytest.mark.parametrize("text", ["", "[1]", "{}", "{"])
+def test_a_trial_whose_summary_is_damaged_is_named(tmp_path, text):
+    trial = tmp_path / "trials" / "0000"
+    trial.mkdir(parents=True)
+    (trial / "summary.json").write_text(text)
+    with pytest.raises(ValueError, match=f"--workdir={trial} writes it again"):
+        soup._trials(str(tmp_path))
+
+
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
     """Two runs, untrained, whose logits differ by a constant; and one of another network."""

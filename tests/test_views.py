@@ -134,8 +134,12 @@ def test_networks_of_other_sizes_are_fused(trained, capsys, mean):
 def test_comparison(trained, capsys):
     config = config_of(against=trained[1])
     config.report.update({"enabled": True, "grad_cam": False, "samples": 0})
-    evaluated(capsys, config, trained[0])
+    assert evaluate.run(config, trained[0]) == 0
+    said = capsys.readouterr().err
     made = made_in(trained[0])["against"]
+    counts = f"{len(made['only_here'])} images are right only here, {len(made['only_there'])} only"
+    assert counts in said
+    assert f"p = {made['p_value']:.3g}" in said
     _, data = choices.open_data(config)
     right = []
     for path in trained:

@@ -68,6 +68,8 @@ def fitted(
     logits, labels = scores.logits[there], scores.labels[there]
     temperature = measures.temperature(logits, labels)
     line = f"temperature {temperature:.4g}"
+    if temperature in measures.TEMPERATURES:
+        line += " (a bound: these images are all right, or hardly any, so that more are needed)"
     if not accuracy and not rejected:
         return {"temperature": temperature}, line
     curve = rejection.of(network, *measures.by_image(logits, labels, temperature)[:3])

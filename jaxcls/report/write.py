@@ -240,25 +240,46 @@ def _is_here(variables: Any) -> bool:
     return all(x.is_fully_addressable or x.is_fully_replicated for x in arrays)
 
 
-def _compared(here: Evaluation, there: Evaluation, images: Sequence[str]) -> dict[str, Any]:
-    """Returns McNemar's test of two evaluations of the same images, and which images flipped."""
+def flipped(here: Evaluation, there: Evaluation) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the numbers of the images that only the one or only the other network has right.
+
+    Args:
+      here, there: evaluations of the same images, of one class each.
+
+    Raises:
+      ValueError: they are of other images.
+    """
     if not np.array_equal(here.scores.numbers, there.scores.numbers):
         raise ValueError("some images can be read for one of the two networks only: repair them")
-    found, other, names = here.predictions, there.predictions, here.names
-    labelled = found.labels >= 0
+    ours, theirs = here.predictions.right, there.predictions.right
+    return np.flatnonzero(ours & ~theirs), np.flatnonzero(theirs & ~ours)
 
-    def flips(rows):
-        return [
+
+def comparison(here: Evaluation, there: Evaluation) -> str:
+    """Returns how two evaluations of the same images compare, in a line."""
+    counts = [len(rows) for rows in flipped(here, there)]
+    return (
+        f"against {there.about['checkpoint']}, top-1 {100 * there.result['top1']:.2f} %: "
+        f"{counts[0]} images are right only here, {counts[1]} only there; McNemar's exact test: "
+        f"p = {measures.mcnemar(*counts):.3g}"
+    )
+
+
+def _compared(here: Evaluation, there: Evaluation, images: Sequence[str]) -> dict[str, Any]:
+    """Returns McNemar's test of two evaluations of the same images, and which images flipped."""
+    found, other, names = here.predictions, there.predictions, here.names
+    only_here, only_there = (
+        [
             {
                 "image": images[i],
                 "label": names[found.labels[i]],
                 "here": names[found.predictions[i]],
                 "there": names[other.predictions[i]],
             }
-            for i in np.flatnonzero(rows & labelled).tolist()
+            for i in rows.tolist()
         ]
-
-    only_here, only_there = flips(found.right & ~other.right), flips(other.right & ~found.right)
+        for rows in flipped(here, there)
+    )
     return {
         **there.about,
         **there.result,
