@@ -129,11 +129,17 @@ class Split:
             "duplicates": [
                 {
                     "names": [self.name(i) for i in group],
-                    "same_label": (self.label[group] == self.label[group[0]]).all().item(),
+                    "same_label": same_label(self.label[group]),
                 }
                 for group in self.duplicates()
             ],
         }
+
+
+def same_label(labels: np.ndarray) -> bool:
+    """Returns whether images, int [N] or marks [N, K], have no two labels that differ."""
+    labels = labels[labelled(labels)]
+    return bool((labels == labels[:1]).all())
 
 
 def leakage(train: Split, evaluation: Split) -> dict[str, list[dict[str, Any]]]:
@@ -153,7 +159,7 @@ def leakage(train: Split, evaluation: Split) -> dict[str, list[dict[str, Any]]]:
         pair = {
             "eval": evaluation.name(i),
             "train": train.name(other),
-            "same_label": bool(np.all(evaluation.label[i] == train.label[other])),
+            "same_label": same_label(np.stack([evaluation.label[i], train.label[other]])),
         }
         if same is None:
             found["near"].append(pair | {"bits": bits})

@@ -324,9 +324,10 @@ def hints(data: Mapping[str, Any], workdir: Any, *, evaluated: bool) -> list[str
     lines = []
     if evaluated:
         lines.append(f"evaluate:  {command(('workdir', workdir), ('mode', 'eval'))}")
-    images = {f"data.{key}": value for key, value in data.items()}
+    # Both recipes learn from labels.
+    images = {f"data.{k}": value for k, value in data.items() if not k.startswith("unlabelled")}
     recipe, changed = "finetune", {"data.source": "folder"}  # what it changes
-    if data["multi_label"]:
+    if data["multi_label"] or len(data["label_columns"]) > 1:
         recipe, changed = "multilabel", {"data.source": "list", "data.multi_label": True}
     defaults = configs.defaults()[0] | changed
     images = {k: v for k, v in images.items() if v is not None and v != defaults[k]}

@@ -1,6 +1,7 @@
 """Labels of every kind, from the source to the network and to what people read."""
 
 import dataclasses
+import shutil
 import types
 
 import numpy as np
@@ -269,6 +270,34 @@ def test_lines_without_a_label(pictures):
     assert steps_of(data, 1, batch_size=2)[0].tolist() == [[-1, -1]]
     (pictures / "classes.txt").write_text("ant\nbee\n")
     assert opened(pictures, "list").class_names == ("ant", "bee")
+
+
+def test_evaluation_without_a_label(pictures, caplog):
+    """It is told before the training, not at its first evaluation."""
+    (pictures / "train_list.txt").write_text("more/x/deep/0.png 1\nmore/x/deep/4.png 0\n")
+    (pictures / "val_list.txt").write_text(LINES)
+    assert opened(pictures, "list").eval.has_label.tolist() == [True, False, False, False]
+    (pictures / "val_list.txt").write_text("more/y/deep/1.png\n")
+    assert opened(pictures, "list").eval is None
+    assert caplog.messages[-1] == "none of the 1 evaluation images has a label: they are not used"
+    with pytest.raises(ValueError, match=r"has a label: name others in config.data.eval = 'val_l"):
+        opened(pictures, "list", eval="val_list.txt")
+
+
+def test_copies_without_a_label_have_no_other_one(pictures):
+    lines = [f"train/a/{i}.png {label}" for i, label in ((0, 0), (2, 1), (4, ""))]
+    (pictures / "val_list.txt").write_text("val/a/x.png 0\nval/b/y.png 1\n")
+    for i in (2, 4):
+        shutil.copy(pictures / "train/a/0.png", pictures / f"train/a/{i}.png")
+    for twins, alike in ((lines[::2], True), (lines, False)):
+        (pictures / "train_list.txt").write_text("\n".join(twins))
+        config = runs.tiny("plain")
+        config.data.update(source="list", root=str(pictures), class_names=("a", "b"))
+        config.update_from_flattened_dict({"batch_size": 2, "loss.name": "soft_ce"})
+        found = check.check(config)["train"]["duplicates"]
+        assert [(len(group["names"]), group["same_label"]) for group in found] == [
+            (len(twins), alike)
+        ]
 
 
 @pytest.mark.parametrize(

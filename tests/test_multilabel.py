@@ -216,6 +216,12 @@ def test_the_hint_at_fine_tuning_is_for_such_images(shapes):
     assert (config.data.source, config.data.multi_label) == ("list", True)
     assert f"--config.data.root={shapes}" in told
     assert "data.source" not in told
+    config = of_several(shapes)
+    config.data.update(source="table", multi_label=False, label_columns=("a", "b"))
+    config.data.update(unlabelled="more", unlabelled_share=0.5)
+    told = hints(config.data.to_dict(), "run", evaluated=True)[1]
+    assert "multilabel.py" in told
+    assert "unlabelled" not in told  # its loss has no teacher
 
 
 def test_what_means_nothing_for_one_class():

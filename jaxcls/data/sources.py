@@ -154,6 +154,12 @@ def open(
             f"config.data: there is one class only, {train_source.class_names[0]!r}, and nothing "
             f"to tell it from: {SECOND_CLASS[source]}"
         )
+    if eval_source is not None and not eval_source.has_label.any():
+        said = f"none of the {len(eval_source)} evaluation images has a label"
+        if keys["eval"]:
+            raise ValueError(f"{said}: name others in config.data.eval = {keys['eval']!r}")
+        log.warning("%s: they are not used", said)
+        eval_source = None
     if eval_source is not None:
         _report_classes(train_source, eval_source)
     if background:
@@ -273,7 +279,7 @@ def bad_images_allowed(on_bad_image: str, max_bad_images: int) -> int | None:
 
 def _report_classes(train: Source, evaluation: Source) -> None:
     """Says which classes have images in one of the two only, where labels need no reading."""
-    if isinstance(train, (Records, Tfds)):
+    if isinstance(train, (Records, Tfds)) or not train.has_label.any():
         return
     count = len(train.class_names)
     there = [counts(s.labels, count) > 0 for s in (train, evaluation)]
