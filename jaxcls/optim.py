@@ -289,7 +289,7 @@ def make(
 
     Raises:
       ValueError: an unknown optimizer, a value out of range, a key that the optimizer does not
-        take, a pattern that matches no parameter.
+        take, a pattern that matches no parameter, or freezes what an objective trains besides.
     """
     method = OPTIMIZERS[choose("config.optim.name", name, OPTIMIZERS)]
     takes = taken("optim", name, method, {key: tuples(value) for key, value in keys.items()})
@@ -309,6 +309,12 @@ def make(
     trees.check([pattern for pattern, _ in lr_mults], params, "optim.lr_mults")
     trees.check(frozen, params, "optim.frozen")
 
+    own = (path for path in trees.paths(params) if path.startswith(f"{trees.EXTRA}/"))
+    if path := next((path for path in own if trees.matches(frozen, path)), ""):
+        raise ValueError(
+            f"config.optim.frozen = {frozen!r} matches {path}, which is trained beside the network "
+            f"and cannot be frozen: leave out {trees.EXTRA}/, as in '^stem/'"
+        )
     is_frozen = trees.mask(params, frozen)
     trained = jax.tree.map(lambda f: not f, is_frozen)
     decayed = jax.tree.map(lambda t, n: t and not n, trained, trees.mask(params, no_decay))

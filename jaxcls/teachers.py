@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcls import files, network
 from jaxcls.config import choose, defaults, expect
@@ -177,6 +178,8 @@ def _load(
         teacher, variables = network.load(path, report=report)
     except ValueError as e:
         raise ValueError(f"{key}: {e}") from e
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves(variables)):
+        raise ValueError(f"{key}: its weights are not all finite numbers: choose another teacher")
     check_classes(teacher, student.num_classes, student.class_names, key)
     if {teacher.image.channels, student.image.channels} - {1, 3} and (
         teacher.image.channels != student.image.channels

@@ -430,6 +430,19 @@ def test_two_networks_learn_from_each_other(tmp_path):
     np.testing.assert_allclose(gradient, ((p - onehot) + (p - q)) / B, atol=1e-6)
 
 
+def test_what_is_trained_beside_a_network_is_not_frozen():
+    """Its BatchNorms would go on moving."""
+    config = config_of("dml")
+    config.optim.frozen = (r"^(?!head/)",)
+    with pytest.raises(ValueError, match="extra/peer/head/fc/bias, which is trained beside the"):
+        build(config)
+    config.optim.frozen = (r"^(?!head/|extra/)",)
+    (_, stats), state, _ = step_of(build(config))
+    moved = lambda a, b: [(x != y).any() for x, y in zip(*map(jax.tree.leaves, (a, b)))]
+    assert not any(moved(stats["stem"], state.batch_stats["stem"]))
+    assert all(moved(stats["extra"], state.batch_stats["extra"]))
+
+
 def test_the_peer_may_be_another_network():
     config = config_of("dml", peer="MobileNetV3_small_x0_35")
     config.image.size = 16
@@ -492,6 +505,9 @@ def test_teachers_that_cannot_teach(large, small, tmp_path):
     fewer = export(tmp_path / "fewer", fewer)
     marks = net_of({"depths": (1,), "width": 8}, 8, multi_label=True)
     marks = export(tmp_path / "several", marks)
+    diverged, variables = network.load(small)
+    variables["params"]["head"]["fc"]["bias"] = np.full(10, np.nan, np.float32)
+    weights.export(tmp_path / "nan", variables, {"network": diverged.described()})
     (tmp_path / "file").write_text("no network")
     for name, checkpoints, changes, text in (
         ("supervised", (large,), {}, "config.teacher.checkpoints: config.loss.name = 'supervised'"),
@@ -504,6 +520,7 @@ def test_teachers_that_cannot_teach(large, small, tmp_path):
         ("js", (others,), {}, "other classes than config.data: class 1 is 'one' there, '1' here"),
         ("js", (fewer,), {}, "has 9 classes, the student 10"),
         ("js", (marks,), {}, "several' is for images that may show several classes: choose"),
+        ("js", (str(tmp_path / "nan"),), {}, "nan': its weights are not all finite numbers"),
         ("js", (large,), {"precision": "float64"}, 'config.teacher.precision = "float64": JAX'),
         ("js", (str(tmp_path / "nowhere"),), {}, "nowhere: no checkpoint there; give a run's"),
         ("js", (str(tmp_path / "file"),), {}, "config.teacher.checkpoints: "),

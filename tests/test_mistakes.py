@@ -344,6 +344,8 @@ def test_forms_of_the_command():
         ("--log_dir=x", "unknown flag --log_dir: write --workdir=x"),
         ("-v=1", "unknown flag -v"),
         ("--config.model=ResNet18", "write --config.model.name=ResNet18"),
+        ("--config.teacher.checkpoint=RUN", "write --config.teacher.checkpoints=RUN"),
+        ("--config.loss.T=4", "write --config.loss.temperature=4"),
         ("--config.momentum=0.9", "did you mean optim.momentum?"),
         ("--config.Batch-Size=8", "there is no config.Batch-Size: write --config.batch_size=8"),
         ("--config.workdir=x", "there is no config.workdir: write --workdir=x"),
