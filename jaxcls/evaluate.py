@@ -179,7 +179,8 @@ def run(config: ConfigDict, workdir: str) -> int:
     if options.used:
         members = [(net, variables), *fused]
         result, scores = passes.mean(members, options)
-        net = dataclasses.replace(net, temperature=1.0)  # the mean is of probabilities already
+        # a mean is of probabilities already, and the network's thresholds are of its own
+        net = dataclasses.replace(net, temperature=1.0, thresholds=())
     else:
         wanted = asked.calibrate, asked.predictions, asked.against, net.multi_label
         if report.enabled and not any(wanted) and (why := too_many(data.eval, net.num_classes)):
@@ -253,6 +254,8 @@ class Passes:
         """Returns what came out of the mean over networks and views, and its scores, as `one`."""
         mean = views.Mean(options)
         for share, (net, variables) in zip(options.shares, members):
+            if not share:
+                continue
             step, transforms = views.make_step(net, options), options.transforms(net)
             for transform in transforms:
                 _, scores = self._over(net, variables, step, transform)

@@ -98,7 +98,10 @@ def test_views_are_corners_scales_and_mirrors(trained, tmp_path, capsys):
         tta=("ten_crop",), tta_scales=(1.0, 2.0), predictions=str(tmp_path / "p.parquet")
     )
     config.report.update({"enabled": True, "grad_cam": False, "samples": 0})
+    own = Path(trained[0], "calibration.json")
+    own.write_text('{"temperature": 1.0, "thresholds": [0.9], "average": ""}')
     found = evaluated(capsys, config, trained[0])
+    own.unlink()
     loss, top1, p = expected(trained[:1], [1], views_of)
     assert found["top1"] == pytest.approx(top1)
     assert found["loss"] == pytest.approx(loss, rel=1e-4)
@@ -114,6 +117,7 @@ def test_views_are_corners_scales_and_mirrors(trained, tmp_path, capsys):
     assert not lines
     made = made_in(trained[0])
     assert made["of"] == found["of"]
+    assert made["rejection"]["threshold"] == 0  # the network's is not that of a mean
 
 
 @pytest.mark.parametrize("mean", ["probabilities", pytest.param("logits", marks=pytest.mark.ci)])
