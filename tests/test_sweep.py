@@ -349,22 +349,27 @@ def test_a_database_of_a_newer_optuna(sweep_of, tmp_path):
     assert "no longer compatible with the table schema" in err
 
 
-def test_a_sweep_that_is_killed_while_it_makes_its_database(tmp_path):
+@pytest.mark.parametrize("storage", [False, pytest.param(True, marks=pytest.mark.ci)])
+def test_a_sweep_that_is_killed_while_it_makes_its_database(tmp_path, storage):
     """Whatever is there after one of its statements, the same command goes on."""
-    folder, copies = tmp_path / "dir", []
+    place, copies = tmp_path / "place", []
+    given = {"storage": f"sqlite:///{place}/x.db"} if storage else {}
+    place.mkdir()
 
     def look(*_):
         copies.append(tmp_path / str(len(copies)))
-        shutil.copytree(folder, copies[-1])
+        shutil.copytree(place, copies[-1])
 
     sqlalchemy.event.listen(sqlalchemy.Engine, "after_cursor_execute", look)
     try:
-        study = opened(folder)
+        study = opened(place / "dir", **given)
     finally:
         sqlalchemy.event.remove(sqlalchemy.Engine, "after_cursor_execute", look)
     assert len(copies) > 40
-    for copy in copies[5::24]:
-        assert opened(copy).claim(1).values.keys() == study.space.keys()
+    for copy in (*copies[5::24], copies[-4]):
+        shutil.rmtree(place)
+        copy.rename(place)
+        assert opened(place / "dir", **given).claim(1).values.keys() == study.space.keys()
 
 
 def test_a_database_that_can_only_be_read(sweep_of, tmp_path):
@@ -378,11 +383,11 @@ def test_a_database_that_can_only_be_read(sweep_of, tmp_path):
 # -- Trials, in this process -----------------------------------------------------------------------
 
 
-def opened(folder, strategy="random", entries=None):
+def opened(folder, strategy="random", entries=None, **more):
     """Returns the study of a folder."""
     there = space.check(entries or {"lr.peak": space.log(1e-3, 1.0)})
     config = configs.flatten(runs.tiny("plain"))
-    options = {"strategy": strategy, "pruner": "median", "seed": 0}
+    options = {"strategy": strategy, "pruner": "median", "seed": 0, **more}
     return studies.Study(folder, config=config, space=there, **options)
 
 

@@ -96,10 +96,11 @@ class Study:
             self.trials_dir.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise ValueError(f"--workdir={workdir}: {e.filename}: {e.strerror}") from e
-        name = NAME if not storage else workdir.absolute().name
         with self.locked(), self._told():
             begun = (workdir / FILE).exists()
             identity = self._identity(ours)
+            # where others have studies too, one call makes it and says whose it is
+            name = f"{workdir.absolute().name}-{identity[:8]}" if storage else NAME
             try:
                 if not storage and self._file.exists():
                     self._check_file()
@@ -212,10 +213,10 @@ class Study:
                 sampler=optuna.samplers.RandomSampler(0),  # is not asked: `propose` is
                 pruner=pruner,
             )
-            if study.user_attrs.get("id") != identity:
+            if name == NAME and study.user_attrs.get("id") != identity:
                 raise ValueError(
                     f"{self.place} has a study {name!r} that is not of {self.workdir}: choose "
-                    "another --workdir; several machines need one that they share"
+                    "another --workdir"
                 )
         return study
 
