@@ -24,7 +24,8 @@ import numpy as np
 import simplejpeg
 
 from jaxcls.data.decode import BadImage, decode
-from jaxcls.data.folders import CLASSES_FILE, Files, open_folder, open_list, printable
+from jaxcls.data.folders import CLASSES_FILE, Files, open_folder, printable
+from jaxcls.data.lists import open_list
 from jaxcls.data.records import array_record_module, pack_record
 
 # encoded image or pixels, label, name, maybe the outputs of a teacher

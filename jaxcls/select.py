@@ -25,10 +25,11 @@ import numpy as np
 from jaxcls import features, files, network, sharding
 from jaxcls.command import Arguments, exit_with, start_jax, told
 from jaxcls.console import Console
-from jaxcls.data import copies, folders
+from jaxcls.data import copies, lists
 from jaxcls.data.access import Source
 from jaxcls.data.decode import decode
 from jaxcls.data.feed import Feed
+from jaxcls.data.folders import Files
 from jaxcls.data.sources import Data
 from jaxcls.network import Network, Variables
 
@@ -209,15 +210,15 @@ def table(
     return "".join(lines), files.csv_of(rows)
 
 
-def images(place: str, flag: str) -> folders.Files:
+def images(place: str, flag: str) -> Files:
     """Returns the images below a folder, or of a list."""
     try:
-        return folders.open_unlabelled(place, root="", delimiter=" ", allowed=sys.maxsize)
+        return lists.open_unlabelled(place, root="", delimiter=" ", allowed=sys.maxsize)
     except ValueError as e:
         raise ValueError(str(e).replace("config.data.unlabelled", flag)) from e
 
 
-def _paths(found: folders.Files, out: Path) -> list[str]:
+def _paths(found: Files, out: Path) -> list[str]:
     """Returns the paths of images: relative to the list where they are below its folder."""
     root, base = Path(found.root).absolute(), out.absolute().parent
     whole = [os.path.join(root, path) for path in found.paths]

@@ -430,6 +430,7 @@ MAY_IMPORT = {
     "data.sampling": {"config", "data.labels"},
     "data.access": set(),
     "data.folders": {"data.access", "data.decode", "data.labels", "data.sampling"},
+    "data.lists": {"data.access", "data.decode", "data.folders", "data.labels"},
     "data.records": {"data.access", "data.decode", "data.folders", "data.labels"},
     "data.columns": {
         "config",
@@ -444,6 +445,7 @@ MAY_IMPORT = {
         "data.columns",
         "data.folders",
         "data.labels",
+        "data.lists",
         "data.records",
         "data.table_labels",
     },

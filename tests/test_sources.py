@@ -969,7 +969,10 @@ HEAVY = {"tensorflow", "tensorflow_datasets", "sklearn"}
     [
         (("sources", "loader"), HEAVY),
         # what a worker imports to unpickle its source
-        (("arrays", "folders", "records", "batches", "workers"), HEAVY | {"jax", "flax", "grain"}),
+        (
+            ("arrays", "folders", "lists", "records", "batches", "workers"),
+            HEAVY | {"jax", "flax", "grain"},
+        ),
     ],
 )
 def test_heavy_libraries_are_not_imported(modules, absent):

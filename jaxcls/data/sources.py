@@ -26,13 +26,9 @@ from jaxcls.data.arrays import (
     open_digits,
     open_fake,
 )
-from jaxcls.data.folders import (
-    CLASSES_FILE,
-    open_folder,
-    open_list,
-    some,
-)
+from jaxcls.data.folders import CLASSES_FILE, open_folder, some
 from jaxcls.data.labels import counts, groups
+from jaxcls.data.lists import open_list
 from jaxcls.data.loader import PLAIN, Options
 from jaxcls.data.records import Records, Tfds, open_array_record, open_tfds
 from jaxcls.data.sampling import WEIGHTS, by_class, subset

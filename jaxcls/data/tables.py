@@ -17,9 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxcls.data import folders
+from jaxcls.data import lists
 from jaxcls.data.access import Source
-from jaxcls.data.folders import CLASSES_FILE, EVALUATION, directory, names_of_classes, some
+from jaxcls.data.folders import (
+    CLASSES_FILE,
+    EVALUATION,
+    Files,
+    directory,
+    names_of_classes,
+    some,
+)
 from jaxcls.data.labels import NONE
 from jaxcls.data.records import shards
 
@@ -70,7 +77,7 @@ def open_table(
         "label", "class", ..., whichever is there.
       split_column: column that tells "train" from others; "": there is none.
       num_classes, multi_label, class_names: see configs/base.py and `columns.labels_of`.
-      allowed, training, needs_labels, other_names: as `folders.open_list`.
+      allowed, training, needs_labels, other_names: as `lists.open_list`.
 
     Raises:
       ValueError: a missing file or column, a label that is missing or none, missing images, ...
@@ -122,7 +129,7 @@ def open_huggingface(
         is there first.
       image_column, label_columns, ..., class_names: as `open_table`; "", (): by the features, or
         else as there.
-      allowed, training, needs_labels, other_names: as `folders.open_list`.
+      allowed, training, needs_labels, other_names: as `lists.open_list`.
 
     Raises:
       ValueError: no such folder or split, and as `open_table`.
@@ -164,7 +171,7 @@ def open_unlabelled(
 
     Args:
       path: a table, or a pattern of several, of whose columns only that of the images is read;
-        paths are relative to its folder. Or what `folders.open_unlabelled` takes.
+        paths are relative to its folder. Or what `lists.open_unlabelled` takes.
       root, delimiter, image_column, allowed: as `open_table`.
 
     Raises:
@@ -172,7 +179,7 @@ def open_unlabelled(
     """
     place = Path(root).expanduser() / Path(path).expanduser()
     if place.suffix.lower() not in KINDS:
-        return folders.open_unlabelled(path, root=root, delimiter=delimiter, allowed=allowed)
+        return lists.open_unlabelled(path, root=root, delimiter=delimiter, allowed=allowed)
     base = place.parent
     sheet = _sheet(_found(base, place.name, "unlabelled", True), base, delimiter)
     rows = np.arange(sheet.count)
@@ -441,5 +448,5 @@ def _source(
         )
     lines = rows if sheet.lines is None else sheet.lines[rows]
     texts, lines = columns.Texts.of(paths), lines.astype(np.int32)
-    files = folders.Files(str(sheet.base), texts, labels, names, sheet.name, lines)
-    return folders.looked_for(files, allowed) if look else files
+    files = Files(str(sheet.base), texts, labels, names, sheet.name, lines)
+    return lists.looked_for(files, allowed) if look else files
