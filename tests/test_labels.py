@@ -249,6 +249,21 @@ def test_unlabelled_tables(pictures):
         opened(pictures, unlabelled="more/no.csv")
 
 
+@pytest.mark.parametrize("text", ["image,label\n{0},\n{1},\n", "image\n{0}\n{1}\n", None])
+def test_no_marks_at_all(pictures, text):
+    """There are as many as a teacher has classes, too."""
+    names = "train/a/0.png", "train/b/1.png"
+    (pictures / "train_list.txt").write_text("\n".join(names))
+    (pictures / "train.csv").write_text((text or "").format(*names))
+    config = base.get_config()
+    config.data.update(source="table" if text else "list", root=str(pictures), multi_label=True)
+    train = sources.open(**config.data, needs_labels="", other_names=lambda: ("x", "y", "z")).train
+    assert (train.marks, train.labels.tolist()) == (3, [[-1] * 3] * 2)
+    config.data.class_names = ("x", "y")
+    train = sources.open(**config.data, needs_labels="").train
+    assert (train.marks, train.labels.tolist()) == (2, [[-1] * 2] * 2)
+
+
 LINES = "more/x/deep/0.png 1\nmore/y/deep/1.png\nmore/x/deep/2.png -1\nmore/y/deep/3.png \n"
 
 

@@ -77,6 +77,7 @@ def open_list(
     labels = rows[1][labelled(rows[1])]
     if not count and not len(labels) and (names := other_names()):
         count = len(names)
+        rows = _read_list(train_list, "train", count, **how)  # marks are as many now
     if not count and not len(labels):
         raise ValueError(
             f"{train_list}: no image has a label, and nothing names the classes: write a name in "

@@ -27,7 +27,7 @@ from jaxcls.data.folders import (
     names_of_classes,
     some,
 )
-from jaxcls.data.labels import NONE
+from jaxcls.data.labels import NONE, marks_of
 from jaxcls.data.records import shards
 
 if TYPE_CHECKING:
@@ -403,6 +403,8 @@ def _images(
                 f"{sheet.name}: no image has a label, and nothing names the classes: write their "
                 f"names in {CLASSES_FILE}, a line each, or config.data.class_names"
             )
+        if how.multi_label and marks_of(labels) != len(known.names):  # none has a label
+            labels = np.full((len(rows), len(known.names)), NONE, np.int8)
         return _source(sheet, rows, image, labels, known.names, how.allowed, look), known
 
 
