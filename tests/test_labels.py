@@ -327,6 +327,7 @@ def test_copies_without_a_label_have_no_other_one(pictures):
         (LINES, {"needs_labels": "supervised"}, r"list.txt:2: no label after the delimiter ' '"),
         ("a.png 0\nb.png -1\n", {"needs_labels": "x"}, "list.txt:2: the label -1 is out of range"),
         (LINES, {"class_names": ("a", "a")}, "config.data.class_names has 'a' twice"),
+        (LINES, {"class_names": ("a,b",)}, "class_names = .* names one class: write all"),
         (LINES, {"class_names": ("a", 1)}, "config.data.class_names = .* write texts"),
         (LINES, {"class_names": ("a", "b"), "num_classes": 3}, "class_names names 2 classes, conf"),
     ],

@@ -418,6 +418,12 @@ def test_lists_of_classes_and_soft_labels(root):
         opened(root)
 
 
+def test_delimiters_are_for_texts_with_some(root):
+    parquet(root / "train.parquet", {"image": ["0.png", "1.png"], "label": [0, 1]})
+    with pytest.raises(ValueError, match="delimiter = ';': .*train.parquet has none: leave it out"):
+        opened(root, delimiter=";")
+
+
 def test_damaged_and_missing_files(root):
     parquet(root / "train.parquet", {"image": [png(0), None, png(1)], "label": [0, 1, 1]})
     data = opened(root)

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from jaxcls.data.access import MAX_CLASSES, Source, digest, digest_of_labels
-from jaxcls.data.labels import NONE, labelled, marks_of, one
+from jaxcls.data.labels import NONE, Labelled, one
 from jaxcls.data.ops import check_size
 
 BACKGROUND = "background"  # class of images that show none of the others
@@ -139,21 +139,13 @@ class Joined:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Arrays:
+class Arrays(Labelled):
     """Images in memory: uint8 [N, H, W, C]; image i is `images[i % N]`."""
 
     kind: str  # what the names begin with
     images: np.ndarray
     labels: np.ndarray  # int [number of images], or marks [number of images, K]
     class_names: tuple[str, ...]
-
-    @property
-    def marks(self) -> int:
-        return marks_of(self.labels)
-
-    @property
-    def has_label(self) -> np.ndarray:
-        return labelled(self.labels)
 
     @property
     def identity(self) -> dict[str, str]:

@@ -29,7 +29,7 @@ from jaxcls.config import closest
 from jaxcls.data.access import digest, digest_of_labels
 from jaxcls.data.decode import BadImage
 from jaxcls.data.folders import Files, printable, quoted
-from jaxcls.data.labels import labelled, marks_of, one
+from jaxcls.data.labels import Labelled, one
 
 GROUP_BYTES = 2**29  # of row groups of Parquet files that stay in memory, in each process
 CHUNK = 65536  # rows of text that are converted at a time
@@ -385,7 +385,7 @@ _groups = _Groups()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Cells:
+class Cells(Labelled):
     """Images in a column of Parquet or Arrow files: their bytes, or {"bytes", "path"}."""
 
     files: tuple[str, ...]
@@ -396,14 +396,6 @@ class Cells:
     root: str  # folder of images that are in files
     labels: np.ndarray
     class_names: tuple[str, ...]
-
-    @property
-    def marks(self) -> int:
-        return marks_of(self.labels)
-
-    @property
-    def has_label(self) -> np.ndarray:
-        return labelled(self.labels)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxcls.data.access import MAX_CLASSES, digest, digest_of_labels, evenly, in_threads
 from jaxcls.data.decode import SUFFIXES, BadImage
-from jaxcls.data.labels import NONE, labelled, marks_of, one
+from jaxcls.data.labels import NONE, Labelled, one
 from jaxcls.data.sampling import by_class
 
 CLASSES_FILE = "classes.txt"  # beside lists and records: one class name per line, in label order
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Files:
+class Files(Labelled):
     """Image files below `root`. With `listed` set, they are lines of that list file."""
 
     root: str
@@ -47,14 +47,6 @@ class Files:
     class_names: tuple[str, ...]
     listed: str = ""
     lines: np.ndarray | None = None  # int32, line numbers in `listed`
-
-    @property
-    def marks(self) -> int:
-        return marks_of(self.labels)
-
-    @property
-    def has_label(self) -> np.ndarray:
-        return labelled(self.labels)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -369,6 +361,10 @@ def given_class_names(names: Sequence[str]) -> tuple[str, ...]:
     """
     if not all(isinstance(name, str) and name for name in names):
         raise ValueError(f"config.data.class_names = {names!r}: write texts, one for each class")
+    if len(names) == 1:
+        raise ValueError(
+            f"config.data.class_names = {names!r} names one class: write all, ('cat', 'dog', ...)"
+        )
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"config.data.class_names has {twice[0]!r} twice")
     return tuple(names)

@@ -22,6 +22,20 @@ def marks_of(labels: np.ndarray) -> int:
     return labels.shape[1] if labels.ndim == 2 else 0
 
 
+class Labelled:
+    """What a source (data/access.py) tells of its `labels`, where they need no reading."""
+
+    labels: np.ndarray  # int [N], or marks [N, K]
+
+    @property
+    def marks(self) -> int:
+        return marks_of(self.labels)
+
+    @property
+    def has_label(self) -> np.ndarray:
+        return labelled(self.labels)
+
+
 def one(labels: np.ndarray, index: int) -> Any:
     """Returns the label of an image: an int, or marks [K]."""
     return labels[index] if labels.ndim == 2 else int(labels[index])

@@ -85,7 +85,12 @@ def open_table(
     base = directory(root, "root")
     known = _known(base, class_names, num_classes, needs_labels)
     how = _How(image_column, label_columns, multi_label, allowed, other_names)
-    sheet = _sheet(_found(base, train or "train", "train", bool(train)), base, delimiter)
+    files = _found(base, train or "train", "train", bool(train))
+    if delimiter != " " and not TEXTS.get(files[0].suffix.lower()):
+        raise ValueError(
+            f"config.data.delimiter = {delimiter!r}: {files[0]} has none: leave it out"
+        )
+    sheet = _sheet(files, base, delimiter)
     if split_column:
         rows, evaluated = _split(sheet, split_column, eval)
     else:
