@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import threading
 
@@ -300,6 +301,16 @@ def test_hostile_lines_of_json(root, text, message):
     (root / "train.jsonl").write_text(text)
     with pytest.raises(ValueError, match=message):
         opened(root)
+
+
+def test_what_is_no_file(root):
+    os.mkfifo(root / "a.csv")
+    (root / "b.parquet").mkdir()
+    (root / "c.csv").symlink_to("c.csv")
+    for name, message in (("a.csv", "no such file"), ("b.parquet", "a folder: name its files"),
+                          ("c.csv", "no such file")):  # fmt: skip
+        with pytest.raises(ValueError, match=rf"{name}.* {message} \(config.data.train"):
+            opened(root, train=name)
 
 
 def test_text_that_is_none(root):

@@ -224,8 +224,10 @@ def _known(base: Path, class_names: Sequence[str], num_classes: int, needs_label
 def _found(base: Path, name: str, key: str, given: bool) -> list[Path]:
     """Returns the files of a name or pattern; of a usual one none, if the evaluation has none."""
     if given:
+        if (base / name).is_dir():
+            raise ValueError(f"{base / name} is a folder: name its files (config.data.{key})")
         files = [Path(file) for file in shards(base, name)]
-        if not files:
+        if not all(file.is_file() for file in files) or not files:  # a pipe would never end
             raise ValueError(f"{base / name}: no such file (config.data.{key}, relative to root)")
     else:
         files = [base / f"{name}{kind}" for kind in KINDS if (base / f"{name}{kind}").is_file()]
