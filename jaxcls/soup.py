@@ -45,6 +45,7 @@ from jaxcls.program import build
 
 STATISTICS = ("estimate", "average")
 TRAINING_ONLY = ("dropout", "drop_path")  # options of a network that its weights do not show
+OF_A_RUN = ("version", "precision", *weights.CALIBRATED)  # what may differ, besides
 Variables = Mapping[str, Any]
 
 
@@ -285,9 +286,9 @@ def _check_same(run: str, theirs: network.Network, ours: network.Network) -> Non
     """
 
     def told(net):
-        known = net.described()
+        known = {k: v for k, v in net.described().items() if k not in OF_A_RUN}
         options = {k: v for k, v in known["options"].items() if k not in TRAINING_ONLY}
-        return json.loads(json.dumps(known | {"options": options, "version": "", "precision": ""}))
+        return json.loads(json.dumps(known | {"options": options}))
 
     a, b = told(theirs), told(ours)
     for key in a:

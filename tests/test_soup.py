@@ -93,6 +93,16 @@ def given(tmp_path_factory):
     return run("a"), run("b", more=1.0), run("wide", width=16)
 
 
+def test_runs_may_differ_in_what_an_evaluation_has_found_for_them(given):
+    a, b, wide = given
+    ours, _ = network.load(a)
+    theirs, _ = network.load(b)
+    calibrated = ours.calibrated({"temperature": 1.7, "thresholds": [0.5]})
+    soup._check_same(b, calibrated, theirs)
+    with pytest.raises(ValueError, match="another network than the config: options is"):
+        soup._check_same(wide, network.load(wide)[0], ours)
+
+
 def cook(capsys, *arguments):
     """Returns the exit code and what was printed."""
     code = soup.main(["soup", *arguments])

@@ -396,6 +396,6 @@ def _shown(url: str) -> str:
         return found.render_as_string(hide_password=True)
     except (sqlalchemy.exc.ArgumentError, ValueError) as e:
         raise ValueError(
-            f"--storage={url}: write the URL of a database, such as "
+            f"--storage={url}: write the URL of a database, such as sqlite:////FOLDER/study.db or "
             "postgresql://USER:PASSWORD@HOST/NAME"
         ) from e
