@@ -118,6 +118,8 @@ def test_views_are_corners_scales_and_mirrors(trained, tmp_path, capsys):
     made = made_in(trained[0])
     assert made["of"] == found["of"]
     assert made["rejection"]["threshold"] == 0  # the network's is not that of a mean
+    assert not [it["title"] for it in made["advice"] if "sure" in it["title"]]
+    assert "calibrate" not in Path(trained[0], "report/index.html").read_text()
 
 
 @pytest.mark.parametrize("mean", ["probabilities", pytest.param("logits", marks=pytest.mark.ci)])
