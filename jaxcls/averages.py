@@ -51,8 +51,10 @@ def stochastic(
     """
     lengths = {"batch_size": batch_size, "steps_per_epoch": steps_per_epoch}
     first = steps_of(start, key="swa.start", **lengths)
-    if not first:
+    if not start:
         return {}
+    want = 'a duration of at least one step, such as "1 steps" for all from the first, or ""'
+    expect(first > 0, "swa.start", start, want)
     interval = steps_of(every, key="swa.every", **lengths)
     expect(interval > 0, "swa.every", every, 'a duration of at least one step: "1 epochs"')
     if first > total_steps:

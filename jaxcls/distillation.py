@@ -390,13 +390,8 @@ def l2(
     The student's go through a trained 1x1 convolution where channels differ (FitNets' regressor);
     the teacher's are resized where height and width do. The stage "logits" compares scores.
     """
-    given = {
-        "kl_weight": kl_weight,
-        "temperature": temperature,
-        "aux_weight": aux_weight,
-        "project": True,
-    }
-    return _features(soft_losses.mean_square, stages, outputs, teachers, **given)
+    scores = {"kl_weight": kl_weight, "temperature": temperature, "aux_weight": aux_weight}
+    return _features(soft_losses.mean_square, stages, outputs, teachers, project=True, **scores)
 
 
 def attention(
@@ -409,13 +404,8 @@ def attention(
     teachers: Any,
 ) -> Part:
     """Attention transfer: `soft_losses.attention`, of as many channels as there are."""
-    given = {
-        "kl_weight": kl_weight,
-        "temperature": temperature,
-        "aux_weight": aux_weight,
-        "maps": True,
-    }
-    return _features(soft_losses.attention, stages, outputs, teachers, **given)
+    scores = {"kl_weight": kl_weight, "temperature": temperature, "aux_weight": aux_weight}
+    return _features(soft_losses.attention, stages, outputs, teachers, maps=True, **scores)
 
 
 def rkd(
