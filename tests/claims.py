@@ -147,11 +147,17 @@ def plain(c: Claims, seed: int) -> Path:
     return c.run("plain", seed, *cifar(c, *TENTH))
 
 
+def taught(c: Claims) -> tuple[str, ...]:
+    """Returns the arguments of a run with a teacher."""
+    return ("--config.loss.name=kl", f"--config.teacher.checkpoints={teacher(c)}")
+
+
+UNLABELLED = ("--config.data.unlabelled=train", "--config.data.unlabelled_share=0.75")
+
+
 def more(c: Claims, seed: int) -> Path:
     """Returns one that had a teacher, and the other images without their labels."""
-    taught = ("--config.loss.name=kl", f"--config.teacher.checkpoints={teacher(c)}")
-    unlabelled = ("--config.data.unlabelled=train", "--config.data.unlabelled_share=0.75")
-    return c.run("more", seed, *cifar(c, *TENTH, *taught, *unlabelled))
+    return c.run("more", seed, *cifar(c, *TENTH, *taught(c), *UNLABELLED))
 
 
 def transfer(c: Claims) -> Figures:
@@ -167,13 +173,18 @@ def transfer(c: Claims) -> Figures:
 
 
 def distillation(c: Claims) -> Figures:
-    """Distillation, 5,000 labels"""
-    found: Figures = {"labels alone": [], "a teacher": [], "and images without labels": []}
-    taught = ("--config.loss.name=kl", f"--config.teacher.checkpoints={teacher(c)}")
-    for seed in c.seeds:
-        found["labels alone"].append(last(plain(c, seed)))
-        found["a teacher"].append(last(c.run("taught", seed, *cifar(c, *TENTH, *taught))))
-        found["and images without labels"].append(last(more(c, seed)))
+    """Distillation, 5,000 labels and 1,000"""
+    found: Figures = {}
+    scarce = (*STUDENT, "--config.data.fraction=0.02")
+    scarce = tuple(argument.replace("1e5", "6e4") for argument in scarce)
+    for labels, suffix, arguments in (("5,000", "", TENTH), ("1,000", "_of_few", scarce)):
+        for name, variant, how in (
+            ("plain", "labels alone", ()),
+            ("taught", "a teacher", taught(c)),
+            ("more", "and 50,000 images without labels", (*taught(c), *UNLABELLED)),
+        ):
+            runs = [c.run(name + suffix, s, *cifar(c, *arguments, *how)) for s in c.seeds]
+            found[f"{labels}: {variant}"] = [last(run) for run in runs]
     return found
 
 
@@ -202,7 +213,8 @@ def tail(c: Claims) -> Figures:
     ):
         for seed in c.seeds:
             long_tail = "--config.data.long_tail=100.0"
-            run = c.run(name, seed, *cifar(c, *STUDENT, long_tail, *arguments))
+            short = [argument.replace("1e5", "6e4") for argument in STUDENT]
+            run = c.run(name, seed, *cifar(c, *short, long_tail, *arguments))
             of = report(run)["per_class"]
             rare = 100 * statistics.mean(of[name]["recall"] for name in SECOND)
             found.setdefault(f"{variant}, all classes", []).append(last(run))
