@@ -22,9 +22,10 @@ from configs import base
 from jaxcls import choices, evaluate, network, program, train
 from jaxcls.config import defaults
 from jaxcls.data import ops
-from jaxcls.data.arrays import Arrays
+from jaxcls.data.arrays import Arrays, Subset, WithBackground
 from jaxcls.data.feed import Feed
-from jaxcls.report import advice, figures, plots, write
+from jaxcls.data.folders import Files
+from jaxcls.report import advice, figures, plots, tables, write
 from jaxcls.report.grad_cam import grad_cam
 from jaxcls.report.scores import Scores
 
@@ -390,3 +391,15 @@ def test_a_run_that_ends_while_it_writes_the_report(tmp_path, monkeypatch):
     rows = list(csv.DictReader((report / "predictions.csv").open()))[:9]
     assert [row["prediction"] for row in rows] == [str(k) for k in p.argmax(1)]
     np.testing.assert_allclose([float(row["probability"]) for row in rows], p.max(1), rtol=1e-4)
+
+
+def test_images_are_called_by_their_paths():
+    """Whatever list they were read from, and whatever part of it is evaluated."""
+    labels = np.array([0, 1, 1], np.int32)
+    listed = Files("/photos", ("a.jpg", "b c.jpg", "d\n.jpg"), labels, ("x", "y"), "all.txt",
+                   np.array([3, 5, 7]))  # fmt: skip
+    assert listed.name(1) == "/photos/b c.jpg (all.txt:5)"
+    part = WithBackground(Subset(listed, np.array([2, 1])), 0)
+    assert tables.image_names(part, np.array([1, 0])) == ["/photos/b c.jpg", "/photos/d\\n.jpg"]
+    arrays = Arrays("digits", np.zeros((2, 4, 4, 1), np.uint8), labels[:2], ("x", "y"))
+    assert tables.image_names(arrays, np.array([1])) == [arrays[1]["name"]]

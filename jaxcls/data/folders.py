@@ -79,9 +79,13 @@ class Files(Labelled):
         path, name = os.path.join(self.root, self.paths[index]), self.name(index)
         return {"image": _read(path, name), "label": one(self.labels, index), "name": name}
 
+    def path(self, index: int) -> str:
+        """Returns where an image is, without control characters."""
+        return printable(os.path.join(self.root, self.paths[index]))
+
     def name(self, index: int) -> str:
-        """Returns what messages call an image."""
-        path = printable(os.path.join(self.root, self.paths[index]))
+        """Returns what messages call an image: where it is, and where that is written."""
+        path = self.path(index)
         return f"{path} ({self.listed}:{self.lines[index]})" if self.listed else path
 
 

@@ -10,6 +10,8 @@ import numpy as np
 
 from jaxcls import files
 from jaxcls.data.access import Source, in_threads, item_of
+from jaxcls.data.arrays import Subset, WithBackground
+from jaxcls.data.folders import Files
 from jaxcls.report import measures
 from jaxcls.report.figures import Evaluation
 
@@ -17,9 +19,15 @@ COLUMNS = ("image", "label", "prediction", "probability")
 
 
 def image_names(source: Source, numbers: np.ndarray) -> list[str]:
-    """Returns what the images of these numbers are called; records are read for it."""
-    if hasattr(source, "name"):
-        return [source.name(i) for i in numbers.tolist()]
+    """Returns the paths of these images, or what those that are no files are called.
+
+    Records are read for it.
+    """
+    while isinstance(source, (Subset, WithBackground)):
+        numbers = source.indices[numbers] if isinstance(source, Subset) else numbers
+        source = source.source
+    if isinstance(source, Files):
+        return [source.path(i) for i in numbers.tolist()]
     return in_threads(lambda i: item_of(source, i)["name"], numbers.tolist())
 
 
