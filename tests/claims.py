@@ -176,8 +176,7 @@ def distillation(c: Claims) -> Figures:
     """Distillation, 5,000 labels and 1,000"""
     found: Figures = {}
     scarce = (*STUDENT, "--config.data.fraction=0.02")
-    scarce = tuple(argument.replace("1e5", "6e4") for argument in scarce)
-    for labels, suffix, arguments in (("5,000", "", TENTH), ("1,000", "_of_few", scarce)):
+    for labels, suffix, arguments in (("5,000", "", TENTH), ("1,000", "_1000", scarce)):
         for name, variant, how in (
             ("plain", "labels alone", ()),
             ("taught", "a teacher", taught(c)),
