@@ -5,8 +5,8 @@
 CIFAR has train/CLASS/* and test/CLASS/*. Networks are small ResNet-D that a processor core trains
 in minutes. Every run is a `python -m jaxcls.main` in a folder of DIR, so that the same command goes
 on where it was stopped, nothing is trained twice, and several claims may run at once. Prints a
-table of top-1 accuracy on test images: the mean over the seeds, and each of them; DIR/CLAIM.json
-has the figures of a claim.
+table of top-1 accuracy on test images, or of the calibration error, in percent: the mean over the
+seeds, and each of them; DIR/CLAIM.json has the figures of a claim.
 """
 
 import argparse
@@ -251,8 +251,8 @@ def resolution(c: Claims) -> Figures:
 def search(c: Claims) -> Figures:
     """Search, 196 settings of a fine-tuning
 
-    The grid is trained. A trial of the same settings and seed gives the same figure bit for bit,
-    so what a Bayesian search of 20 trials would find is looked up in it, for 10 seeds.
+    The grid is trained. A trial of the same settings, on as many cores, gives the same figure bit
+    for bit, so what a search of 20 trials would find is looked up in it, for 10 of its seeds.
     """
     there = space.read(str(ROOT / "configs" / "spaces" / "transfer.py"))
     workdir = c.out / "sweep"
