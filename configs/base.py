@@ -28,6 +28,9 @@ def get_config(arg=None):
     c.model.bn_momentum = config_dict.placeholder(float)
     c.model.bn_epsilon = config_dict.placeholder(float)  # None: the network's own, mostly 1e-5
     c.model.bn_group = config_dict.placeholder(int)  # images that share statistics; None: all
+    # "int8": training rounds as `python -m jaxcls.export --format=int8` does, so that less is lost
+    # there: to fine-tune, with configs/finetune.py; "": no rounding
+    c.model.quantise = ""
     c.model.options = ()  # further arguments of the family: (("dropout", 0.2), ...)
     # class of the data that stands for none of the others: `Network.decide` then answers -1
     c.model.background = ""
@@ -38,7 +41,8 @@ def get_config(arg=None):
     # "fake"
     c.data.source = ""
     # folder, list, table: directory of the images; tfds, array_record: of the records (tfds: "" is
-    # ~/tensorflow_datasets); huggingface: what save_to_disk wrote, or a clone from the hub
+    # ~/tensorflow_datasets); huggingface: what save_to_disk wrote, or a clone from the hub. Of
+    # folder, list, array_record and tfds also gs://BUCKET/FOLDER (pip install 'jaxcls[gcs]')
     c.data.root = ""
     # folder: sub-folder, "" is "train" if there is one; list: list file, "" is "train_list.txt";
     # tfds, huggingface: split, "" is "train"; array_record: file pattern below root, "" is
@@ -92,7 +96,7 @@ def get_config(arg=None):
     c.data.repeats = 1  # times that an image is in its batch, each time augmented differently
     # where images stay after they were first read, jaxcls.data.cache: "none"; "encoded" or
     # "decoded" in host memory; "device": all in its memory; "auto": small sets on an accelerator if
-    # they can, or decoded
+    # they can, or decoded; files of gs:// encoded, where half of the memory holds them
     c.data.cache = "auto"
 
     # -- Feeding the device: jaxcls.data.loader -------------------------------------------------
@@ -312,6 +316,9 @@ def get_config(arg=None):
     c.precision.backoff = 0.5  # dynamic: factor after a step that was not finite
     c.precision.min_scale = 1.0  # dynamic
     c.precision.max_skipped = 50  # skipped steps in a row that stop the run
+    # GPU: the same bits every time, by XLA's xla_gpu_deterministic_ops: no sums in the order in
+    # which threads come, no choice of kernels by their time. CPUs and TPUs need no option for it
+    c.precision.deterministic = False
 
     c.ema = ConfigDict()
     c.ema.decay = 0.0  # of the moving average of parameters and statistics; 0: none
@@ -329,6 +336,9 @@ def get_config(arg=None):
     c.mesh = ConfigDict()
     c.mesh.data = -1  # devices along the batch; -1: all that are left
     c.mesh.fsdp = 1  # devices that share parameters and optimizer state (and the batch too)
+    # devices that share the classes: the classifier, its optimizer state and the scores (and the
+    # batch too), for millions of them; it has to divide model.num_classes
+    c.mesh.model = 1
     c.mesh.fsdp_min_size = 65536  # smaller parameters (in elements) stay whole on each device
     # ((pattern, axes), ...): how parameters whose names match are cut, an axis of the mesh or None
     # for each dimension, (("head/.*kernel$", (None, "fsdp")),); the first that matches counts, the
@@ -337,7 +347,9 @@ def get_config(arg=None):
 
     # -- Starting point: jaxcls.weights.initialize(**init) --------------------------------------
     c.init = ConfigDict()
-    c.init.checkpoint = ""  # a run's working directory, a checkpoint or an export: fine-tuning
+    # fine-tuning: a run's working directory, a checkpoint or an export; or published weights by
+    # name, paddleclas:NAME or timm:NAME, fetched the first time (python -m jaxcls.convert --fetch)
+    c.init.checkpoint = ""
     c.init.ema = True  # take its average where it has one: `swa` if that has begun, or `ema`
     c.init.reset = ()  # patterns of tensors that start afresh (a head of another size always does)
 
@@ -385,6 +397,15 @@ def get_config(arg=None):
     c.log = ConfigDict()
     c.log.every = "50 steps"
     c.log.tensorboard = True
+    # What takes too long: jaxcls.watch.Watch(**watch)
+    c.watch = ConfigDict()
+    # times the median of the last 100: a step that takes longer is reported, with what every thread
+    # does; 0: none
+    c.watch.slow = 10.0
+    c.watch.least = 30.0  # seconds that such a step takes at least
+    # seconds without a step, a batch of an evaluation, the end of a save, that end the process with
+    # exit code 75, for launchers to try again; 0: never. The first step may take as long as it does
+    c.watch.stuck = 1800.0
 
     c.lock()
     return c

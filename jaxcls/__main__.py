@@ -12,9 +12,13 @@ COMMANDS = {
     "check": "read every image once",
     "preview": "what the network gets to see",
     "config": "what a config stands for, its learning rate as a picture",
+    "plan": "whether a run fits on machines that are not here, and what it takes",
     "select": "images without labels that a network is sure of",
     "sweep": "search over the keys of a config",
     "soup": "one network from the weights of several runs",
+    "predict": "what images show",
+    "export": "a network as other programs run it: StableHLO, ONNX",
+    "serve": "answers over HTTP",
     "benchmark": "ratios measured in one run",
 }
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from etils import epath
 from jaxcls import checksums, files, trees
 from jaxcls.checksums import CHECKSUMS, EVALUATION
 from jaxcls.files import any_process
+from jaxcls.signals import AGAIN
 
 
 class Checkpoints:
@@ -61,6 +63,8 @@ class Checkpoints:
         self._saving: int | None = None  # step of the newest save that was begun
         self._told: int | None = None  # by `finished`
         self._save_failed = False
+        self._kept: tuple[Any, dict[str, Any]] | None = None  # state and meta, while they are saved
+        self._gave_up = False  # on the last save
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self,
             cleanup_tmp_directories=True,
@@ -150,17 +154,47 @@ class Checkpoints:
         # Orbax would skip it without a word.
         assert latest is None or step > latest, f"step {step} is below the checkpoint {latest}"
         meta = {**meta, "best": self.best, "last": self.last}
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            meta=ocp.args.JsonSave(json.loads(json.dumps(meta, allow_nan=False))),
-        )
-        self._saving = step
+        self._saving, self._kept = step, (state, json.loads(json.dumps(meta, allow_nan=False)))
         try:
-            saved = self._manager.save(step, args=args, force=True)
+            self._begin()
         except OSError as e:
-            raise self._failed(e) from e
-        assert saved, f"orbax did not save step {step}"
+            self._try_again(e)
+        if self._gave_up:  # on the one before: this one is not left behind before it is there
+            self._gave_up = False
+            self.wait()
         return True
+
+    def _begin(self) -> None:
+        state, meta = self._kept
+        args = {"state": ocp.args.StandardSave(state), "meta": ocp.args.JsonSave(meta)}
+        saved = self._manager.save(self._saving, args=ocp.args.Composite(**args), force=True)
+        assert saved, f"orbax did not save step {self._saving}"
+
+    def _try_again(self, error: Exception) -> None:
+        """Writes what could not be written again, for a while, where storage may answer later.
+
+        A state that was computed on is gone: the next save is to have it.
+        """
+        for delay in files.DELAYS:
+            if self._kept is None or jax.process_count() > 1 or not files.passes(error):
+                break  # with others, these would have to begin again, too
+            what = f"the checkpoint of step {self._saving} could not be written: "
+            what += files.storage_problem(error)
+            self._remove_unfinished()
+            self._manager.reload()
+            if any(x.is_deleted() for x in jax.tree.leaves(self._kept[0])):
+                self._report(f"{what}; the run goes on to the next one")
+                self._saving, self._kept, self._gave_up = None, None, True
+                return
+            self._report(f"{what}; trying again in {delay} s")
+            time.sleep(delay)
+            try:
+                self._begin()
+                self._manager.wait_until_finished()
+                return
+            except Exception as e:
+                error = e
+        raise self._failed(error) from error
 
     def restore(
         self,
@@ -235,7 +269,8 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as e:
-            raise self._failed(e) from e
+            self._try_again(e)
+        self._kept = None
         if self._saving is not None and not files.remote(self._directory):
             files.sync(self._directory)
 
@@ -318,10 +353,13 @@ class Checkpoints:
         previous = (
             "there is none before it" if step is None else f"the one of step {step} is intact"
         )
-        return files.SaveError(
+        failed = files.SaveError(
             f"the checkpoint of step {self._saving} could not be written to {self._directory}: "
             f"{files.reason(error)}; {previous}"
         )
+        if files.passes(error):
+            failed.exit_code = AGAIN
+        return failed
 
     def _remove_unfinished(self) -> None:
         if jax.process_index() == 0:

@@ -9,7 +9,6 @@ that it gives their bytes is its own promise. A copy on a disk is read, as all o
 """
 
 import base64
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -160,8 +159,4 @@ def _known(directory: epath.Path) -> dict[str, str]:
 
 
 def _digest(path: epath.Path, md5: bool = False) -> str:
-    digest = hashlib.md5(usedforsecurity=False) if md5 else hashlib.sha256()
-    with path.open("rb") as f:
-        while chunk := f.read(1 << 20):
-            digest.update(chunk)
-    return MD5 * md5 + digest.hexdigest()
+    return MD5 * md5 + files.digest(path, "md5" if md5 else "sha256")

@@ -38,6 +38,7 @@ def open_data(
     workdir: str = "",
     weights: str | None = None,
     training: bool = True,
+    devices: Sequence[jax.Device] | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> tuple[ConfigDict, sources.Data]:
     """Returns the config with nothing left open, and the images that its `data` names.
@@ -49,6 +50,7 @@ def open_data(
       workdir: of the run: what was chosen when it began is chosen again.
       weights: the checkpoint that it starts from; None: `config.init.checkpoint`.
       training: of `sources.open`.
+      devices: to choose for, also ones that are not here; None: those that are.
       report: is given a line about what was chosen.
 
     Raises:
@@ -76,7 +78,7 @@ def open_data(
             images=data.num_train,
             pixels=short_side(data.train),
             weights=config.init.checkpoint if weights is None else weights,
-            devices=jax.devices(),
+            devices=list(devices or jax.devices()),
         )
         report(line)
     share = config.data.unlabelled_share
@@ -105,7 +107,8 @@ def settled(
     With `weights` (fine-tuning), network and images are as there. A network of `LARGE` parameters
     is trained at the small learning rates of PaddleClas, which grow from stem to head, for 20
     epochs or at least 300 steps; where there is no accelerator only its head, for 10 epochs or at
-    least 150 steps. A small one is trained as a whole for 20 epochs or at least 600 steps. Without
+    least 150 steps. A small one is trained as a whole for 20 epochs or at least 600 steps. With
+    `config.model.quantise` all of it is, at one rate, for 3 epochs or at least 300 steps. Without
     `weights`, a network is trained from scratch: ResNet50_vd on an accelerator, otherwise a small
     one, at 16 to 128 pixels, for 20 epochs or at least 2,000 steps. A batch is 32 images, or a
     quarter of all, at least 8, where they are few. There are ten evaluations.
@@ -125,7 +128,8 @@ def settled(
     batch = config.batch_size or -(-batch // len(devices)) * len(devices)
     if weights:
         choice, parameters, told = _of_checkpoint(weights)
-        freeze = parameters >= LARGE and not accelerator
+        quantise = config.model.quantise  # what is rounded are the weights of all layers
+        freeze = parameters >= LARGE and not accelerator and not quantise
         what = f"{choice['model.name']} of {weights}"
         if freeze:
             what = f"no accelerator: only the head of {what} is trained"
@@ -134,6 +138,9 @@ def settled(
             least_epochs, least_steps, rate, l2 = 20, 300, 0.00375, 1e-6
         else:
             least_epochs, least_steps, rate, l2 = 20, 600, 0.03, 5e-4
+        if quantise:  # they need to move no further than to the next step of 8 bits
+            least_epochs, least_steps, rate = 3, 300, 0.00375
+            what = f"{what}, trained for {quantise}"
         if not told:
             what += "; built as published, since the checkpoint does not say its options"
     else:
@@ -150,7 +157,8 @@ def settled(
         steps = configs.steps_of(
             config.duration, key="duration", batch_size=batch, steps_per_epoch=per_epoch
         )
-    own = freeze or config.optim.layer_decay < 1  # rates of the parts, in another way
+    # rates of the parts, in another way
+    own = freeze or bool(config.model.quantise) or config.optim.layer_decay < 1
     choice |= _following(config, choice) | {
         "batch_size": batch,
         "duration": f"{steps} steps",

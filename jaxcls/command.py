@@ -2,8 +2,10 @@
 
 import argparse
 import contextlib
+import errno
 import functools
 import glob
+import json
 import logging
 import os
 import re
@@ -19,11 +21,17 @@ import absl.logging
 from absl import flags
 
 from jaxcls import config as configs
-from jaxcls import hints, output, processes
+from jaxcls import hints, output, processes, signals
 from jaxcls.output import one_line
 from jaxcls.recipes import of_run, override, read
 
+# what storage over a network says for a while
+PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH)
 STATUS = re.compile(r"[A-Z_]+: ")  # begins XLA's errors; one of a collective may be a ValueError
+
+
+# what XLA says where a collective or the coordination of processes failed
+NETWORK = re.compile(r"(?i)gloo|nccl|^(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED): ")
 
 
 def define_config(values: flags.FlagValues) -> None:
@@ -46,6 +54,9 @@ def define_processes(values: flags.FlagValues) -> None:
     for name, what in (("num_processes", "processes"), ("process_id", "this process")):
         text = f"number of {what}, with --coordinator"
         flags.DEFINE_integer(name, None, text, flag_values=values)
+    wait = f"seconds until all processes are there; {processes.PATIENCE:g}, or with --distributed "
+    wait += f"{processes.CLUSTER_PATIENCE:g}"
+    flags.DEFINE_float("wait", None, wait, lower_bound=0, flag_values=values)
 
 
 def parse(
@@ -157,19 +168,22 @@ class Arguments(argparse.ArgumentParser):
 
 
 def complain(error: Exception) -> int:
-    """Prints a user's mistake; JAXCLS_DEBUG=1 shows where it was found. Returns 2."""
+    """Prints a user's mistake; JAXCLS_DEBUG=1 shows where it was found.
+
+    Returns the exit code: 2, or 75 for what may pass, so that it is worth to try again.
+    """
     if os.environ.get("JAXCLS_DEBUG"):
         raise error
     before = "\r\x1b[K" if sys.stderr.isatty() else ""  # what was shown while waiting
     print(f"{before}jaxcls: {one_line(error)}", file=sys.stderr)
-    return 2
+    return getattr(error, "exit_code", 2)
 
 
 def told(main: Callable[..., int]) -> Callable[..., int]:
     """Returns a command's `main` that tells errors in one line and returns the exit code for them.
 
-    That is 2 for a user's mistake and what the system refuses, 1 where numbers are not finite, and
-    130 after Ctrl-C. What else is raised is a mistake of ours.
+    That is 2 for a user's mistake and what the system refuses, 75 for what may pass, 1 where
+    numbers are not finite, and 130 after Ctrl-C. What else is raised is a mistake of ours.
     """
 
     @functools.wraps(main)
@@ -185,7 +199,8 @@ def told(main: Callable[..., int]) -> Callable[..., int]:
         except OSError as e:  # of the system: storage, permissions, limits
             if e.errno is None:
                 raise
-            return complain(OSError(f"{e.filename}: {e.strerror}" if e.filename else e.strerror))
+            complain(OSError(f"{e.filename}: {e.strerror}" if e.filename else e.strerror))
+            return signals.AGAIN if e.errno in PASSING else 2
         except KeyboardInterrupt:
             return 130
         except FloatingPointError as e:
@@ -216,6 +231,7 @@ def quieten() -> None:
     # up end in asyncio's complaints.
     logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    logging.getLogger("gcsfs").setLevel(logging.ERROR)  # guesses at the kind of a bucket
     report = sys.unraisablehook
 
     def without_orphans(unraisable: Any) -> None:
@@ -225,14 +241,22 @@ def quieten() -> None:
     sys.unraisablehook = without_orphans
 
 
+def caches() -> Path:
+    """Returns the folder of what is computed once for all runs of a user.
+
+    Raises:
+      RuntimeError: the user has no home.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxcls"
+
+
 def start_jax() -> None:
     """Turns on the persistent compilation cache."""
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR has its say
         with contextlib.suppress(RuntimeError):  # a user without a home, as in containers
-            caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-            jax.config.update("jax_compilation_cache_dir", str(caches / "jaxcls" / "xla"))
+            jax.config.update("jax_compilation_cache_dir", str(caches() / "xla"))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     heal_cache()
 
@@ -279,11 +303,17 @@ def together(
     """
     numbers = values.num_processes, values.process_id
     address, devices = processes.check(values.coordinator, *numbers), None
+    patience = processes.PATIENCE if values.wait is None else values.wait
     if address is None:
         if not values.distributed:
             return run()
-        address, *numbers, devices = processes.detect()
-    here = processes.Processes(address, *numbers, devices, resume=resume)
+        patience = processes.CLUSTER_PATIENCE if values.wait is None else values.wait
+        address, *numbers, devices = processes.detect(patience)
+    asked = {"--mode": values.mode} if "mode" in values else {}
+    flat = configs.flatten(json.loads(values.config.to_json_best_effort()))
+    asked |= {f"config.{key}": value for key, value in flat.items()}
+    options = {"runs": asked, "resume": resume, "patience": patience}
+    here = processes.Processes(address, *numbers, devices, **options)
 
     def patiently() -> int:
         try:
@@ -291,6 +321,9 @@ def together(
         except Exception as e:
             if isinstance(e, RuntimeError) or STATUS.match(str(e)):  # another one may be lost
                 here.await_verdict()
+            if NETWORK.search(str(e)):  # nobody is, but they did not hear from each other
+                text = f"the processes lost each other: {one_line(e)}; {resume()}"
+                raise processes.LostError(text.removesuffix("; ")) from e
             raise
 
     try:

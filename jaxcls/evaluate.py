@@ -149,6 +149,7 @@ def run(config: ConfigDict, workdir: str) -> int:
         raise ValueError(
             f"config.eval.against = {asked.against!r}: comparisons are of images of one class each"
         )
+    layout = layout.of_classes(net.num_classes)
     console.status("loading the network ...")
     shapes, told = net.shapes, lambda line: print(line, file=sys.stderr)
     average = (asked.average or None) if asked.ema else ""
@@ -245,7 +246,7 @@ class Passes:
     ) -> tuple[dict[str, float], Scores | None]:
         """Returns what came out, and the scores if they are needed: on process 0."""
         make = make_step if needed else steps.make_eval_step
-        step = make(net.predict, objectives.per_image)
+        step = make(net.predict, self.feed.layout.by_class(objectives.per_image))
         return self._over(net, variables, step, net.transform, needed=needed)
 
     def mean(

@@ -28,7 +28,7 @@ T = TypeVar("T")
 LOCK = ".lock"
 # What a run makes in its working directory before its first step is done.
 OURS = {LOCK, "checkpoints", "tensorboard", "metrics.jsonl", "config.json"}
-OURS |= {"classes.txt", "parameters.txt"}
+OURS |= {"classes.txt", "parameters.txt", "starts.jsonl"}
 LISTED = 10  # things in a message; it says how many more there are
 DELAYS = (0.5, 1, 2, 4, 8)  # seconds until storage that failed is tried again
 # What trying again does not change. All other errors (ESTALE, EIO, ETIMEDOUT, EMFILE, errors of
@@ -36,49 +36,67 @@ DELAYS = (0.5, 1, 2, 4, 8)  # seconds until storage that failed is tried again
 KINDS = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 LASTING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG)
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # Lustre mounted without them, ...
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a write does not succeed later
+SEEN = 10.0  # seconds until a file of process 0 is seen by the others, over NFS
 
 
 class SaveError(ValueError):
     """A checkpoint could not be written: full disk, no permission, broken storage."""
 
+    exit_code = 2
+
 
 class StorageError(ValueError):
     """A file is there, but cannot be read: storage, network, permission. Nothing is known of it."""
 
+    exit_code = 2
+
+
+class PassingError(StorageError):
+    """It may be read again later."""
+
+    exit_code = signals.AGAIN
+
 
 def patiently(
-    read: Callable[[], T], path: Any, report: Callable[[str], None] = lambda line: None
+    call: Callable[[], T],
+    path: Any,
+    report: Callable[[str], None] = lambda line: None,
+    what: str = "read",
 ) -> T:
-    """Returns `read()`, tried again for about 15 seconds where storage fails.
+    """Returns `call()`, tried again for about 15 seconds where storage fails.
 
     Args:
-      read: may be called several times.
+      call: may be called several times.
       path: that errors are about, unless they name another.
       report: is given a line before each wait.
+      what: it does: "read" or "written".
 
     Raises:
-      StorageError: it still fails; at once where waiting does not help (no permission).
-      FileNotFoundError, NotADirectoryError, IsADirectoryError: as `read` does, at once.
+      PassingError: it still fails.
+      StorageError: at once where waiting does not help (no permission).
+      FileNotFoundError, NotADirectoryError, IsADirectoryError: as `call` does, at once; so does
+        a write that waiting does not help (a full disk).
     """
     for delay in (*DELAYS, None):
         try:
-            return read()
+            return call()
         except KINDS:
             raise
         except Exception as e:
-            reason = storage_problem(e)
-            if reason is None:
+            problem = storage_problem(e)
+            if problem is None or (what == "written" and not passes(e)):
                 raise
             name = getattr(e, "filename", None) or os.fspath(path)
-            what = f"{name} cannot be read: {reason}"
+            said = f"{name} cannot be {what}: {problem}"
             if getattr(e, "errno", None) in LASTING:
-                raise StorageError(what) from e
+                raise StorageError(said) from e
             error = e
         if delay is not None:
-            report(f"{what}; trying again in {delay} s")
+            report(f"{said}; trying again in {delay} s")
             time.sleep(delay)
-    raise StorageError(
-        f"{what}, also after {sum(DELAYS):g} s. Nothing was changed: try again when the storage "
+    raise PassingError(
+        f"{said}, also after {sum(DELAYS):g} s. Nothing was changed: try again when the storage "
         "answers"
     ) from error
 
@@ -95,6 +113,15 @@ def storage_problem(error: BaseException) -> str | None:
     return None
 
 
+def passes(error: BaseException) -> bool:
+    """Returns whether an error is one of storage that may be gone a little later."""
+    lasting = (*FULL, *LASTING)
+    if storage_problem(error) is None or isinstance(error, KINDS):
+        return False
+    said = any(os.strerror(number) in str(error) for number in lasting)  # by TensorStore
+    return getattr(error, "errno", None) not in lasting and not said
+
+
 def line(error: Exception | None) -> str:
     """Returns the first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
@@ -107,6 +134,15 @@ def reason(error: Exception) -> str:
     # TensorStore: "INTERNAL: Error writing ...: Failed to ...: Disk quota exceeded [os_error_code="
     found = re.search(r"([^:]+) \[os_error_code", str(error))
     return found[1].strip() if found else line(error)
+
+
+def digest(path: str | os.PathLike, kind: str = "sha256") -> str:
+    """Returns the SHA-256, or another digest, of a file, in hexadecimal digits."""
+    found = hashlib.new(kind, usedforsecurity=False)
+    with epath.Path(path).open("rb") as file:
+        while chunk := file.read(1 << 20):
+            found.update(chunk)
+    return found.hexdigest()
 
 
 def some(lines: Sequence[str], limit: int = LISTED) -> str:
@@ -123,9 +159,16 @@ def write_atomically(path: str | os.PathLike, text: str) -> None:
 def write_together(texts: Mapping[str | os.PathLike, str]) -> None:
     """Writes small files of one folder, all of them or, on a full disk, none; each is there whole.
 
+    Storage that fails is tried again.
+
     Raises:
       OSError: one cannot be written; it names that.
+      PassingError: storage still fails.
     """
+    patiently(lambda: _write_together(texts), next(iter(texts)), print, "written")
+
+
+def _write_together(texts: Mapping[str | os.PathLike, str]) -> None:
     if remote(next(iter(texts))):
         for path, text in texts.items():  # object stores know no half-written objects
             epath.Path(path).write_text(text)
@@ -218,7 +261,7 @@ def check_kinds(workdir: str | os.PathLike) -> None:
       ValueError: it is so, or what is there cannot be written; the message names it.
     """
     workdir = Path(workdir)
-    texts = "metrics.jsonl", "config.json", "summary.json"
+    texts = "metrics.jsonl", "config.json", "starts.jsonl", "summary.json"
     for name in (*texts, "tensorboard", "checkpoints", "report"):
         path = workdir / name
         folder = "." not in name
@@ -289,6 +332,7 @@ def lock(workdir: str | os.PathLike) -> Iterator[Callable[[], None]]:
     try:
         if any_process(bool(problem)):
             raise ValueError(problem or f"process 0 could not lock the working directory {workdir}")
+        _check_shared(workdir)
         signals.before_exit.append(undo)
         yield keep
     except BaseException:
@@ -299,6 +343,43 @@ def lock(workdir: str | os.PathLike) -> Iterator[Callable[[], None]]:
             signals.before_exit.remove(undo)
         if held is not None:
             os.close(held)
+
+
+def _check_shared(workdir: str) -> None:
+    """Refuses a working directory that is not the same place for every process.
+
+    Raises:
+      ValueError: some do not see what process 0 has written; the message names them.
+    """
+    if jax.process_count() == 1 or remote(workdir):
+        return
+    path, until = Path(workdir, LOCK), time.monotonic() + SEEN
+    first = jax.process_index() == 0
+    written = _holder(path) if first else ""
+    ours = hashlib.sha256(written.encode()).digest()
+    theirs = multihost_utils.broadcast_one_to_all(np.frombuffer(ours, np.uint8)).tobytes()
+    while not (seen := first or hashlib.sha256(_holder(path).encode()).digest() == theirs):
+        if time.monotonic() > until:
+            break
+        time.sleep(0.2)
+    blind = np.flatnonzero(~np.asarray(multihost_utils.process_allgather(np.bool_(seen))))
+    if blind.size:
+        many = "es" * (blind.size > 1)
+        raise ValueError(
+            f"--workdir={workdir}: process{many} {', '.join(map(str, blind))} of "
+            f"{jax.process_count()} cannot see what process 0 writes there: give a folder that "
+            "all machines share, or gs://BUCKET/FOLDER"
+        )
+
+
+def _holder(path: Path) -> str:
+    """Returns who holds the lock that this file is; "" where there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(1)  # Windows lets nobody else read byte 0, which is locked
+            return file.read(200).decode(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def only_process_0(report: Callable[[str], None]) -> Callable[[str], None]:
@@ -348,9 +429,8 @@ def _acquire(workdir: str) -> int:
                 raise
             return file
         if not locked:
-            os.lseek(file, 1, os.SEEK_SET)  # Windows lets nobody else read byte 0, which is locked
-            holder = os.read(file, 200).decode(errors="replace").strip() or "another process"
             os.close(file)
+            holder = _holder(Path(workdir, LOCK)) or "another process"
             raise ValueError(
                 f"the working directory {workdir} is in use by {holder}: wait for that run, stop "
                 "it, or choose another --workdir"

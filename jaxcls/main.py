@@ -3,9 +3,9 @@
 Trains a classifier, or evaluates one. The same command resumes a run that was interrupted; of a run
 that was begun --workdir=DIR is enough, for both modes: DIR/config.json has its config.
 Exit codes: 0 complete; 2 a mistake in command, config or data, or a full disk; 1 training stopped
-because its numbers were not finite, or another process of the run was lost; 143, 130 and 129 saved
-and stopped on SIGTERM, on Ctrl-C and on SIGHUP (the terminal was closed).
-"""
+because its numbers were not finite; 75 try again: another process was lost, the run was stuck,
+storage does not answer; 143, 130 and 129 saved and stopped on SIGTERM, on Ctrl-C and on SIGHUP (the
+terminal was closed)."""
 
 import sys
 

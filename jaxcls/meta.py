@@ -11,7 +11,15 @@ from jaxcls.metrics import NO_LINES
 from jaxcls.network import Network
 
 # What has to be of the same type here, of a checkpoint from anywhere.
-MADE_OF = {"network": {}, "class_names": [], "data": {}, "log": {}, "window": {}, "seconds": 0.0}
+MADE_OF = {
+    "network": {},
+    "class_names": [],
+    "data": {},
+    "log": {},
+    "window": {},
+    "seconds": 0.0,
+    "in_steps": 0.0,
+}
 
 
 def new(
@@ -40,6 +48,7 @@ def new(
         "log": NO_LINES,
         "window": {},  # means since its last line
         "seconds": 0.0,
+        "in_steps": 0.0,  # of these
         "bad_images": [],  # numbers of the unreadable training images met so far
     }
 
@@ -83,6 +92,7 @@ def taken_up(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, An
     """Returns what a run goes on with from the meta data of its checkpoint."""
     taken = {key: theirs.get(key) for key in ("log", "window")}
     taken["seconds"] = theirs.get("seconds") or 0.0
+    taken["in_steps"] = theirs.get("in_steps", taken["seconds"])
     if identity.same_order(theirs, ours):
         taken["bad_images"] = theirs["bad_images"]
     return taken

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -26,6 +27,8 @@ import jaxcls
 from jaxcls import files
 from jaxcls.config import Plan, due
 from jaxcls.console import Console, command, hints
+from jaxcls.starts import TIMES
+from jaxcls.watch import Watch
 
 MEASURED = ("time", "images_per_sec", "data_wait")  # of a line; the rest is the same in every run
 LAST = ("lr", "skipped", "loss_scale")  # reported as they stand; everything else as a mean
@@ -44,6 +47,7 @@ class Log:
         from_step: int,
         meta: dict[str, Any],
         console: Console,
+        watch: Watch,
         evaluation: dict[str, Any] | None,
     ):
         """Opens the files; what was written after `from_step` is removed.
@@ -57,6 +61,7 @@ class Log:
           meta: of its checkpoint: the window, the lines of the log.
           evaluation: the last one that the checkpoints know.
           console: shows the lines.
+          watch: is told of each step, and of what is none.
 
         Raises:
           ValueError: the log that is there is damaged.
@@ -65,7 +70,7 @@ class Log:
         self.plan, self.max_skipped = plan, max_skipped
         self.window = Window(meta["window"])
         self.waiting: collections.deque = collections.deque()  # (step, metrics on the device)
-        self.console, self.from_step = console, from_step
+        self.console, self.watch, self.from_step = console, watch, from_step
         console.begin(plan.total_steps)
         self.writer = None
         if enabled:
@@ -84,9 +89,12 @@ class Log:
     def drain(self, keep: int) -> None:
         """Reads the metrics of all but the last `keep` steps; writes the lines that are due.
 
+        It is called once before each step.
+
         Raises:
           FloatingPointError: too many steps in a row were not finite.
         """
+        self.watch.step(self.waiting[-1][0] if self.waiting else self.from_step)
         while len(self.waiting) > keep:
             step, metrics = self.waiting.popleft()
             values = {name: float(v) for name, v in jax.device_get(metrics).items()}
@@ -105,6 +113,17 @@ class Log:
             if due(step, self.plan.log_every, self.plan.total_steps):
                 self.report(step, "train", self.window.flush() | latest)
 
+    @contextlib.contextmanager
+    def paused(self, doing: str) -> Iterator[None]:
+        """Counts the time inside to no step: an evaluation, a checkpoint."""
+        with self.window.paused(), self.watch.paused(doing):
+            yield
+
+    def evaluating(self, images: int) -> None:
+        """Shows how far an evaluation is."""
+        self.watch.alive()
+        self.console.evaluating(images)
+
     def report(self, step: int, split: str, metrics: dict[str, Any]) -> None:
         """Writes and shows a line."""
         if self.writer:
@@ -118,8 +137,14 @@ class Log:
         self.writer.sync()
         return self.writer.known
 
+    def known(self) -> dict[str, Any]:
+        """Makes everything written durable, and returns what a checkpoint knows besides."""
+        in_steps = round(self.watch.in_steps, 3)
+        return {"log": self.sync(), "window": self.window.sums, "in_steps": in_steps}
+
     def close(self) -> None:
         """Syncs and closes everything."""
+        self.watch.close()
         self.console.close()
         if self.writer:
             self.writer.close()
@@ -216,8 +241,8 @@ class Writer:
         self.remote = workdir if "://" in os.fspath(workdir) else None
         self.local = Path(tempfile.mkdtemp(prefix="jaxcls-")) if self.remote else Path(workdir)
         path = self.local / "metrics.jsonl"
-        if self.remote and (self.remote / "metrics.jsonl").exists():
-            path.write_bytes((self.remote / "metrics.jsonl").read_bytes())
+        if self.remote and (there := self.remote / "metrics.jsonl").exists():
+            path.write_bytes(files.patiently(there.read_bytes, there, print))
         self.known = cut_back(path, from_step, evaluation, known)
         self.file = path.open("a")
         self.board = None
@@ -256,8 +281,8 @@ class Writer:
             for path in self.local.rglob("*"):
                 if path.is_file():
                     target = self.remote / path.relative_to(self.local)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_bytes(path.read_bytes())
+                    copy = functools.partial(_copy, path, target)
+                    files.patiently(copy, target, print, "written")
 
     def close(self) -> None:
         """Closes the files; what could not be written (a full disk) has been an error before."""
@@ -268,6 +293,11 @@ class Writer:
                 file.close()
         if self.remote:
             shutil.rmtree(self.local)
+
+
+def _copy(path: Path, target: epath.Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(path.read_bytes())
 
 
 def plain(line: dict[str, Any]) -> dict[str, Any]:
@@ -384,7 +414,7 @@ def finish(
         "steps": step,
         "epochs": plan.epoch(step),
         "skipped": skipped,
-        **{key: meta[key] for key in ("best", "last", "seconds", "class_names")},
+        **{key: meta[key] for key in ("best", "last", *TIMES, "class_names") if key in meta},
         "bad_images": len(meta["bad_images"]),
         **environment(),
     }
@@ -405,6 +435,12 @@ def finish(
                 shown += f"  top-5 {100 * result['top5']:6.2f} %"
             loss = "not finite" if result["loss"] is None else f"{result['loss']:.4f}"
             print(f"  {which}  {shown}  loss {loss}  (step {result['step']})")
+    if summary.get("restarts"):
+        print(
+            f"  restarts   {summary['restarts']}, {summary['lost_seconds']} s computed again, "
+            f"{summary['down_seconds']} s down; {100 * summary['goodput']:.1f} % of the time in "
+            "steps"
+        )
     if meta["bad_images"]:
         print(f"  {len(meta['bad_images'])} unreadable training image(s), replaced by others")
     print(f"  files:     {workdir}")

@@ -27,7 +27,7 @@ from jaxcls.data.access import MAX_CLASSES
 
 # Arguments of networks that precision and the train step set.
 OURS = ("c", "train", "parent", "dtype", "feature_dtype", "param_dtype", "norm_dtype",
-        "head_dtype", "frozen")  # fmt: skip
+        "head_dtype", "frozen", "folded", "by_platform", "kernels")  # fmt: skip
 Variables = Mapping[str, Any]
 
 
@@ -64,6 +64,11 @@ class Network:
     def transform(self) -> ops.Transform:
         """`f(image, None)`: an encoded image, or uint8 [H, W, C] -> uint8 pixels to predict."""
         return self.image.transform
+
+    @property
+    def folded(self) -> "Network":
+        """The network with its BatchNorms in the convolutions, for what `layers.fold` returns."""
+        return dataclasses.replace(self, options={**self.options, "folded": True})
 
     def resized(self, size: int, resize: int | None = None) -> "Network":
         """Returns the network for images of `size` x `size` pixels, to evaluate without training.
@@ -113,12 +118,15 @@ class Network:
         """`f(variables, images) -> outputs`, jitted: {"logits": [B, K], "pre_logits", ...}.
 
         Images are uint8 [B, H, W, C], as `transform` makes them, or floating and normalised. Logits
-        are float32, but of half precision in O3.
+        are float32, but of half precision in O3. It is computed as each platform does it fast
+        (`Ctx.by_platform`), which differs from `module` by rounding.
         """
+        by_platform = self.options.get("by_platform", True)
+        module = self.module.clone(c=self.module.c.replace(by_platform=by_platform))
 
         def predict(variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
             with jax.default_matmul_precision(precision.matmul(self.precision)):
-                return self.module.apply(variables, self.normalise(images), train=False)
+                return module.apply(variables, self.normalise(images), train=False)
 
         return jax.jit(predict)
 
@@ -235,7 +243,7 @@ def of_meta(
             name=name,
             options=options,
             num_classes=told.get("num_classes", 0),
-            class_names=tuple(map(str, told.get("class_names") or ())),
+            class_names=tuple(map(_encodable, told.get("class_names") or ())),
             image=ops.Image(**image),
             precision=choose("precision", told.get("precision", "float32"), precision.DTYPES),
             version=str(told.get("version", "before 0.2")),
@@ -250,6 +258,11 @@ def of_meta(
     if not isinstance(network.num_classes, int) or not 0 <= network.num_classes <= MAX_CLASSES:
         raise ValueError(f"{problem}{short(network.num_classes)} classes")
     return network
+
+
+def _encodable(name: Any) -> str:
+    # JSON can say what UTF-8 cannot
+    return str(name).encode(errors="backslashreplace").decode()
 
 
 def temperature_of(told: Mapping[str, Any]) -> float:
@@ -313,6 +326,7 @@ def make(
     bn_momentum: float | None,
     bn_epsilon: float | None,
     bn_group: int | None,
+    quantise: str,
     options: Sequence[tuple[str, Any]],
     background: str,
     classes: int,
@@ -324,7 +338,8 @@ def make(
     """Returns the network of `config.model`, its module in training, and the shapes of its outputs.
 
     Args:
-      name, ..., options: `config.model`. Momentum and groups of BatchNorm are for training only.
+      name, ..., options: `config.model`. Momentum and groups of BatchNorm, and rounding to 8 bits,
+        are for training only.
       classes, class_names: of the data.
       image: of `config.image`.
       precision: name of `config.precision`.
@@ -335,6 +350,8 @@ def make(
     """
     choose("config.model.name", name, models.MODELS)
     keys = {"bn_momentum": bn_momentum, "bn_epsilon": bn_epsilon, "bn_group": bn_group}
+    choose("config.model.quantise", quantise, ("", "int8"))
+    keys["quantise"] = True if quantise else None
     names = [option[0] for option in options if is_option(option)]
     _check_options(name, options, names, {"name", "num_classes", *keys}, keys)
     arguments = {key: value for key, value in keys.items() if value is not None} | dict(options)
@@ -347,7 +364,8 @@ def make(
         )
     if num_classes > MAX_CLASSES:
         raise ValueError(f"config.model.num_classes = {num_classes}: write at most {MAX_CLASSES}")
-    training = {key: arguments.pop(key) for key in ("bn_momentum", "bn_group") if key in arguments}
+    training = ("bn_momentum", "bn_group", "quantise")
+    training = {key: arguments.pop(key) for key in training if key in arguments}
     network = Network(
         name=name,
         options=arguments,
@@ -375,7 +393,16 @@ def make(
         ) from e
     if image.shown != image.size:
         network.check_shown()
+    if quantise and _kernels(network) != _kernels(network.folded):
+        raise ValueError(
+            f"config.model.quantise = {quantise!r}: {name} adds up convolutions that become one: "
+            'write "", or train the form that is exported'
+        )
     return network, module.clone(c=module.c.replace(**training)), outputs
+
+
+def _kernels(network: Network) -> int:
+    return sum(x.ndim == 4 for x in jax.tree.leaves(network.shapes["params"]))
 
 
 def _check_options(
@@ -400,9 +427,10 @@ def _check_options(
         )
     for option in names:
         # converted weights have the options that they need, BatchNorm's epsilon among them
-        key = option in arguments and (keys.get(option, 0) is not None or option == "bn_group")
+        training = option in ("bn_group", "quantise")
+        key = option in arguments and (keys.get(option, 0) is not None or training)
         if key or option in OURS or names.count(option) > 1:
-            why = "config.precision or config.optim.frozen sets it"
+            why = "config.precision, config.optim.frozen or an export sets it"
             why = f"there is config.model.{option}" if key else why
             why = "it is there twice" if names.count(option) > 1 else why
             raise ValueError(f"{given}: {option!r}: {why}")

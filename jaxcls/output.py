@@ -3,10 +3,12 @@
 import contextlib
 import io
 import os
+import re
 import sys
 from typing import Any, TextIO
 
 LONGEST = 4000  # characters of a message
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # a terminal may obey them
 
 
 def prepare() -> None:
@@ -41,8 +43,14 @@ def outlive_readers() -> None:
 def one_line(error: BaseException) -> str:
     """Returns an error's message in one line of at most `LONGEST` characters."""
     name = "not enough memory" if isinstance(error, MemoryError) else type(error).__name__
-    text = " ".join(str(error).split()) or name
+    text = visible(" ".join(str(error).split())) or name
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ... (JAXCLS_DEBUG=1 shows all)"
+
+
+def visible(text: str) -> str:
+    """Returns a text in one line that can be printed, and in which nothing commands a terminal."""
+    text = text.encode(errors="backslashreplace").decode()  # bytes of names that are no text
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class _Heedless:

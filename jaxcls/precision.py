@@ -27,7 +27,7 @@ In all of them the loss, the gradients after unscaling and the optimizer's state
 import dataclasses
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import jax
@@ -148,14 +148,32 @@ class Precision:
     matmul_precision: str  # for jax.default_matmul_precision
     initial_loss_scale: Callable[[], LossScale]  # of a run's first step
     max_skipped: int  # skipped steps in a row that stop the run
+    compiler_options: dict[str, Any]  # of XLA
+
+    def jit(self, f: Callable, **shardings: Any) -> Callable:
+        """Returns `jax.jit(f, **shardings)` that multiplies and is compiled as this asks for."""
+
+        @wraps(f)
+        def with_precision(*args):
+            with jax.default_matmul_precision(self.matmul_precision):
+                return f(*args)
+
+        return jax.jit(with_precision, compiler_options=self.compiler_options, **shardings)
 
 
-def make(*, name: str, loss_scale: str, platform: str, **keys: Any) -> Precision:
+# Of programs that compute the same bits every time. TPUs do so without any option.
+DETERMINISTIC = {"gpu": {"xla_gpu_deterministic_ops": True}}
+
+
+def make(
+    *, name: str, loss_scale: str, deterministic: bool, platform: str, **keys: Any
+) -> Precision:
     """Returns the precision of `config.precision` on a platform ("cpu", "gpu" or "tpu").
 
     Args:
       name, loss_scale, ...: `config.precision`: a name of `DTYPES`, one of `LOSS_SCALES` and what
         that takes.
+      deterministic: programs are compiled with `DETERMINISTIC`.
       platform: that "auto" goes by.
 
     Raises:
@@ -177,6 +195,7 @@ def make(*, name: str, loss_scale: str, platform: str, **keys: Any) -> Precision
         matmul_precision=matmul(name),
         initial_loss_scale=start,
         max_skipped=max_skipped,
+        compiler_options=DETERMINISTIC.get(platform, {}) if deterministic else {},
     )
 
 

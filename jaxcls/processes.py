@@ -6,26 +6,39 @@ system closes when a process ends, however it does: the others then end in a sec
 And JAX's own connections run over relays (relay.py), which break off a little later.
 
 All of it, JAX's coordination service as well, is behind the one port of --coordinator. What a
-process says on its connection are lines: `jaxcls hello NUMBER COUNT`, then `end CODE`; process 0
-answers `go` when all are there, `no REASON`, or `lost CODE TEXT`.
+process says on its connection are lines: `jaxcls hello NUMBER COUNT WHAT`, where WHAT is what
+it runs (sameness.py) as JSON, then `end CODE`; process 0 answers `go` when all are there, `no
+REASON` or `again REASON`, or `lost CODE TEXT`.
 """
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from jaxcls import relay, signals
+from jaxcls import relay, sameness, signals
+from jaxcls.signals import AGAIN
 
-PATIENCE = 300.0  # seconds until all processes are there
+PATIENCE = 60.0  # seconds until all processes are there
+CLUSTER_PATIENCE = 300.0  # on a cluster, whose machines start at different times
 NAME_PATIENCE = 30.0  # seconds until the coordinator's name is known: Kubernetes takes a while
 GRACE = 3.0  # seconds for a process to end by itself when another one has ended with an error
 GOOD = (0, 130, 143)  # exit codes after which the others end by themselves, in the same way
+LINE = 1 << 20  # characters of a line at most
+REFUSED = 5.0  # seconds for the others to come and hear, too, why the run does not begin
+
+
+class LostError(ValueError):
+    """Other processes are not there, or not any more: the next time they may be."""
+
+    exit_code = AGAIN
 
 
 def check(coordinator: str | None, count: int | None, number: int | None) -> tuple[str, int] | None:
@@ -58,8 +71,13 @@ def check(coordinator: str | None, count: int | None, number: int | None) -> tup
     return host, int(port)
 
 
-def detect() -> tuple[tuple[str, int], int, int, list[int] | None]:
+def detect(
+    patience: float = CLUSTER_PATIENCE,
+) -> tuple[tuple[str, int], int, int, list[int] | None]:
     """Returns (host, port), number of processes, number of this one, its devices, of a cluster.
+
+    Args:
+      patience: seconds to wait for its answer, on Kubernetes and Cloud TPU.
 
     Raises:
       ValueError: JAX finds no cluster.
@@ -67,7 +85,7 @@ def detect() -> tuple[tuple[str, int], int, int, list[int] | None]:
     from jax._src import clusters
 
     found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-        os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, int(PATIENCE)
+        os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, int(patience)
     )
     coordinator, count, number, devices = found
     if None in (coordinator, count, number):
@@ -75,7 +93,20 @@ def detect() -> tuple[tuple[str, int], int, int, list[int] | None]:
             "--distributed: JAX finds no cluster here (TPU pod, Slurm, Open MPI, Kubernetes); give "
             "--coordinator=HOST:PORT --num_processes=N --process_id=I instead"
         )
+    devices = None if _has_own_gpus() else devices
     return check(coordinator, count, number), count, number, devices
+
+
+def _has_own_gpus() -> bool:
+    """Returns whether all GPUs that this process of a cluster sees are its own.
+
+    JAX gives each process of a node one GPU of all, by its number there. But one process a node has
+    them all, and what Slurm binds to a process (--gpus-per-task) it sees as the first.
+    """
+    get = os.environ.get
+    alone = get("SLURM_STEP_NUM_NODES") == get("SLURM_NTASKS", "")
+    visible = get("CUDA_VISIBLE_DEVICES", "")
+    return alone or bool(get("SLURM_GPUS_PER_TASK")) or bool(visible and "," not in visible)
 
 
 class Processes:
@@ -88,6 +119,7 @@ class Processes:
         number: int,
         devices: list[int] | None = None,
         *,
+        runs: Mapping[str, Any] | None = None,
         resume: Callable[[], str] = lambda: "",
         patience: float = PATIENCE,
     ):
@@ -98,13 +130,16 @@ class Processes:
           count: of processes.
           number: of this one.
           devices: numbers of its local devices; None: all.
+          runs: its config; code and versions are compared, too.
           resume: returns what to do when a process was lost.
           patience: seconds to wait for the others.
 
         Raises:
-          ValueError: they do not meet; the message names the missing ones where they are known.
+          LostError: they do not meet; the message names the missing ones where they are known.
+          ValueError: they do not run the same code and config.
         """
         self._address, self._count, self._number = address, count, number
+        self._what, self._problem = sameness.describe(runs or {}), ""
         self._where = "{}:{}".format(*address)
         self._resume, self._until = resume, time.monotonic() + patience
         self._code: int | None = None  # what this process ends with, when it is done
@@ -122,6 +157,7 @@ class Processes:
         else:
             self._join()
             here = f"127.0.0.1:{self._start_relay('127.0.0.1', 0, self._where)}"
+        signals.on_exit.append(self._tell_end)
         self._start_jax(here, devices)
 
     def leave(self, code: int) -> int:
@@ -163,7 +199,7 @@ class Processes:
             except (OSError, UnicodeError) as e:
                 if time.monotonic() > until:
                     reason = getattr(e, "strerror", None) or e
-                    raise ValueError(
+                    raise LostError(
                         f"--coordinator={self._where}: the host is not known ({reason})"
                     ) from e
             time.sleep(0.5)
@@ -191,11 +227,14 @@ class Processes:
         """Process 0 waits for all others."""
         everyone = set(range(1, self._count))
 
-        def complete():
+        def there():
             return everyone <= self._lines.keys()
 
+        def complete():
+            return self._problem or there()
+
         with self._changed:
-            if not self._changed.wait_for(complete, 10):
+            if not self._changed.wait_for(complete, min(10, self._until - time.monotonic())):
                 signals.say(f"jaxcls: process 0 waits at {self._where} for {self._names(everyone)}")
             if not self._changed.wait_for(complete, self._until - time.monotonic()):
                 text = (
@@ -203,8 +242,12 @@ class Processes:
                     f"{self._where}: start one process with each --process_id from 0 to "
                     f"{self._count - 1} and the same --coordinator"
                 )
-                self._tell(f"no {text}", *self._lines.values())
-                raise ValueError(text)
+                self._tell(f"again {text}", *self._lines.values())
+                raise LostError(text)
+            if self._problem:
+                self._changed.wait_for(there, REFUSED)
+                self._tell(f"no {self._problem}", *self._lines.values())
+                raise ValueError(self._problem)
         self._tell("go", *self._lines.values())
 
     def _names(self, everyone: set[int]) -> str:
@@ -221,7 +264,7 @@ class Processes:
             except OSError as e:
                 now = time.monotonic()
                 if now > self._until:
-                    raise ValueError(
+                    raise LostError(
                         f"process {self._number} of {self._count} does not reach process 0 at "
                         f"--coordinator={self._where} ({e.strerror or e}): is it started there?"
                     ) from e
@@ -232,15 +275,20 @@ class Processes:
                     said = True
             time.sleep(0.2)
         relay.keep_alive(line)
-        self._tell(f"{relay.HELLO.decode()}hello {self._number} {self._count}", line)
+        self._tell(
+            f"{relay.HELLO.decode()}hello {self._number} {self._count} {json.dumps(self._what)}",
+            line,
+        )
         line.settimeout(max(self._until - time.monotonic(), 0) + GRACE)
         answers = line.makefile("r")
         try:
-            word, _, text = answers.readline(2000).strip().partition(" ")
+            word, _, text = answers.readline(LINE).strip().partition(" ")
         except OSError:
             word, text = "", ""
+        if not word:
+            raise LostError(f"process 0 at {self._where} has ended, or is not of a run")
         if word != "go":
-            raise ValueError(text or f"process 0 at {self._where} has ended, or is not of a run")
+            raise (LostError if word == "again" else ValueError)(text)
         line.settimeout(None)
         self._lines[0] = line
         relay.thread(self._follow, answers)
@@ -274,9 +322,11 @@ class Processes:
         lines = connection.makefile("r")
         number, problem = -1, ""
         try:
-            _, _, number, count = lines.readline(100).split()
+            _, _, number, count, *rest = lines.readline(LINE).split(maxsplit=4)
             number, count = int(number), int(count)
-        except ValueError:
+            what = json.loads(rest[0]) if rest else {}
+            what = what if isinstance(what, dict) else {}
+        except (ValueError, RecursionError):
             connection.close()
             return
         with self._changed:
@@ -289,6 +339,7 @@ class Processes:
                 problem = f"there are two processes with --process_id={number}"
             else:
                 self._lines[number] = connection
+                self._compare(number, what)
                 self._changed.notify_all()
         if problem:
             self._tell(f"no {problem}", connection)
@@ -304,6 +355,14 @@ class Processes:
             self._changed.notify_all()
         relay.close(connection)
         self._missing(number)
+
+    def _compare(self, number: int, what: dict[str, Any]) -> None:
+        names = [f"process {i} ({x.get('host')})" for i, x in ((0, self._what), (number, what))]
+        if differences := sameness.difference(self._what, what, tuple(names)):
+            self._problem = self._problem or (
+                f"{names[0]} and {names[1]} do not run the same: {differences}. Start all with "
+                "the same command and the same code"
+            )
 
     def _follow(self, answers) -> None:
         """Any other process hears process 0."""
@@ -324,7 +383,7 @@ class Processes:
             return
         who = f"process {number} of {self._count}"
         if code is None:
-            text, code = f"{who} was lost (killed, out of memory, or its machine is gone)", 1
+            text, code = f"{who} was lost (killed, out of memory, or its machine is gone)", AGAIN
         else:
             time.sleep(GRACE)  # an error of all: each says so itself
             text = f"{who} has ended with exit code {code}, its own message says why"
@@ -336,6 +395,10 @@ class Processes:
             os._exit(self._code)
         text = "; ".join(filter(None, (text, self._resume())))
         signals.end_process(f"jaxcls: {text}", code)
+
+    def _tell_end(self, code: int) -> None:
+        if code not in GOOD:  # of others the rest is to hear as of a lost one
+            self._tell(f"end {code}", *self._lines.values())
 
     # -- Connections -----------------------------------------------------------------------------
 

@@ -74,6 +74,7 @@ def build(
         precision=numbers.name,
         multi_label=multi_label,
     )
+    layout = layout.of_classes(net.num_classes)
     objectives.check_labels(config.loss.name, config.checkpoint.best, num_classes, multi_label)
     given = {"class_names": class_names, "class_counts": class_counts, "module": model}
     given["teachers"] = use("teacher", teachers.make, student=net)
@@ -97,6 +98,11 @@ def build(
 
     if config.teacher.stored:
         teachers.check_unchanged(transform, erase, mix)
+        if config.mesh.model > 1:
+            raise ValueError(
+                f"config.mesh.model = {config.mesh.model}: the stored outputs of a teacher are not "
+                "split by class: write 1, or run the teacher, with config.teacher.checkpoints"
+            )
     prepare = device.make(flip=transform.flip, normalise=net.normalise, erase=erase, mix=mix)
     # what a batch cannot go through shows here, not in the first step
     images = jax.ShapeDtypeStruct((rows, *image.shape), jnp.uint8)
@@ -106,11 +112,23 @@ def build(
 
     layout.check(params)
     taught = (objective.teacher_variables,) if objective.teachers else ()
+    objective = objective._replace(loss=layout.by_class(objective.loss))
+    per_image = layout.by_class(objectives.per_image)
     state = jax.eval_shape(init)
     shardings, batch, whole = layout.of(state), layout.rows, layout.whole
     variables = shardings.variables()
-    jit = functools.partial(_jitted, precision.matmul(numbers.name))
+    jit = numbers.jit
     evaluating = {"in_shardings": (variables, batch), "out_shardings": whole}
+    train_step = steps.make_train_step(
+        model,
+        optimizer.tx,
+        objective,
+        prepare=prepare,
+        learning_rate=optimizer.rate,
+        accumulate_steps=optimizer.accumulate_steps,
+        average=average,
+        frozen=optimizer.frozen,
+    )
     return Program(
         plan=lengths,
         network=net,
@@ -129,34 +147,16 @@ def build(
             out_shardings=batch,
         ),
         train_step=jit(
-            steps.make_train_step(
-                model,
-                optimizer.tx,
-                objective,
-                prepare=prepare,
-                learning_rate=optimizer.rate,
-                accumulate_steps=optimizer.accumulate_steps,
-                average=average,
-                frozen=optimizer.frozen,
-            ),
-            in_shardings=(shardings, batch, *[whole] * len(taught)),
+            layout.by_image(train_step, rows),
+            in_shardings=(shardings, batch, *layout.of(taught)),
             out_shardings=(shardings, whole),
             donate_argnums=0,
         ),
-        eval_step=jit(steps.make_eval_step(net.predict, objectives.per_image), **evaluating),
-        score_step=jit(scores.make_step(net.predict, objectives.per_image), **evaluating),
+        eval_step=jit(steps.make_eval_step(net.predict, per_image), **evaluating),
+        score_step=jit(scores.make_step(net.predict, per_image), **evaluating),
         statistics_step=jit(
             averages.make_statistics_step(model, optimizer.frozen),
             in_shardings=(variables, batch, whole),
             out_shardings=variables["batch_stats"],
         ),
     )
-
-
-def _jitted(matmul_precision: str, f: Callable, **shardings: Any) -> Callable:
-    @functools.wraps(f)
-    def with_precision(*args):
-        with jax.default_matmul_precision(matmul_precision):
-            return f(*args)
-
-    return jax.jit(with_precision, **shardings)

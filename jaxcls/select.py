@@ -62,7 +62,7 @@ class Looker:
 
     def __init__(self, net: Network, variables: Variables, batch_size: int = 64):
         """Takes what `network.load` returns, and the images in a batch of a device."""
-        self.layout = sharding.make(data=-1, fsdp=1, fsdp_min_size=0, rules=())
+        self.layout = sharding.make(data=-1, fsdp=1, model=1, fsdp_min_size=0, rules=())
         if self.layout.platform == "cpu" and "16" in net.precision:
             net = dataclasses.replace(net, precision="float32")  # of 16 bits it takes far longer
         self.net, self.batch_size = net, batch_size * self.layout.mesh.size

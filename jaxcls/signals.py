@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 HANGUP = getattr(signal, "SIGHUP", None)  # the terminal was closed; not on Windows
 NUMBERS = (signal.SIGINT, signal.SIGTERM, *filter(None, [HANGUP]))
+AGAIN = 75  # exit code of what may pass, so that launchers try again: EX_TEMPFAIL of sysexits.h
 ECHO = 0.5  # seconds in which the same event may come twice: from a launcher and from the terminal
 NAMES = {number: number.name for number in NUMBERS} | {signal.SIGINT: "Ctrl-C"}
 
 before_exit: list[Callable[[], None]] = []  # what a signal that ends the process is to undo
+on_exit: list[Callable[[int], None]] = []  # who is told its exit code
 _watching: "Signals | None" = None
 
 
@@ -98,6 +100,9 @@ class Signals:
 
 def end_process(text: str, code: int) -> None:
     """Undoes what is begun, says why, and ends the process, from any thread."""
+    for tell in on_exit:
+        with contextlib.suppress(Exception):
+            tell(code)
     for undo in before_exit[::-1]:
         with contextlib.suppress(Exception):
             undo()

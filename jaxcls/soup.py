@@ -173,7 +173,7 @@ def cook(config: ConfigDict, runs: Sequence[str], out: epath.Path, statistics: s
     average = None if config.eval.ema else ""
     shardings = layout.of(net.shapes)
     eval_step = jax.jit(
-        steps.make_eval_step(net.predict, objectives.per_image),
+        steps.make_eval_step(net.predict, layout.by_class(objectives.per_image)),
         in_shardings=(shardings, layout.rows),
         out_shardings=layout.whole,
     )

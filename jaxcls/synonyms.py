@@ -25,6 +25,7 @@ SYNONYMS = {
     "precision": "precision.name={}",
     "probe": "probe.decays={}",
     "report": "report.enabled={}",
+    "watch": "watch.stuck={}",
     "teacher": "teacher.checkpoints={}",
     # evaluation
     "tta": "eval.tta={}",
@@ -215,7 +216,7 @@ SYNONYMS = {
     "num_gpus": "mesh.data={}",
     "devices": "mesh.data={}",
     "num_devices": "mesh.data={}",
-    "tensor_parallel": "mesh.fsdp={}",
+    "tensor_parallel": "mesh.model={}",
     "device": "JAX_PLATFORMS={} in the environment",
     "gpu": "CUDA_VISIBLE_DEVICES={} in the environment",
     "gpu_id": "CUDA_VISIBLE_DEVICES={} in the environment",
@@ -240,7 +241,6 @@ SYNONYMS = {
     "teacher.model": "teacher.checkpoints={}",
     "teacher.path": "teacher.checkpoints={}",
     "mix.alpha": "mix.mixup={}",
-    "mesh.model": "mesh.fsdp={}",
     "ema.beta": "ema.decay={}",
     # flags
     "c": "--config={}",

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import signal
-import time
 from collections.abc import Callable
 
 import jax
@@ -21,6 +20,8 @@ from jaxcls.data.ops import transformed
 from jaxcls.evaluate import evaluate
 from jaxcls.program import Program, build
 from jaxcls.report.write import Report
+from jaxcls.starts import Clock
+from jaxcls.watch import Watch
 
 
 def setup(config: ConfigDict) -> tuple[steps.TrainState, Callable, Callable]:
@@ -33,7 +34,7 @@ def setup(config: ConfigDict) -> tuple[steps.TrainState, Callable, Callable]:
     """
     config, data = choices.open_data(config)
     program = build(config, **data.facts())
-    teachers = jax.device_put(program.teachers, program.layout.whole)
+    teachers = jax.device_put(program.teachers, program.layout.of(program.teachers))
     train_step = lambda state, batch: program.train_step(state, batch, *teachers)
     return _start(config, program), train_step, program.eval_step
 
@@ -78,12 +79,13 @@ def _run(
     stop: signals.Signals,
     keep: Callable[[], None],
 ) -> int:
-    began, main_process = time.time(), jax.process_index() == 0
+    main_process, clock = jax.process_index() == 0, Clock(workdir)
     plan, total = program.plan, program.plan.total_steps
     files.check_kinds(workdir)
     report = Report(config, workdir, program.network, data, console)
-    scoring = report.options.enabled or program.network.multi_label
+    scoring = program.network.multi_label or report.possible
     eval_step = program.score_step if scoring else program.eval_step
+    watch = consume(config, "watch", Watch, beat=clock.beat)
     known = meta.new(program.network, config.crop, data, program.teachers)
     saved = checkpoint.Checkpoints(
         workdir / "checkpoints",
@@ -114,16 +116,13 @@ def _run(
 
     def finish(step):
         if main_process:
-            now = {"seconds": elapsed(), "best": saved.best, "last": saved.last}
+            now = {**clock.summary(known), "best": saved.best, "last": saved.last}
             skipped = int(state.loss_scale.skipped)
             images = config.data.to_dict()
             metrics.finish(workdir, plan, step, skipped, known | now, complete(step), images)
 
-    def elapsed():
-        return round(seconds + time.time() - began, 1)
-
     state = program.optimizer.watched(state, saved.last)
-    first, seconds = int(state.step), known["seconds"]
+    first, watch.in_steps = int(state.step), known["in_steps"]
     if complete(first):
         saved.close()
         if main_process:
@@ -137,14 +136,14 @@ def _run(
     if data.eval is not None:
         eval_feed = Feed(data, data.eval, program.network.transform, program.layout)
         eval_feed = cache.use(eval_feed, "evaluation")
-    teachers = jax.device_put(program.teachers, program.layout.whole)
+    teachers = jax.device_put(program.teachers, program.layout.of(program.teachers))
     batches = feed.train_batches(plan, config.seed, start_step=first)
     batches.know_bad_images(known["bad_images"])
     if main_process:
         about = {"class_names": list(data.class_names), **metrics.environment()}
         record.write(config, workdir, step=first, about=about)
         metrics.write_names(workdir, data.class_names, state.params)
-
+    clock.start(first, known)
     log = metrics.Log(
         workdir,
         plan,
@@ -153,6 +152,7 @@ def _run(
         from_step=first,
         meta=known,
         console=console,
+        watch=watch,
         evaluation=saved.last,
     )
     try:
@@ -171,16 +171,16 @@ def _run(
             stopping = bool(stop.received) or saved.reached_preemption(step)
             log.drain(keep=0 if saving or stopping else 1)
             if saving and (step == total or not stopping):  # a last save has no other after it
-                with log.window.paused():
+                with log.paused("averaging"):
                     state = settled(state, program, feed, config.seed)
             if (saving or stopping) and saved.latest_step() != step:
-                with log.window.paused():
-                    known |= {"log": log.sync(), "window": log.window.sums, "seconds": elapsed()}
+                with log.paused("saving"):
+                    known |= log.known() | {"seconds": clock.seconds}
                     known["bad_images"] = files.union(batches.bad_images)
                     batches.know_bad_images(known["bad_images"])
                     saved.save(step, state, known)
             if evaluating and not stopping:
-                with log.window.paused():
+                with log.paused("evaluating"):
                     kind = preferred(state.averages) if config.eval.ema else ""
                     variables = state.variables(kind)
                     results = evaluate(
@@ -189,7 +189,7 @@ def _run(
                         variables,
                         batch_size=plan.eval_batch_size,
                         stop=lambda: bool(stop.received),
-                        progress=console.evaluating,
+                        progress=log.evaluating,
                         scores=report.scores(last=step == total),
                     )
                     if results:
@@ -211,7 +211,8 @@ def _run(
             if step == first:  # compiled and under way: from here on there is something to save
                 keep()
                 stop.save_first(pass_on=jax.process_count() > 1)
-        saved.wait()
+        with log.paused("saving"):
+            saved.wait()
         console.saved(saved.finished())
         log.sync()
     except FloatingPointError as e:

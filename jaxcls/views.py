@@ -152,26 +152,40 @@ def check_classes(ours: Network, theirs: Network, path: str | os.PathLike, key: 
             )
 
 
+def values(network: Network, options: Options, several: bool) -> Callable[..., jax.Array]:
+    """Returns f(variables, images) -> what is averaged of a view, float32 [B, K].
+
+    Probabilities, or logits over temperature, by `options.mean`; also of the mirror image where
+    `options.flip` says so.
+
+    Args:
+      network: that answers.
+      options: what the mean is.
+      several: whether an image may show several classes.
+    """
+
+    def of(variables, images):
+        z = network.predict(variables, images)["logits"].astype(jnp.float32)
+        z /= network.temperature
+        if options.mean == "logits":
+            return z
+        return jax.nn.sigmoid(z) if several else jax.nn.softmax(z)
+
+    def of_both(variables, images):
+        return (of(variables, images) + of(variables, images[:, :, ::-1])) / 2
+
+    return of_both if options.flip else of
+
+
 def make_step(network: Network, options: Options) -> Callable[..., Any]:
     """Returns step(variables, batch) -> (sums, rows), as `scores.make_step`, of a view.
 
-    In place of logits the rows have what is averaged: probabilities, or logits over temperature.
+    In place of logits the rows have what is averaged, see `values`.
     """
 
     def step(variables, batch):
-        several = batch["label"].ndim == 2
-
-        def of(images):
-            z = network.predict(variables, images)["logits"].astype(jnp.float32)
-            z /= network.temperature
-            if options.mean == "logits":
-                return z
-            return jax.nn.sigmoid(z) if several else jax.nn.softmax(z)
-
-        values = of(batch["image"])
-        if options.flip:
-            values = (values + of(batch["image"][:, :, ::-1])) / 2
-        rows = {"logits": values, "label": batch["label"], "mask": batch["mask"]}
+        answers = values(network, options, batch["label"].ndim == 2)(variables, batch["image"])
+        rows = {"logits": answers, "label": batch["label"], "mask": batch["mask"]}
         labelled = losses.labelled(batch["label"]) & batch["mask"]
         return {"count": labelled.sum(dtype=jnp.int32)}, rows
 

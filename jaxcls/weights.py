@@ -18,8 +18,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from jaxcls import averages, checksums, files, trees
+from jaxcls import averages, checksums, fetched, files, trees
 from jaxcls.checksums import CALIBRATION, CHECKSUMS
+from jaxcls.models import transformer
 
 # What the meta data of a checkpoint from anywhere may say, or not, of its network.
 META = {"model": str, "network": dict, "options": dict, "class_names": list, "image": dict}
@@ -72,7 +73,8 @@ def load(
 
     Args:
       path: a run's workdir (its newest intact checkpoint is taken), the checkpoints in it, one of
-        them, or an export.
+        them, or an export; or a name such as "paddleclas:ResNet50_vd" or
+        "timm:resnet50d.ra2_in1k", whose weights are fetched the first time (`jaxcls.fetched`).
       average: take the average of that name, "swa" or "ema"; "": the parameters as trained; None:
         the first average that has begun, and as trained without any.
       report: is given a line about each checkpoint that is damaged.
@@ -81,7 +83,8 @@ def load(
       ({"params", "batch_stats"}, meta), the weights as NumPy arrays.
 
     Raises:
-      ValueError: there is no checkpoint, or no intact one, or it has no such average.
+      ValueError: there is no checkpoint, or no intact one, or it has no such average, or it cannot
+        be fetched.
       files.StorageError: it cannot be read at the moment.
     """
     _, found, variables, meta = _find(path, average, report)
@@ -120,7 +123,8 @@ def _find(
     Args and errors: of `load`.
     """
     report = files.only_process_0(report)
-    candidates = files.patiently(lambda: checksums.candidates(files.absolute(path)), path, report)
+    place = files.absolute(fetched.find(path))
+    candidates = files.patiently(lambda: checksums.candidates(place), path, report)
     if not candidates:
         raise ValueError(f"{path}: {nothing_at(path)}")
     for candidate in candidates:
@@ -140,7 +144,8 @@ def _find(
                 raise
             damage = files.line(e)
             report(f"checkpoint {candidate} is damaged ({damage})")
-    raise ValueError(f"{os.fspath(path)}: no intact checkpoint ({damage})")
+    again = f"; remove {place}, and it is fetched again" if fetched.split(path) else ""
+    raise ValueError(f"{os.fspath(path)}: no intact checkpoint ({damage}){again}")
 
 
 def described(meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,6 +171,11 @@ def nothing_at(path: str | os.PathLike) -> str:
             "weights of another program have to be converted: python -m jaxcls.convert NAME "
             f"--from {shlex.quote(path)} --to DIR writes what to give here"
         )
+    if (files.absolute(path) / "network.json").exists():
+        return (
+            "an export has a program and no weights; give the run or the checkpoint that it was "
+            "made of (jaxcls.predict and jaxcls.serve take exports too)"
+        )
     return (
         "no checkpoint there; give a run's working directory, one of its checkpoints "
         "(WORKDIR/checkpoints/STEP) or an export"
@@ -173,8 +183,8 @@ def nothing_at(path: str | os.PathLike) -> str:
 
 
 def exists(path: str | os.PathLike) -> bool:
-    """Returns whether `load` would find a checkpoint there."""
-    return bool(checksums.candidates(files.absolute(path)))
+    """Returns whether `load` would find a checkpoint there; of a name it is fetched."""
+    return bool(checksums.candidates(files.absolute(fetched.find(path))))
 
 
 def initialize(
@@ -195,7 +205,8 @@ def initialize(
     in their names where both are known, or if the checkpoint has no classifier at all. These keep
     their fresh values. For images of other channels, the first convolution is adapted: its kernels
     are summed for grey ones, otherwise repeated over the channels, A of them there and B here, and
-    multiplied by A / B, as timm does: features keep their size.
+    multiplied by A / B, as timm does: features keep their size. For images of another size,
+    embeddings and biases of places are interpolated (`models.transformer`).
 
     Args:
       variables: {"params", "batch_stats"} as initialised; their dtypes and shardings are kept.
@@ -255,6 +266,9 @@ def initialize(
         elif not strict and a.shape != b.shape and _of_channels(a.shape, b.shape, channels):
             theirs[path] = with_channels(np.asarray(a), channels[1])
             adapted.append(f"  adapted: {path} {list(a.shape)} to images of {channels[1]} channels")
+        elif not strict and a.shape != b.shape and _resized(name, a, b) is not None:
+            theirs[path] = _resized(name, a, b)
+            adapted.append(f"  adapted: {path} {list(a.shape)} to {list(b.shape)}, interpolated")
         elif a.shape != b.shape:
             wrong[path] = f"{trees.spec(a)} in the checkpoint, {trees.spec(b)} in the model"
     if wrong and told["name"] not in (None, network["name"]):
@@ -291,6 +305,11 @@ def initialize(
     if len(fresh) > files.LISTED:
         report(f"  and {len(fresh) - files.LISTED} more that were not taken")
     return trees.map_with_path(place, dict(variables))
+
+
+def _resized(name: str, theirs: Any, ours: Any) -> np.ndarray | None:
+    """Returns a parameter of places for images of another size, or None, if it is none of them."""
+    return transformer.adapted(name, np.asarray(theirs), ours.shape)
 
 
 def _of_channels(theirs: Sequence[int], ours: Sequence[int], channels: Sequence[int]) -> bool:

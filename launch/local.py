@@ -1,7 +1,8 @@
 """Several processes on this machine: launch/local.sh PROCESSES --config=FILE --workdir=DIR ...
 
-With GPUs, process i gets the i-th one. Ctrl-C and SIGTERM are handed on once, and the exit code is
-that of the first process that failed. If this process is killed, they save and stop.
+PROCESSES is a number, or `gpus`: one for each GPU. With GPUs, process i gets the i-th one. Ctrl-C
+and SIGTERM are handed on once, and the exit code is that of the first process that failed. If this
+process is killed, they save and stop.
 """
 
 import contextlib
@@ -15,18 +16,26 @@ import sys
 import threading
 import time
 
-USAGE = "usage: launch/local.sh PROCESSES --config=FILE --workdir=DIR ..."
+USAGE = (
+    "usage: launch/local.sh PROCESSES --config=FILE --workdir=DIR ... (PROCESSES: their number, or "
+    "gpus: one for each GPU)"
+)
 GOOD = (0, 130, 143)  # exit codes after which the others end in peace
 PATIENCE = 10.0  # seconds for the others when one process has failed
 SAME = 2.0  # seconds for process 0 to make the same mistake as another
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) < 2 or not argv[1].isdigit() or not 1 <= int(argv[1]) <= 1024:
+    devices = gpus()
+    wanted = argv[1] if len(argv) > 1 else ""
+    if wanted == "gpus" and not devices:
+        print("local.sh: there is no GPU here (nvidia-smi names none)", file=sys.stderr)
+        return 2
+    wanted = str(len(devices)) if wanted == "gpus" else wanted
+    if not wanted.isdigit() or not 1 <= int(wanted) <= 1024:
         print(USAGE, file=sys.stderr)
         return 2
-    count, arguments = int(argv[1]), argv[2:]
-    devices = gpus()
+    count, arguments = int(wanted), argv[2:]
     if devices and count > len(devices):
         print(f"local.sh: {count} processes, but {len(devices)} GPU(s)", file=sys.stderr)
         return 2

@@ -1,23 +1,19 @@
 #!/usr/bin/env bash
-# Cloud TPU VMs, one host or a whole slice:
-#   launch/tpu_vm.sh TPU_NAME ZONE --config=configs/resnet50_vd.py --workdir=gs://BUCKET/RUN ...
-# Copies this checkout to every host, installs it there and starts the run in the foreground. The
-# same command resumes after a preemption. Images are read from a file system: a disk that is
-# attached to every host, or a bucket mounted with gcsfuse.
-set -euo pipefail
-usage='usage: launch/tpu_vm.sh TPU_NAME ZONE --config=FILE --workdir=gs://BUCKET/RUN ...'
-name=${1:?$usage}
-zone=${2:?$usage}
-shift 2
-here=$(cd "$(dirname "$0")/.." && pwd)
-tpu=(gcloud compute tpus tpu-vm)
-tar -C "$here" --exclude=.git -czf /tmp/jaxcls.tgz .
-"${tpu[@]}" scp /tmp/jaxcls.tgz "$name":/tmp/jaxcls.tgz --zone="$zone" --worker=all
-printf -v arguments '%q ' "$@"
-"${tpu[@]}" ssh "$name" --zone="$zone" --worker=all --command="
-    set -e
-    mkdir -p ~/jaxcls && tar -C ~/jaxcls -xzf /tmp/jaxcls.tgz && cd ~/jaxcls
-    [ -d ~/venv ] || python3 -m venv ~/venv
-    source ~/venv/bin/activate
-    pip install --quiet -e '.[tpu,gcs]'
-    python3 -m jaxcls.main --distributed $arguments"
+# Cloud TPU VMs, one host or a whole slice, with gcloud. Copies this checkout to every host, installs
+# it, starts the run there and shows the log of worker 0; ends with the exit code of the run:
+#   launch/tpu_vm.sh NAME ZONE --config=configs/resnet50_vd.py --workdir=gs://BUCKET/RUN ...
+# The same command shows a run again that goes on, and resumes one that does not. More of it:
+#   --type=v5litepod-16  creates the slice if it is not there
+#   --spot               a cheap one, which is brought back, and the run resumed, when it was preempted
+#   --queue              asks for it as a queued resource and waits until it is there
+#   --version=VERSION    its software (otherwise what Google names for the type)
+#   --fetch=DIR          at the end copies the working directory to DIR
+#   --delete             at the end, whatever it is, deletes the slice
+#   --dry-run            prints every command and runs none
+# Ctrl-C leaves the run alone. With a run that goes on, or none, and --queue if it was created so:
+#   launch/tpu_vm.sh NAME ZONE --stop                                   saves and stops it
+#   launch/tpu_vm.sh NAME ZONE --workdir=gs://BUCKET/RUN --fetch=DIR
+#   launch/tpu_vm.sh NAME ZONE --delete
+# Images: --config.data.root=gs://BUCKET/..., or a disk that is attached to every host. What is in
+# the checkout and should not travel: keep it elsewhere, or name it runs or .venv.
+exec python3 "$(dirname "$0")/tpu_vm.py" "$@"

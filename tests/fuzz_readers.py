@@ -35,7 +35,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from jaxcls.convert import readers
+from jaxcls.convert import readers, torch_files
+from jaxcls.convert.arrays import NUMBERS
 
 WEIGHTS = Path(__file__).parent / "golden" / "weights"
 MEMORY = 768 << 20  # bytes that reading may map: 300,000 values and a few times the file
@@ -146,7 +147,7 @@ def torch_zip(value: bytes, numbers: bytes = bytes(16)) -> Case:
 
 
 def torch_legacy(value: bytes, keys: bytes, rest: bytes) -> Case:
-    pickles = (number(readers.LEGACY_MAGIC), number(1001), table(little_endian=TRUE))
+    pickles = (number(torch_files.LEGACY_MAGIC), number(1001), table(little_endian=TRUE))
     pickles += (table(w=value), keys)
     return Case(".pth", b"".join(b"\x80\x02" + p + STOP for p in pickles) + rest)
 
@@ -508,7 +509,7 @@ def legacy() -> Iterator[tuple[str, Case]]:
         yield f"keys {what}", torch_legacy(good, odd, rest)
         yield f"key {what}", torch_legacy(good, LIST + odd + b"a", rest)
         yield f"magic {what}", Case(".pth", b"\x80\x02" + odd + STOP)
-        magic = b"\x80\x02" + number(readers.LEGACY_MAGIC) + STOP
+        magic = b"\x80\x02" + number(torch_files.LEGACY_MAGIC) + STOP
         yield f"system {what}", Case(".pth", magic + (b"\x80\x02" + odd + STOP) * 5)
     yield (
         "one storage twice",
@@ -793,7 +794,7 @@ WATCHED = (
     np, np.dtypes, jax, jnp, ml_dtypes, collections, builtins, codecs, copyreg, pickle, pickletools,
     struct, io, os, zipfile, types, readers,
 )  # fmt: skip
-DTYPES = {*readers.NUMBERS.values(), *readers.TORCH_STORAGES.values()}
+DTYPES = {*NUMBERS.values(), *torch_files.TORCH_STORAGES.values()}
 QUIET = (
     "builtins.id",
     "array.__new__",

@@ -34,9 +34,13 @@ COUNTED = [  # networks, and names of them with images of another size
 ]
 
 
-def trace(name: str, size: int = 96, channels: int = 3, **overrides: Any) -> tuple[Any, Any]:
-    """Returns the shapes of outputs and variables of two images in training; computes nothing."""
+def trace(name: str, size: int = 0, channels: int = 3, **overrides: Any) -> tuple[Any, Any]:
+    """Returns the shapes of outputs and variables of two images in training; computes nothing.
+
+    They have 96 x 96 pixels, or those of the network's name where these matter to it.
+    """
     module = models.build(name, **overrides)
+    size = size or (models.MODELS[name].size if getattr(module, "sized", False) else 96)
     rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
     images = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
     return jax.eval_shape(lambda x: module.init_with_output(rngs, x, train=True), images)

@@ -1,31 +1,20 @@
-"""ACNet: the trained network's three branches and the one convolution they are fused into."""
+"""ACNet, RepVGG: the trained network's branches and the one convolution they are fused into."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import random_like
 
 from jaxcls import models, trees
-from jaxcls.models.resnet import AsymmetricConvBN, FusedConv, fuse
+from jaxcls.models import mixnet
+from jaxcls.models.layers import BranchedConvBN, fold
+from jaxcls.models.resnet import AsymmetricConvBN, fused
 from jaxcls.models.spec import Ctx
 
 NAME = "ResNet50_ACNet_deploy"
 SMALL = {"width": 8, "depths": (1, 1, 1, 1), "num_classes": 5}
-
-
-def random_like(tree, seed=0):
-    """Returns variables of these shapes as training could leave them: nothing is 0, 1 or equal."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        last = path.rpartition("/")[2]
-        if last in ("scale", "var"):
-            return jnp.asarray(rng.uniform(0.5, 2, leaf.shape), leaf.dtype)
-        fan_in = np.prod(leaf.shape[:-1]) if last == "kernel" else 4
-        return jnp.asarray(rng.normal(0, fan_in**-0.5, leaf.shape), leaf.dtype)
-
-    return trees.map_with_path(draw, tree)
 
 
 def variables_of(module, size=64, channels=3):
@@ -63,9 +52,10 @@ def test_unit_is_the_sum_of_three_normalised_convolutions(k, stride):
     expected = np.maximum(expected, 0)
 
     np.testing.assert_allclose(unit.apply(variables, x)[0], expected, rtol=1e-4, atol=1e-5)
-    fused = fuse(variables)
-    assert fused["batch_stats"] == {}
-    y = FusedConv(Ctx(), 4, k, stride, act=nn.relu).apply(fused, x)
+    deployed = fused(Ctx(), 4, k, stride, act=nn.relu)
+    wanted = jax.eval_shape(deployed.init, jax.random.key(0), x)
+    assert wanted.keys() == {"params"}
+    y = deployed.apply(fold(variables, wanted, 1e-5), x)
     np.testing.assert_allclose(y[0], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -74,9 +64,8 @@ def test_fused_network_answers_like_the_trained_one(epsilon):
     trained = models.build(NAME, conv="asymmetric", bn_epsilon=epsilon, **SMALL)
     deployed = models.build(NAME, bn_epsilon=epsilon, **SMALL)
     variables = variables_of(trained)
-    fused = fuse(variables, epsilon)
-
     expected = variables_of(deployed)
+    fused = fold(variables, expected, epsilon)
     assert jax.tree.map(jnp.shape, fused) == jax.tree.map(jnp.shape, expected)
 
     x = jnp.asarray(np.random.default_rng(2).normal(size=(2, 70, 65, 3)), jnp.float32)
@@ -88,16 +77,57 @@ def test_fused_network_answers_like_the_trained_one(epsilon):
     assert np.abs(after - before).max() < 1e-5 * signal
 
 
+@pytest.mark.parametrize(("stride", "groups"), [(1, 1), (1, 2), (2, 2), (1, 4)])
+def test_branches_with_the_input_among_them_are_one_convolution(stride, groups):
+    unit = BranchedConvBN(Ctx(), 4, (3, 1), stride, groups, identity=stride == 1)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 7, 6, 4)), jnp.float32)
+    variables = random_like(jax.eval_shape(unit.init, jax.random.key(0), x))
+    deployed = unit.clone(c=Ctx(folded=True))
+    wanted = jax.eval_shape(deployed.init, jax.random.key(0), x)
+    assert jax.tree.map(jnp.shape, wanted["params"]) == {
+        "conv": {"kernel": (3, 3, 4 // groups, 4), "bias": (4,)}
+    }
+    y = deployed.apply(fold(variables, wanted, 1e-5), x)
+    np.testing.assert_allclose(y, unit.apply(variables, x), rtol=1e-4, atol=1e-5)
+
+
+FOLDED = {  # branches; convolutions that have a bias besides; several before one BatchNorm
+    "RepVGG_D2se": {"depths": (2, 1), "widths": (16, 32), "groups": 2},
+    "PPLCNetV2_small": {"depths": (1, 1, 2, 2), "scale": 0.125},
+    "StarNet_S1": {"depths": (1, 2), "width": 8},
+    "ReXNet_1_0": {"depths": (1, 1, 1)},
+    "MixNet_S": {"stages": mixnet.SMALL[:2]},
+}
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("name", FOLDED)
+def test_folded_networks_answer_like_the_trained_ones(name):
+    trained = models.build(name, num_classes=5, **FOLDED[name])
+    deployed = models.build(name, num_classes=5, folded=True, **FOLDED[name])
+    variables, wanted = variables_of(trained), variables_of(deployed)
+    folded = fold(variables, wanted, trained.c.bn_epsilon)
+    assert jax.tree.map(jnp.shape, folded) == jax.tree.map(jnp.shape, {"batch_stats": {}} | wanted)
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(2, 70, 65, 3)), jnp.float32)
+    before, after = (
+        np.asarray(jax.jit(m.apply)(v, x)["logits"])
+        for m, v in ((trained, variables), (deployed, folded))
+    )
+    signal, largest = np.abs(before[0] - before[1]).max(), np.abs(before).max()
+    assert np.abs(after - before).max() < max(1e-5 * signal, 2e-6 * largest)
+
+
 def test_only_kernels_larger_than_one_are_asymmetric():
     tree = variables_of(models.build(NAME, conv="asymmetric", **SMALL))
     branched = {p.rsplit("/", 3)[0] for p in trees.paths(tree["params"]) if "/vertical/" in p}
     assert branched == {"stem/conv1"} | {f"stage{i}/block1/conv2" for i in (1, 2, 3, 4)}
 
 
-def test_other_networks_have_nothing_to_fuse():
+def test_networks_of_other_layers_do_not_fold():
     variables = variables_of(models.build("ResNet18", width=8))
-    with pytest.raises(ValueError, match='not variables of a network conv="asymmetric"'):
-        fuse(variables)
+    wanted = variables_of(models.build("DenseNet121"))
+    with pytest.raises(ValueError, match="cannot be folded"):
+        fold(variables, wanted, 1e-5)
 
 
 def test_unknown_kind_of_convolution():

@@ -427,7 +427,7 @@ def test_paddleclas_has_the_same_of_all_that_was_computed():
 @pytest.mark.parametrize("marks", [False, True])
 def test_nothing_gathers_over_classes(marks):
     """Neither weights nor priors, of logits whose classes lie on several devices."""
-    mesh = sharding.make(data=2, fsdp=4, fsdp_min_size=0, rules=()).mesh
+    mesh = sharding.make(data=2, fsdp=4, model=1, fsdp_min_size=0, rules=()).mesh
     rows, cut = (NamedSharding(mesh, PartitionSpec(*a)) for a in (["data"], ["data", "fsdp"]))
     size, rng = 4096, np.random.default_rng(0)
     config = base.get_config()

@@ -18,7 +18,7 @@ from absl import flags
 from PIL import Image
 
 from configs import base
-from jaxcls import models, precision
+from jaxcls import convert, models, precision
 from jaxcls.benchmark import contenders, input, loop, pytorch, timing, train
 from jaxcls.benchmark.__main__ import COMMANDS, main
 from jaxcls.data import folders
@@ -261,31 +261,26 @@ def numbers_of(name):
 
 # Parameters in millions as timm's tables have them (rounded to 0.01).
 TIMM_PARAMS = {
-    "resnet18": 11.69,
-    "resnet34": 21.80,
-    "resnet50": 25.56,
-    "resnet101": 44.55,
-    "resnet152": 60.19,
-    "resnet50c": 25.58,
-    "resnet18d": 11.71,
-    "resnet34d": 21.82,
-    "resnet50d": 25.58,
-    "resnet101d": 44.57,
-    "resnet152d": 60.21,
+    "ResNet50": 25.56,
+    "ResNet101": 44.55,
+    "ResNet152": 60.19,
+    "ResNet50_vc": 25.58,
+    "ResNet50_vd": 25.58,
+    "ResNet101_vd": 44.57,
+    "ResNet152_vd": 60.21,
 }
 
 
-@pytest.mark.parametrize("name", pytorch.TIMM)
+@pytest.mark.parametrize("name", TIMM_PARAMS)
 def test_timm_has_the_same_network(name):
-    """The first shortcut of our basic blocks has a convolution that timm's lack: 4,224 numbers."""
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     init = models.build(name).init
     params = count.parameters(jax.eval_shape(init, jax.random.key(0), image)["params"])
-    params -= 4224 if name.startswith(("ResNet18", "ResNet34")) else 0
-    assert params / 1e6 == pytest.approx(TIMM_PARAMS[pytorch.TIMM[name]], abs=0.0051)
+    assert params / 1e6 == pytest.approx(TIMM_PARAMS[name], abs=0.0051)
     if importlib.util.find_spec("timm") and importlib.util.find_spec("torch"):
         _, timm = pytorch.import_timm()
-        theirs = timm.create_model(pytorch.TIMM[name])
+        theirs, options = convert.timm_model(name)
+        theirs = timm.create_model(theirs, **options)
         assert params == sum(p.numel() for p in theirs.parameters())
 
 
@@ -484,9 +479,8 @@ def test_compare_without_pytorch_is_one_line(missing, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("change", "devices", "message"),
     [
-        ({"model.name": "ResNeXt50_32x4d"}, 1, "unknown model for --compare=timm"),
+        ({"model.name": "ResNet18_vd"}, 1, "model.options = .*project_first"),
         ({"precision.name": "O3"}, 1, "unknown precision for --compare=timm 'O3'"),
-        ({"model.options": (("dropout", 0.1),)}, 1, "config.model.options make a network that"),
         ({}, 2, "runs on one device, here are 2: set --config.mesh.data=1"),
     ],
 )

@@ -96,7 +96,7 @@ def test_the_step_gets_the_same_images(photos, kind, devices, image):
 
 def test_images_are_read_and_decoded_once(photos, monkeypatch):
     read, decoded = collections.Counter(), collections.Counter()
-    original_read, original_decode = folders._read, ops.decode
+    original_read, original_decode = folders.read_file, ops.decode
 
     def counting_read(path, name):
         read[path] += 1
@@ -107,7 +107,7 @@ def test_images_are_read_and_decoded_once(photos, monkeypatch):
             decoded[image] += 1
         return original_decode(image, **options)
 
-    monkeypatch.setattr(folders, "_read", counting_read)
+    monkeypatch.setattr(folders, "read_file", counting_read)
     monkeypatch.setattr(ops, "decode", counting_decode)
     config = config_for(photos)
     config.image.scaled_decode = "never"  # else large images stay encoded
@@ -127,7 +127,7 @@ def test_images_are_read_and_decoded_once(photos, monkeypatch):
 
 def test_nothing_is_sent_between_devices(photos):
     """Every device has all images and cuts its own rows."""
-    layout = sharding.make(data=8, fsdp=1, fsdp_min_size=0, rules=())
+    layout = sharding.make(data=8, fsdp=1, model=1, fsdp_min_size=0, rules=())
     whole, rows = layout.whole, layout.rows
     cut = jax.jit(
         lambda images, places: cache.gather(images, places, size=8),

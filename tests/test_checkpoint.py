@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -775,6 +776,36 @@ def test_a_save_that_cannot_be_written(tmp_path):
         checkpoints.save(2, small, {})  # the same run, or the next, can go on
     assert lines == []
     assert steps_in(tmp_path) == [1, 2]
+
+
+def test_a_save_is_tried_again(tmp_path, monkeypatch, failing):
+    error = OSError(errno.EIO, os.strerror(errno.EIO))
+    add = checksums.add
+    with opened(tmp_path) as (checkpoints, lines):
+        monkeypatch.setattr(checksums, "add", failing(add, 2, error))
+        checkpoints.save(1, make_state(1), {"step": 1})
+        checkpoints.wait()
+        said = "the checkpoint of step 1 could not be written: Input/output error; trying again in"
+        assert [line.rpartition(" in ")[0] + " in" for line in lines] == [said] * 2
+        # the step after it took the state: the next checkpoint has to do
+        monkeypatch.setattr(checksums, "add", failing(add, 1, error))
+        state = make_state(2)
+        checkpoints.save(2, state, {})
+        while checkpoints._manager.is_saving_in_progress():
+            time.sleep(0.01)
+        jax.tree.map(lambda x: x.delete(), state)
+        checkpoints.save(3, make_state(3), {})
+        assert lines[2:] == [
+            "the checkpoint of step 2 could not be written: Input/output error; the run goes on to "
+            "the next one"
+        ]
+        monkeypatch.setattr(checksums, "add", failing(add, 1000, error))
+        checkpoints.save(4, make_state(4), {})
+        with pytest.raises(files.SaveError, match="step 3 is intact") as e:
+            checkpoints.wait()
+        assert e.value.exit_code == 75
+    assert steps_in(tmp_path) == [1, 3]
+    assert_same(restore(tmp_path)[0][0], make_state(3))
 
 
 def test_a_full_disk(tmp_path):

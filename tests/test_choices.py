@@ -237,6 +237,15 @@ def test_images_that_cannot_be_looked_at(tmp_path):
     assert choices.short_side(data) == 30
 
 
+def test_all_layers_are_trained_for_8_bits(tmp_path):
+    large = weights_of(tmp_path / "large", "ResNet18_vd")
+    assert settled(weights=large)[0].optim.frozen
+    config, line = settled(weights=large, model_quantise="int8")
+    assert line.startswith(f"ResNet18_vd of {large}, trained for int8")
+    assert (config.optim.frozen, config.optim.lr_mults) == ((), ())
+    assert (config.lr.peak, config.duration) == (0.00375, "300 steps")
+
+
 @pytest.mark.ci
 def test_fine_tuning_needs_no_key_of_the_network(commands, tmp_path):
     """Fine-tuning from a run of another network needs no key but these two."""

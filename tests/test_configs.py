@@ -1,5 +1,6 @@
 """Every config: its differences from base, its lengths, and the shapes of its whole step."""
 
+import re
 import types
 
 import jax
@@ -8,10 +9,11 @@ import numpy as np
 import pinned
 import pytest
 
-from configs import augment, digits, distill, imagenet
-from jaxcls import choices, distillation, network, program, schedules
+from configs import augment, base, digits, distill, imagenet
+from jaxcls import choices, distillation, network, program, schedules, trees
 from jaxcls.config import plan
 from jaxcls.data import ops
+from jaxcls.models.spec import CTX_FIELDS
 
 IMAGES = 1_281_167
 ALL = pinned.configs()
@@ -20,6 +22,19 @@ CHEAP = {"MobileNetV3_small_x0_35", "GoogLeNet", "EfficientNetB0", "ShuffleNetV2
 SLOW = {  # to trace; the shapes of these networks themselves are in test_zoo.py
     "Res2Net50_26w_4s",
     "HRNet_W18_C",
+    "ResNeSt50",
+    "RedNet26",
+    "DLA34",
+    "CSPDarkNet53",
+    "PPHGNet_tiny",
+    "ConvNeXt_tiny",
+    "VAN_B0",
+    "DSNet_tiny",
+    "NextViT_small_224",
+    "UniFormer_small",
+    "HarDNet68",
+    "PeleeNet",
+    "InceptionV3",
     "DarkNet53",
     "MobileNetV1",
     "MobileNetV2",
@@ -131,14 +146,22 @@ def test_shapes_of_the_whole_step(name, monkeypatch):
 
 
 def with_one_block(config):
-    """Returns a config with a network of one block in place of its own."""
+    """Returns a config with a network of one block in place of its own, and its round numbers.
+
+    Rules over parameters that it has not are left out.
+    """
     config = config.copy_and_resolve_references()
     config.model.name = "ResNet18_vd"
-    config.model.options += (("stem", "small"), ("depths", (1,)), ("width", 8))
+    taken = [option for option in config.model.options if option[0] in CTX_FIELDS]
+    config.model.options = (*taken, ("stem", "small"), ("depths", (1,)), ("width", 8))
+    for key in ("optim.l2", "optim.weight_decay", "mix.mixup", "mix.cutmix"):
+        section, _, name = key.partition(".")
+        config[section][name] = 0.1 if config[section][name] else 0.0  # no shape depends on it
+    config.optim.lr_mults, config.optim.no_decay = (), base.get_config().optim.no_decay
     return config
 
 
-# Recipes that differ in the network only are one program around it.
+# Recipes that differ in the network and such numbers only are one program around it.
 DISTINCT = {
     pinned.text({"": with_one_block(config)}): name for name, config in reversed(RECIPES.items())
 }
@@ -147,6 +170,24 @@ DISTINCT = {
 @pytest.mark.parametrize("name", reversed(DISTINCT.values()))
 def test_shapes_of_the_step_of_every_recipe(name):
     assert_shapes_of_the_step(with_one_block(RECIPES[name]))
+
+
+def rules(config):
+    """Returns the patterns of a recipe's rules over names of parameters."""
+    return {*config.optim.no_decay, *(pattern for pattern, _ in config.optim.lr_mults)}
+
+
+USUAL = rules(base.get_config()) | {"/bn/(scale|bias)$"}
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", [n for n, config in RECIPES.items() if rules(config) - USUAL])
+def test_rules_of_a_recipe_are_of_its_network(name):
+    config = RECIPES[name]
+    _, variables = pinned.trace(config.model.name, config.image.size)
+    paths = trees.paths(variables["params"])
+    for pattern in rules(config):
+        assert any(re.search(pattern, path) for path in paths), pattern
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -286,6 +286,7 @@ def test_imagenet_to_array_record(ilsvrc):
     assert items(data.train)[0]["name"] == "train/n01/n01_0.JPEG"
 
 
+@pytest.mark.ci
 def test_imagenet_errors(ilsvrc):
     assert "nothing to do" in fail(*arguments(ilsvrc)[:4])
     assert "meta.mat" in fail(

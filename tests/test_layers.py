@@ -9,7 +9,7 @@ import pytest
 
 from jaxcls.models import layers
 from jaxcls.models.googlenet import pool_to_3x3
-from jaxcls.models.inception_v4 import mean_3x3
+from jaxcls.models.inception import mean_3x3
 from jaxcls.models.layers import (
     BatchNorm,
     Dropout,
@@ -198,3 +198,67 @@ def test_pool_to_3x3_fits_all_sizes():
         assert y.shape == (1, 3, 3, 1)
         rows = y[0, :, 0, 0]
         assert 0 <= rows[0] < rows[1] < rows[2] <= n - 1
+
+
+def correlated(x, w, stride, padding, dilation):
+    """Returns the depthwise convolution of [B, H, W, C] with [h, w, 1, C] in float64."""
+    x = np.pad(np.float64(x), ((0, 0), *padding, (0, 0)))
+    reach = [dilation * (k - 1) + 1 for k in w.shape[:2]]
+    tops, lefts = (range(0, n - r + 1, stride) for n, r in zip(x.shape[1:3], reach))
+    return np.stack(
+        [
+            np.stack(
+                [
+                    (x[:, t : t + reach[0] : dilation, s : s + reach[1] : dilation]
+                     * np.float64(w)[None, :, :, 0]).sum((1, 2))
+                    for s in lefts
+                ], 1)
+            for t in tops
+        ], 1)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding", "dilation", "explicit"),
+    [
+        ((9, 8), 3, 1, None, 1, ((1, 1), (1, 1))),
+        ((9, 8), 3, 2, None, 1, ((1, 1), (1, 1))),
+        ((9, 8), 5, 2, "SAME", 1, ((2, 2), (1, 2))),  # the odd pixel at the end
+        ((12, 11), 3, 1, None, 2, ((2, 2), (2, 2))),
+        ((9, 8), 3, 2, 0, 1, ((0, 0), (0, 0))),
+        ((5, 5), (1, 5), 1, None, 1, ((0, 0), (2, 2))),
+    ],
+)
+def test_depthwise_convolutions_by_platform(size, kernel, stride, padding, dilation, explicit):
+    """On a CPU they are sums, for other platforms still convolutions; both say the same."""
+    x = jax.random.normal(jax.random.key(1), (2, *size, 4))
+    outputs = []
+    for by_platform in (False, True):
+        c = Ctx(by_platform=by_platform)
+        conv = layers.Conv(c, 4, kernel, stride, padding, groups=4, dilation=dilation)
+        variables = conv.init(jax.random.key(0), x)
+        w = variables["params"]["kernel"]
+        outputs.append(conv.apply(variables, x))
+        np.testing.assert_allclose(
+            outputs[-1], correlated(x, w, stride, explicit, dilation), atol=2e-6
+        )
+        for platform in ("cpu", "cuda"):
+            lowered = jax.jit(conv.apply).trace(variables, x).lower(lowering_platforms=(platform,))
+            summed = by_platform and platform == "cpu"
+            assert ("stablehlo.convolution" in lowered.as_text()) != summed
+    assert (outputs[0] != outputs[1]).any()
+
+
+def test_other_convolutions_are_the_same_on_each_platform():
+    x = jax.random.normal(jax.random.key(1), (2, 6, 6, 4))
+    for features, groups in ((4, 1), (4, 2), (8, 4)):
+        conv = layers.Conv(Ctx(by_platform=True), features, 3, groups=groups)
+        variables = conv.init(jax.random.key(0), x)
+        assert "stablehlo.convolution" in jax.jit(conv.apply).lower(variables, x).as_text()
+
+
+def test_depthwise_sums_of_half_precision_are_in_float32():
+    x = jnp.full((1, 5, 5, 2), 1, jnp.bfloat16)
+    w = jnp.full((5, 5, 1, 2), 1.0, jnp.bfloat16).at[0, 0].set(256)
+    y = layers.shifted(x, w, (1, 1), ((0, 0), (0, 0)), 1)
+    assert y.dtype == jnp.bfloat16
+    assert y.astype(float).ravel().tolist() == [280.0, 280.0]  # 256 + 1 is 256 in bfloat16

@@ -136,7 +136,7 @@ def test_rank_of_the_best_of_several_labels():
 @pytest.mark.parametrize("marks", [False, True])
 def test_nothing_gathers_over_classes(shape, marks):
     """Of logits whose classes lie on several devices only sums of [B] are exchanged."""
-    mesh = sharding.make(data=shape[0], fsdp=shape[1], fsdp_min_size=0, rules=()).mesh
+    mesh = sharding.make(data=shape[0], fsdp=shape[1], model=1, fsdp_min_size=0, rules=()).mesh
     rows, cut = (NamedSharding(mesh, PartitionSpec(*a)) for a in (["data"], ["data", "fsdp"]))
     logits, labels = example(9, classes=4096)
     labels = np.eye(4096, dtype=np.int32)[labels] if marks else labels

@@ -13,6 +13,7 @@ from etils import epath
 from jaxcls import metrics
 from jaxcls.config import Plan
 from jaxcls.console import Console
+from jaxcls.watch import Watch
 
 PLAN = Plan(
     batch_size=4,
@@ -36,6 +37,7 @@ def open_log(workdir, from_step=0, window=None, max_skipped=1, tensorboard=False
         meta={"window": window or {}, "log": None},
         evaluation=None,
         console=Console(),
+        watch=Watch(slow=0.0, least=0.0, stuck=0.0),
     )
 
 

@@ -461,6 +461,7 @@ def test_kinds_of_each_image_are_drawn_as_often_as_asked():
     assert stats.chisquare(counts, list(want.values())).pvalue > 1e-4
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("each_image", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_soft_labels_sum_to_one_and_give_the_loss(smoothing, each_image):

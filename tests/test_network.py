@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import types
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 import runs
-from test_zoo import AT_LEAST, SIBLINGS
+from test_zoo import AT_LEAST, SIBLINGS, STEPS
 
 from jaxcls import checkpoint, choices, evaluate, meta, models, network, program, weights
 from jaxcls.data import ops
@@ -78,10 +79,20 @@ def save(config, path):
     return np.asarray(logits[0])
 
 
-@pytest.mark.parametrize(
-    "family",
-    [pytest.param(f, marks=[] if f == "mobilenet_v1" else [pytest.mark.ci]) for f in SIBLINGS],
-)
+LONG = (
+    "mixnet", "ghostnet", "efficientnet_v2", "inception", "dsnet", "mobilevit", "mobilenext",
+    "mobilenet_v4", "googlenet", "convnext", "cswin_transformer", "twins", "hardnet",
+)  # fmt: skip
+
+
+def tier(family):
+    """Returns the marks of a test that compiles steps of a family."""
+    return (
+        [] if family == "mobilenet_v1" else [pytest.mark.zoo if family in LONG else pytest.mark.ci]
+    )
+
+
+@pytest.mark.parametrize("family", [pytest.param(f, marks=tier(f)) for f in SIBLINGS])
 def test_another_process_predicts_what_the_run_did(commands, tmp_path, family):
     ours = save(config_of(family), tmp_path)
     done = subprocess.run(
@@ -122,6 +133,8 @@ def test_what_is_stored_is_what_is_read(tmp_path):
     assert found == net
     assert {str(x.dtype) for x in jax.tree.leaves(variables["params"])} == {"bfloat16"}
     assert network.of_meta({"network": net.described()}, zeros, "") == net
+    told = net.described() | {"class_names": ["\ud800", "b"]}  # JSON may say so, UTF-8 cannot
+    assert network.of_meta({"network": told}, zeros, "").class_names == ("\\ud800", "b")
 
 
 def test_weights_of_versions_that_said_less(tmp_path, caplog):
@@ -209,8 +222,9 @@ def test_every_family_takes_larger_images(family):
     size = AT_LEAST.get(family, 32)
     image = dataclasses.replace(small()[0].image, size=size, mean=(0.5,) * 3, std=(0.5,) * 3)
     net, _ = small(name=name, options=options, image=image)
-    larger = net.resized(size + 37)
-    images = jax.ShapeDtypeStruct((2, size + 37, size + 37, 3), np.uint8)
+    more = size + STEPS.get(family, 37)
+    larger = net.resized(more)
+    images = jax.ShapeDtypeStruct((2, more, more, 3), np.uint8)
     assert jax.eval_shape(larger.predict, net.shapes, images)["logits"].shape == (2, 4)
 
 
@@ -268,3 +282,16 @@ def test_a_folder_of_the_user_may_be_called_configs(monkeypatch):
 @pytest.mark.parametrize("name", ACCURACY)
 def test_every_published_name_has_an_image(name):
     ops.Image(**network.published_image(name))
+
+
+def test_depthwise_convolutions_are_what_the_platform_is_fast_at():
+    """See layers.Conv: in all that answers, and nowhere else."""
+    net = dataclasses.replace(small()[0], name="MobileNetV1_x0_25", options={})
+    images = jax.ShapeDtypeStruct((2, *net.image.shape), np.uint8)
+    for platform in ("cpu", "cuda"):
+        lowered = net.predict.trace(net.shapes, images).lower(lowering_platforms=(platform,))
+        grouped = set(re.findall(r"feature_group_count = (\d+)", lowered.as_text())) - {"1"}
+        assert bool(grouped) == (platform == "cuda")
+    fixed = dataclasses.replace(net, options={"by_platform": False})
+    text = fixed.predict.trace(net.shapes, images).lower(lowering_platforms=("cpu",)).as_text()
+    assert "feature_group_count = 8 " in text

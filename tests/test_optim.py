@@ -466,13 +466,26 @@ def test_a_skipped_step_leaves_no_trace_in_lookahead():
 
 
 FAMILIES = {  # a name of each family: the number of blocks in its stages
-    "AlexNet": (1, 3), "DarkNet53": (1, 2, 8, 8, 4), "DenseNet121": (6, 13, 25, 17),
-    "DPN68": (3, 4, 12, 3), "EfficientNetB0_small": (1, 2, 2, 6, 5), "GoogLeNet": (2, 5, 2),
-    "HRNet_W18_C": (4, 1, 4, 3), "InceptionV4": (4, 8, 4), "MobileNetV1_x0_25": (1, 2, 2, 6, 2),
-    "MobileNetV2_x0_25": (1, 2, 3, 7, 4), "MobileNetV3_large_x0_35": (1, 2, 3, 6, 3),
-    "Res2Net50_26w_4s": (3, 4, 6, 3), "ResNet50_vd": (3, 4, 6, 3),
-    "ShuffleNetV2_x0_25": (4, 8, 4), "SqueezeNet1_1": (2, 2, 4), "VGG11": (1, 1, 2, 2, 2),
-    "Xception41": (1, 1, 9, 2),
+    "AlexNet": (1, 3), "CSPDarkNet53": (3, 4, 10, 10, 6), "DLA34": (1, 2, 2, 1),
+    "DarkNet53": (1, 2, 8, 8, 4), "DenseNet121": (6, 13, 25, 17), "DPN68": (3, 4, 12, 3),
+    "EfficientNetB0_small": (1, 2, 2, 6, 5), "GoogLeNet": (2, 5, 2), "HRNet_W18_C": (4, 1, 4, 3),
+    "HarDNet85": (1, 2, 2, 1), "InceptionV3": (3, 5, 3), "InceptionV4": (4, 8, 4),
+    "MobileNetV1_x0_25": (1, 2, 2, 6, 2), "MobileNetV2_x0_25": (1, 2, 3, 7, 4),
+    "MobileNetV3_large_x0_35": (1, 2, 3, 6, 3), "PPHGNetV2_B4": (1, 1, 3, 1),
+    "PeleeNet": (4, 5, 9, 7), "RedNet26": (1, 2, 4, 1), "Res2Net50_26w_4s": (3, 4, 6, 3),
+    "ResNeSt50": (3, 4, 6, 3), "ResNet50_vd": (3, 4, 6, 3), "ShuffleNetV2_x0_25": (4, 8, 4),
+    "DeiT_tiny_patch16_224": (3, 3, 3, 3), "SwinTransformer_tiny_patch4_window7_224": (2, 2, 6, 2),
+    "SwinTransformerV2_tiny_patch4_window8_256": (2, 2, 6, 2), "alt_gvt_small": (2, 2, 10, 4),
+    "TNT_small": (3, 3, 3, 3), "LeViT_128S": (2, 4, 5), "PVT_V2_B0": (2, 2, 2, 2),
+    "CSWinTransformer_tiny_224": (1, 2, 21, 1), "CvT_13_224": (1, 2, 10),
+    "MOCOV3_vit_small": (3, 3, 3, 3), "MobileViT_XXS": (1, 3, 2, 2, 2),
+    "SqueezeNet1_1": (2, 2, 4), "VGG11": (1, 1, 2, 2, 2), "Xception41": (1, 1, 9, 2),
+    "EfficientNetV2_S": (2, 4, 4, 15, 15), "MixNet_S": (1, 2, 4, 6, 3),
+    "ReXNet_1_0": (1, 2, 2, 6, 5), "GhostNet_x0_5": (1, 2, 2, 6, 5),
+    "MobileNeXt_x0_35": (2, 3, 7, 8), "MobileNetV4_conv_small": (2, 2, 6, 6),
+    "PPLCNet_x0_25": (1, 2, 2, 6, 2), "PPLCNetV2_small": (2, 2, 4, 2), "ESNet_x0_25": (3, 7, 3),
+    "MicroNet_M0": (1, 1, 2, 3), "RepVGG_A0": (2, 4, 14, 1), "RegNetX_200MF": (1, 1, 4, 7),
+    "FasterNet_T0": (1, 2, 8, 2), "StarNet_S1": (2, 2, 8, 3),
 }  # fmt: skip
 
 

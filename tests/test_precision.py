@@ -236,3 +236,18 @@ def test_every_level_learns(name):
 def test_bad_values(changes, message):
     with pytest.raises(ValueError, match=message):
         make(**changes)
+
+
+def test_a_deterministic_run_is_compiled_with_an_option_of_xla(monkeypatch):
+    assert [make(p, deterministic=True).compiler_options for p in ("cpu", "tpu")] == [{}, {}]
+    options = make("gpu", deterministic=True).compiler_options
+    assert (len(options), make("gpu").compiler_options) == (1, {})
+    jax.jit(jnp.sin, compiler_options=options)(1.0)  # XLA knows it
+    monkeypatch.setitem(precision.DETERMINISTIC, "cpu", {"xla_no_such_option": True})
+    config = runs.tiny("plain")
+    config.precision.deterministic = True
+    built = program.build(config, num_train=898, num_classes=10)
+    batch = {"image": jnp.zeros((8, 8, 8, 1), jnp.uint8), "label": jnp.zeros(8, jnp.int32)}
+    lowered = built.eval_step.lower(built.abstract_state.variables(), batch)
+    with pytest.raises(Exception, match="No such compile option: 'xla_no_such_option'"):
+        lowered.compile()

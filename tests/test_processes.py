@@ -4,6 +4,7 @@ JAX itself needs 100 seconds to notice a lost process and then aborts (exit code
 """
 
 import contextlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,14 +17,14 @@ import runs
 from jaxcls import processes
 
 PEER = """
-import sys, time
+import sys
+from jaxcls.command import complain
 from jaxcls.processes import Processes
+options = dict(runs={runs}, resume=lambda: "go on", patience={patience})
 try:
-    here = Processes(
-        ("127.0.0.1", {port}), {count}, {number}, resume=lambda: "go on", patience={patience}
-    )
+    here = Processes(("127.0.0.1", {port}), {count}, {number}, **options)
 except ValueError as e:
-    sys.exit(f"jaxcls: {{e}}")
+    sys.exit(complain(e))
 import jax
 assert (jax.process_count(), jax.process_index()) == ({count}, {number})
 print("here", flush=True)
@@ -33,8 +34,14 @@ sys.exit(here.leave({code}))
 
 
 @contextlib.contextmanager
-def peers(*numbers, count=3, port=None, patience=120, code=0):
-    """Starts processes with these numbers; `code` is what they end with when a line comes."""
+def peers(*numbers, count=3, port=None, patience=120, code=0, configs=(), roots=()):
+    """Starts processes with these numbers.
+
+    Args:
+      code: what they end with when a line comes.
+      configs: of each.
+      roots: where each has its code.
+    """
     port = port or runs.free_port()
     started = []
     try:
@@ -44,11 +51,14 @@ def peers(*numbers, count=3, port=None, patience=120, code=0):
                 "count": count if isinstance(count, int) else count[i],
                 "patience": patience if isinstance(patience, int) else patience[i],
                 "code": code,
+                "runs": configs[i] if configs else {},
             }
+            root = str(roots[i] if roots else runs.ROOT)
             started.append(
                 subprocess.Popen(
                     [sys.executable, "-c", PEER.format(number=number, **settings)],
-                    env=RUN.environment(),
+                    env=RUN.environment(PYTHONPATH=root),
+                    cwd=root,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
@@ -77,9 +87,10 @@ def test_a_lost_process_ends_the_others_with_one_line(victim):
             assert process.stdout.readline() == "here\n"
         started.pop(victim).kill()
         line = f"jaxcls: process {victim} of 3 was lost (killed, out of memory, or its machine is "
-        assert [end(process) for process in started] == [(1, f"{line}gone); go on\n")] * 2
+        assert [end(process) for process in started] == [(75, f"{line}gone); go on\n")] * 2
 
 
+@pytest.mark.ci
 def test_the_mistake_of_one_ends_the_others_and_a_normal_end_is_none():
     with peers(0, 1, count=2, code=2) as (zero, one):
         assert one.stdout.readline() == "here\n"
@@ -104,6 +115,7 @@ def test_the_mistake_of_one_ends_the_others_and_a_normal_end_is_none():
         assert end(zero) == (0, "")
 
 
+@pytest.mark.ci
 def test_who_is_missing_is_named():
     port = runs.free_port()
     with peers(0, 2, count=4, port=port, patience=(12, 60)) as started:
@@ -112,7 +124,7 @@ def test_who_is_missing_is_named():
             "with each --process_id from 0 to 3 and the same --coordinator\n"
         )
         (zero, said), (two, heard) = map(end, started)
-        assert (zero, two) == (1, 1)
+        assert (zero, two) == (75, 75)
         waits = f"jaxcls: process 0 waits at 127.0.0.1:{port} for processes 1, 3\n"
         assert said == f"{waits}jaxcls: {text}"
         assert heard == f"jaxcls: {text}"
@@ -124,6 +136,23 @@ def test_processes_that_do_not_fit(tmp_path):
         ended = [next(p for p in others[:2] if wait_for_end(others[:2]) is p), others[2]]
         assert "there are two processes with --process_id=1" in end(ended[0])[1]
         assert "started with --num_processes=4, process 0 at" in end(ended[1])[1]
+
+
+def test_other_code_or_another_config_is_refused(tmp_path):
+    shutil.copytree(runs.ROOT / "jaxcls", tmp_path / "jaxcls")
+    with open(tmp_path / "jaxcls" / "steps.py", "a") as file:
+        file.write("# another version\n")
+    host = socket.gethostname()
+    rates = ({"config.lr.peak": 0.1}, {"config.lr.peak": 0.1}, {"config.lr.peak": 0.2})
+    differ = f"process 0 ({host}) and process {{}} ({host}) do not run the same: {{}}"
+    differs = differ.format(2, f"config.lr.peak is 0.1 on process 0 ({host}), 0.2 on process 2 (")
+    with peers(0, 1, 2, configs=rates) as started:
+        for code, said in map(end, started):
+            assert (code, said.count("\n")) == (2, 1)
+            assert said.startswith(f"jaxcls: {differs}{host}). Start all with the same command")
+    with peers(0, 1, count=2, roots=(runs.ROOT, tmp_path)) as started:
+        text = differ.format(1, "jaxcls/steps.py is another file. Start all with the same command ")
+        assert [end(p) for p in started] == [(2, f"jaxcls: {text}and the same code\n")] * 2
 
 
 def wait_for_end(candidates):
@@ -195,6 +224,60 @@ def test_slurm_is_detected(monkeypatch):
     assert port > 1024
 
 
+@pytest.mark.parametrize(
+    ("more", "devices"),
+    [
+        ({}, [1]),
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, [1]),  # all GPUs of the node
+        ({"CUDA_VISIBLE_DEVICES": "1"}, None),  # the one that Slurm has bound to it
+        ({"SLURM_GPUS_PER_TASK": "2", "CUDA_VISIBLE_DEVICES": "2,3"}, None),
+        ({"SLURM_STEP_NUM_NODES": "4", "SLURM_NTASKS": "4"}, None),  # one process a node
+    ],
+    ids=str,
+)
+def test_the_gpus_of_a_process_of_slurm(monkeypatch, more, devices):
+    slurm = {"JOB_ID": "7", "STEP_NODELIST": "n[1-2]", "NTASKS": "4", "PROCID": "1", "LOCALID": "1"}
+    slurm = {f"SLURM_{name}": value for name, value in slurm.items()}
+    for name, value in (slurm | {"SLURM_STEP_NUM_NODES": "2"} | more).items():
+        monkeypatch.setenv(name, value)
+    assert processes.detect()[3] == devices
+
+
+LOCKING = """
+import sys
+from jaxcls import files
+from jaxcls.command import complain
+from jaxcls.processes import Processes
+files.SEEN = 1.0
+here = Processes(("127.0.0.1", int(sys.argv[2])), 2, int(sys.argv[1]))
+try:
+    with files.lock(sys.argv[3]):
+        code = 0
+except ValueError as e:
+    code = complain(e)
+sys.exit(here.leave(code))
+"""
+
+
+@pytest.mark.ci
+def test_a_working_directory_that_one_process_does_not_see(tmp_path):
+    for folders, code in ((("a", "b"), 2), (("a", "a"), 0)):
+        port = str(runs.free_port())
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", LOCKING, str(i), port, str(tmp_path / folder)],
+                env=RUN.environment(),
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for i, folder in enumerate(folders)
+        ]
+        said = [process.communicate(timeout=runs.PATIENCE)[1] for process in started]
+        assert [process.returncode for process in started] == [code] * 2
+        text = "process 1 of 2 cannot see what process 0 writes there: give a folder that all "
+        assert [text in each for each in said] == [bool(code)] * 2
+
+
 @pytest.mark.ci
 def test_a_process_that_is_killed_in_mid_training(commands, tmp_path):
     shared = (
@@ -212,7 +295,7 @@ def test_a_process_that_is_killed_in_mid_training(commands, tmp_path):
             runs.wait_until(lambda: runs.logged(tmp_path) >= before + 10, zero)  # noqa: B023
             (zero, one)[victim].send_signal(signal.SIGKILL)
             survivor = runs.finish((one, zero)[victim])
-            assert survivor.returncode == 1
+            assert survivor.returncode == 75
             step = runs.checkpoints(tmp_path)[-1]
             assert survivor.err == (
                 f"jaxcls: process {victim} of 2 was lost (killed, out of memory, or its machine "

@@ -9,9 +9,11 @@ import os
 import pickle
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tomllib
+import urllib.request
 
 import cv2
 import numpy as np
@@ -55,6 +57,9 @@ EXTRA = {
     "-m jaxcls.preview": [],
     "-m jaxcls.config": [],
     "-m jaxcls.select": ["--top=5"],
+    "-m jaxcls.predict": [],
+    "-m jaxcls.export": [],
+    "-m jaxcls.serve": ["--batch-size=1"],
     "-m jaxcls.sweep": [*SHORT, "--trials=2"],
     "-m jaxcls.soup": [],
     "-m jaxcls.benchmark loop": ["--steps=2", "--repetitions=1"],
@@ -65,12 +70,24 @@ EXTRA = {
     "-m jaxcls.benchmark input": [
         "--images=16", "--repetitions=1", "--cores=1", "--compare=", "--config.batch_size=8",
     ],
+    "-m jaxcls.benchmark serve": ["--seconds=0.2", "--repetitions=1", "--clients=2"],
     "-m jaxcls.benchmark compile": ["--model=SqueezeNet1_1"],
     "data_prep/imagenet.py": [],
     "tests/fuzz_readers.py": ["--mutations=100"],
+    "tests/fuzz_serve.py": ["--mutations=100"],
 }  # fmt: skip
-# They need PyTorch; a test of its own runs a share of the last.
-NOT_HERE = ("tests/timm_parity.py", "tests/timm_augment.py", "tests/matrix.py", "tests/claims.py")
+# They need PyTorch or libtpu, or look at times; tests of their own run a share of some.
+NOT_HERE = (
+    "tests/quantised.py",
+    "tests/serve_load.py",
+    "tests/timm_parity.py",
+    "tests/timm_augment.py",
+    "tests/matrix.py",
+    "tests/claims.py",
+    "tests/soak.py",
+    "tests/plan_memory.py",
+    "jaxcls.plan",
+)
 
 
 def commands_in(text):
@@ -95,7 +112,9 @@ def rule_of(words):
     """Returns what is done with a command: "run", "stubs", "look", or ""."""
     program = words[0]
     if program == "python":
-        return "look" if words[1] in NOT_HERE else "run" if extra(words[1:]) is not None else ""
+        return (
+            "look" if {*words[1:3]} & {*NOT_HERE} else "run" if extra(words[1:]) is not None else ""
+        )
     if program in ("pip", "pytest"):
         return "look"
     if program in ("sbatch", "tfds") or program == "launch/tpu_vm.sh":
@@ -144,7 +163,8 @@ def folder(tmp_path_factory):
     (folder / "bin").mkdir()
     for name in ("gcloud", "srun", "tfds", "tar"):
         stub = folder / "bin" / name
-        stub.write_text(f'#!/bin/sh\nprintf "%s\\n" {name} "$@" >> called\n')
+        answers = "case $* in *describe*) echo READY ;; *code*) echo 0 ;; esac"  # gcloud's
+        stub.write_text(f'#!/bin/sh\nprintf "%s\\n" {name} "$@" >> called\n{answers}\n')
         stub.chmod(0o755)
     sbatch = folder / "bin" / "sbatch"  # runs the script, without the options
     sbatch.write_text(
@@ -175,6 +195,9 @@ def run(words, here):
         done = here.fork(*words[3:], *extra(words[1:]))
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.err}"
         return
+    if words[1:3] == ["-m", "jaxcls.serve"]:
+        serve([*words, *extra(words[1:])], here)
+        return
     more = extra(words[1:]) if words[0] == "python" else SHORT if "local.sh" in words[0] else []
     done = subprocess.run(
         [*words, *more],
@@ -186,13 +209,27 @@ def run(words, here):
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr}"
 
 
-@pytest.mark.ci
-@pytest.mark.parametrize("text", SHELL, ids=lambda text: shlex.join(next(commands_in(text)))[:60])
-def test_a_block_of_commands_runs(text, folder, here):
-    of_photos = re.findall(r"(?:--weights|eval.fuse)=(\S+)|--workdir=(\S+) --mode=eval", text)
-    of_digits = re.findall(r"teacher.checkpoints=/tmp/(\S+)", text)
+def serve(words, here):
+    """Runs a server until it answers."""
+    words = [re.sub(r"--port=\d+", "--port=0", word) for word in words]
+    said = here.folder / "served"
+    with said.open("w") as err:
+        process = subprocess.Popen(words, cwd=here.folder, env=here.environment(), stderr=err)
+    runs.wait_until(lambda: "http://" in said.read_text(), process)
+    address = re.search(r"http://\S+", said.read_text())[0]
+    with urllib.request.urlopen(f"{address}/health", timeout=60) as answer:
+        assert answer.status == 200
+    assert runs.interrupt(process, signal.SIGTERM) == 0
+
+
+def prepare(text, folder, here):
+    """Makes the runs and the weights that commands begin with."""
+    of_photos = re.findall(
+        r"(?:--weights|eval.fuse)=(\S+)|--workdir=(\S+) --mode=eval|jaxcls.predict (\S+)", text
+    )
+    of_digits = re.findall(r"(?:teacher.checkpoints=|benchmark serve )/tmp/(\S+)", text)
     for config, root, name in (
-        *(("finetune", ["--config.data.root=photos"], a or b) for a, b in of_photos),
+        *(("finetune", ["--config.data.root=photos"], a or b or c) for a, b, c in of_photos),
         *(("digits", [], name) for name in of_digits),
     ):
         done = here.fork(f"--config=configs/{config}.py", f"--workdir={name}", *root, *SHORT)
@@ -204,13 +241,20 @@ def test_a_block_of_commands_runs(text, folder, here):
     for name, network in re.findall(r"--from ((\w+?)_pretrained\.pdparams)", text):
         weights = oracle.tensors(network, pinned.trace(network)[1])
         (folder / name).write_bytes(pickle.dumps(weights, protocol=4))
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("text", SHELL, ids=lambda text: shlex.join(next(commands_in(text)))[:60])
+def test_a_block_of_commands_runs(text, folder, here):
+    prepare(text, folder, here)
     for words in commands_in(text):
         if rule_of(words) != "look":
             (folder / "called").unlink(missing_ok=True)
             run(words, here)
         if rule_of(words) == "stubs" and "--config=configs/resnet50_vd.py" in words:
             called = (folder / "called").read_text()
-            assert "python3 -m jaxcls.main --distributed" in called.replace("\n", " ")
+            on_host = "bash tpu_worker.sh start" if "gcloud" in called else "--distributed"
+            assert on_host in called.replace("\n", " ")
             assert "--config=configs/resnet50_vd.py" in called
 
 
@@ -218,7 +262,8 @@ def test_a_block_of_commands_runs(text, folder, here):
 @pytest.mark.parametrize(
     "words", [w for text in INLINE for w in commands_in(text) if rule_of(w) == "run"], ids=" ".join
 )
-def test_an_inline_command_runs(words, here):
+def test_an_inline_command_runs(words, folder, here):
+    prepare(" ".join(words), folder, here)
     run(words, here)
 
 

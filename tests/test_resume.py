@@ -46,6 +46,7 @@ def half_written(workdir):
     return {p.name for p in folder.iterdir() if "tmp" in p.name} if folder.exists() else set()
 
 
+@pytest.mark.ci
 def test_kill_9_in_mid_epoch_and_in_mid_save(commands, reference, tmp_path):
     command = f"--config={runs.TINY}", f"--workdir={tmp_path}"
     with commands.started(*command) as process:
@@ -212,6 +213,7 @@ def test_the_best_evaluation_has_a_checkpoint(in_process, tmp_path, monkeypatch)
     runs.assert_same_state(runs.saved(whole, best)[0], runs.saved(parts, best)[0])
 
 
+@pytest.mark.ci
 def test_whatever_ends_an_evaluation_the_epoch_is_saved(in_process, tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     changes = {**SPARSE, "duration": "14 steps"}

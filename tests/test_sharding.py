@@ -1,13 +1,18 @@
 """Where tensors lie: by rules over their names, or else by their shapes."""
 
+import itertools
 import subprocess
 import sys
+import types
 
 import jax
+import numpy as np
 import pytest
 import runs
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxcls import program, sharding, trees
+from jaxcls import choices, program, sharding, trees
+from jaxcls.data.feed import Feed
 
 PARAMS = {
     "stem": {"conv": {"kernel": (3, 3, 2, 8), "bias": (8,)}},
@@ -18,8 +23,9 @@ PARAMS = jax.tree.map(
 )
 
 
-def make(*rules, data=2, fsdp=4, devices=None):
-    return sharding.make(data=data, fsdp=fsdp, fsdp_min_size=10, rules=rules, devices=devices)
+def make(*rules, data=2, fsdp=4, model=1, devices=None):
+    given = {"data": data, "fsdp": fsdp, "model": model, "devices": devices}
+    return sharding.make(**given, fsdp_min_size=10, rules=rules)
 
 
 def specs(*rules, tree=PARAMS):
@@ -71,6 +77,21 @@ def test_each_device_has_its_part():
     assert len({str(part) for part in parts}) == 8
 
 
+def test_the_columns_of_classifiers_are_cut_by_class():
+    tree = PARAMS | {"aux1": {"head": PARAMS["head"]}}
+    layout = make(("aux1/head/fc/bias", (None,)), data=1, fsdp=2, model=4).of_classes(12)
+    found = zip(trees.paths(tree), jax.tree.leaves(layout.of(tree)))
+    assert {path: tuple(s.spec) for path, s in found if "head/" in path} == {
+        "head/fc/kernel": (None, "model"),
+        "head/fc/bias": ("model",),
+        "aux1/head/fc/kernel": (None, "model"),
+        "aux1/head/fc/bias": (None,),  # rules go first
+    }
+    for other in (make(data=1, fsdp=2, model=4), make(data=4, fsdp=2).of_classes(12)):
+        spec = other.of(tree)["head"]["fc"]["kernel"].spec
+        assert tuple(spec) == (None, "fsdp")  # of other classes, and without the axis
+
+
 def check_and_cut(layout):
     layout.check(PARAMS)
     layout.of(PARAMS)
@@ -85,7 +106,7 @@ def check_and_cut(layout):
         (("stem/conv/kernel$", ("data", None, None, None)), r"does not divide stem/conv/kernel, "),
         (("head/[", ("fsdp",)), r": 'head/\[' is not a regular expression"),
         (("head/", "fsdp"), "write pairs of a pattern and an axis for each dimension"),
-        (("head/", ("model",)), "write pairs of a pattern"),
+        (("head/", ("batch",)), "write pairs of a pattern"),
         (("head/", ("data", "data")), "write pairs of a pattern"),
         ("head/", "write pairs of a pattern"),
     ],
@@ -98,7 +119,7 @@ def test_rules_that_make_no_sense(rule, message):
 def test_devices_that_are_given():
     devices = jax.devices()[::-1]
     layout = make(data=-1, fsdp=2, devices=devices[:6])
-    assert layout.mesh.shape == {"data": 3, "fsdp": 2}
+    assert layout.mesh.shape == {"data": 3, "fsdp": 2, "model": 1}
     assert set(layout.mesh.devices.flat) == set(devices[:6])
     with pytest.raises(ValueError, match="needs 8 devices, 6 are there"):
         make(data=4, fsdp=2, devices=devices[:6])
@@ -117,6 +138,17 @@ def test_a_run_is_cut_by_its_rules():
     config.mesh.rules = (("^haed/", (None,)),)
     with pytest.raises(ValueError, match=r"'\^haed/' matches no parameter; .*head"):
         program.build(config, num_train=898, num_classes=10)
+
+
+def alone(commands, code):
+    """Runs code in a process that has as many devices as it asks for."""
+    environment = commands.environment()
+    environment["PYTHONPATH"] += f":{runs.ROOT / 'tests'}"
+    environment.pop("XLA_FLAGS")
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.ci
@@ -140,10 +172,104 @@ text = compiled.as_text()
 assert not re.search(r" (all-gather|all-to-all|collective-permute)[\\w-]*\\(", text)
 assert len(re.findall(r" all-reduce[\\w-]*\\(", text)) <= 2
 """
-    environment = commands.environment()
-    environment["PYTHONPATH"] += f":{runs.ROOT / 'tests'}"
-    environment.pop("XLA_FLAGS")
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    alone(commands, code)
+
+
+@pytest.mark.ci
+def test_the_state_of_a_device_falls_with_their_number(commands):
+    """Parameters, both moments, averages: what the compiled step takes and gives back."""
+    alone(
+        commands,
+        """
+import jax
+jax.config.update("jax_num_cpu_devices", 256)
+import jax.numpy as jnp, runs
+from jaxcls import program
+for count in (8, 256):
+    config = runs.tiny("plain")
+    config.mesh.update(data=1, fsdp=count, fsdp_min_size=1024)
+    config.batch_size, config.eval.batch_size, config.lr.warmup = 2 * count, 0, ""
+    config.model.bn_group, config.ema.decay = 2, 0.9
+    config.model.options = (("stem", "small"), ("depths", (1,)), ("width", 256))
+    config.optim.name, config.optim.l2 = "adamw", 0.0
+    devices = jax.devices()[:count]
+    built = program.build(config, num_train=898, num_classes=1024, devices=devices)
+    batch = {"image": jax.ShapeDtypeStruct((2 * count, 8, 8, 1), jnp.uint8)}
+    batch["label"] = jax.ShapeDtypeStruct((2 * count,), jnp.int32)
+    compiled = built.train_step.lower(built.abstract_state, batch).compile()
+    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(built.abstract_state))
+    assert state > 4 * 4 * 1_400_000
+    one = compiled.memory_analysis().alias_size_in_bytes
+    small = 4 * 20 * 256 * 4  # BatchNorms of 256 channels stay whole
+    assert state / count <= one < state / count + 4 * small, (count, state, one)
+""",
     )
-    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.ci
+def test_10_million_classes_fit_on_16_devices(commands):
+    """20.5 GB of parameters: neither a step nor their initialisation has them in one place."""
+    alone(
+        commands,
+        """
+import jax
+jax.config.update("jax_num_cpu_devices", 16)
+import jax.numpy as jnp, runs
+from jaxcls import program
+config = runs.tiny("plain")
+config.mesh.update(data=1, model=16)
+config.batch_size, config.eval.batch_size, config.lr.warmup = 32, 0, ""
+config.model.bn_group, config.loss.label_smoothing = 2, 0.1
+config.model.options = (("stem", "small"), ("depths", (1,)), ("width", 512))
+built = program.build(config, num_train=898, num_classes=10_000_000)
+batch = {"image": jax.ShapeDtypeStruct((32, 8, 8, 1), jnp.uint8)}
+batch["label"] = jax.ShapeDtypeStruct((32,), jnp.int32)
+whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(built.abstract_state))
+assert whole > 40e9
+for f, args in ((built.train_step, (built.abstract_state, batch)), (built.init, ())):
+    compiled = f.lower(*args).compile()
+    m = compiled.memory_analysis()
+    peak = m.argument_size_in_bytes + m.temp_size_in_bytes
+    peak += m.output_size_in_bytes - m.alias_size_in_bytes
+    assert 2.6e9 < peak < 8e9, (m, peak)
+""",
+    )
+
+
+# -- Which rows a host feeds -----------------------------------------------------------------------
+
+
+class Host:
+    """The sharding of a batch over 8 devices, as one of several hosts sees it."""
+
+    def __init__(self, number, count):
+        devices = jax.devices()[:8]
+        self.whole = NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data"))
+        self.devices = set(devices[number * 8 // count : (number + 1) * 8 // count])
+
+    def addressable_devices_indices_map(self, shape):
+        return {d: i for d, i in self.whole.devices_indices_map(shape).items() if d in self.devices}
+
+
+@pytest.mark.parametrize("count", [3, 8])
+def test_hosts_share_every_batch_without_overlap_or_loss(count):
+    config, data = choices.open_data(runs.tiny("plain"))
+    built = program.build(config, **data.facts())
+    hosts = [types.SimpleNamespace(rows=Host(i, count)) for i in range(count)]
+
+    def batches(layout):
+        trains = Feed(data, data.train, built.transform, layout)
+        evaluates = Feed(data, data.eval, built.network.transform, layout)
+        with trains.train_batches(built.plan, 0, start_step=5) as train:
+            taken = [*itertools.islice(train, 3)]
+        with evaluates.eval_batches(128) as every:
+            return [*taken, *every]
+
+    whole, counted = batches(types.SimpleNamespace(rows=Host(0, 1))), 0
+    for expected, *parts in zip(whole, *map(batches, hosts), strict=True):
+        counts = expected.get("mask", np.full(128, True))  # what fills up the last one does not
+        for name, values in expected.items():
+            joined = np.concatenate([p[name] for p in parts])
+            np.testing.assert_array_equal(joined[counts], values[counts])
+        counted += sum(p["mask"].sum() for p in parts) if "mask" in expected else 0
+    assert counted == len(data.eval)

@@ -206,6 +206,7 @@ def test_images_without_a_label_are_stored_apart_and_train(command, tmp_path):
         ({"augment.policy": "randaugment"}, "shows others, by config.augment: turn that off"),
         ({"teacher.checkpoints": ("RUN",)}, "config.teacher.stored = True: outputs are read with"),
         ({"teacher.weights": (1.0,)}, "config.teacher.weights = (1.0,) does nothing without"),
+        ({"mesh.model": 2}, "config.mesh.model = 2: the stored outputs"),
         ({"loss.name": "supervised"}, "config.loss.name = 'supervised' learns from no teacher"),
         ({"loss.name": "l2", "loss.stages": ("logits",)}, "the stored outputs of a teacher have"),
     ],

@@ -13,7 +13,7 @@ import runs
 import sklearn.metrics
 from test_network import small
 
-from jaxcls import choices, evaluate, network, views, weights
+from jaxcls import choices, evaluate, network, predictor, views, weights
 from jaxcls.data import ops
 from jaxcls.report import write
 from jaxcls.report.scores import Scores
@@ -77,6 +77,7 @@ def expected(paths, shares, views_of, mean="probabilities"):
     return loss, (p.argmax(1) == labels).mean(), p
 
 
+@pytest.mark.ci
 def test_views_are_corners_scales_and_mirrors(trained, tmp_path, capsys):
     def views_of(net, source):
         """Yields the twenty views of each image, cut by hand."""
@@ -111,6 +112,12 @@ def test_views_are_corners_scales_and_mirrors(trained, tmp_path, capsys):
     rows = np.array(table["probabilities"].to_pylist())
     np.testing.assert_allclose(rows, p, atol=2e-5)
     assert table["prediction"].to_pylist() == [NAMES[k] for k in p.argmax(1)]
+    # a prediction is what an evaluation says
+    model = predictor.load(trained[0], tta=("ten_crop",), tta_scales=(1.0, 2.0))
+    _, data = choices.open_data(config)
+    images = [np.asarray(data.eval[i]["image"]) for i in range(len(rows))]
+    said = [answer.probabilities for answer in model.predict(images, top=len(NAMES))]
+    np.testing.assert_allclose(said, -np.sort(-rows), atol=1e-6)
     # an export with its report is still what was written
     lines = []
     network.load(trained[0], report=lines.append)

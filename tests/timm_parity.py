@@ -2,10 +2,14 @@
 
 `python tests/timm_parity.py [NAME ...]`, in an environment that also has PyTorch, timm and
 torchvision (of which only the Python part is used), gives random weights and random BatchNorm
-statistics to each network below, converts them and compares the logits of two images; then it
-checks that networks that compute something else are refused. With `--golden`, it also writes what
-it found into `golden/torch.json`, from which `test_convert_torch.py` checks the same without
-PyTorch.
+statistics to each network below, converts them and compares the logits of two images; it converts
+them back, into the network that `convert.timm_model` names, and compares once more. Then it checks
+that networks that compute something else are refused. With `--golden`, it also writes what it found
+into `golden/torch.json`, from which `test_convert_torch.py` checks the same without PyTorch.
+
+With `--step` it trains instead: of a small network of each family, loss and gradients of a batch in
+training, and the loss after a step of gradient descent, in float64 and in float32. There ReLU's
+kink makes of a rounding by 1e-6 a gradient that is 1e-3 apart: what has to agree is float64.
 """
 
 import argparse
@@ -13,9 +17,11 @@ import functools
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import oracle
 import torch
@@ -47,8 +53,22 @@ SQUEEZE = {"ceil_mode": True, "downscale": False}
 XCEPTION = {"dilation": 1, "downscale": False}
 FIRST = {"project_first": False}
 ORIGINAL = {"original": True}
+RESNEST_FAST = {"block_args": {"radix": 1, "avd": True, "avd_first": True}}
+ZEROS = {"zeros": True}
+TV3 = {"aux_logits": False, "init_weights": False}
+INCEPTION = {"downscale": False, "bn_epsilon": 1e-3}
 NO_FIRST = {"expand_first": False}
 SHORT = {"depths": (2, 1, 1, 1)}
+WHOLE = {"shift_whole": False}
+TWO = {"distilled": True}
+CLIP = {"embedding": None, "token": 0}
+SMOOTH = {"nearest": False}
+LCNET = {"bias": True, "downscale": False}
+TINY = {"round_depth": True, "bn_epsilon": 1e-5}
+SAME_TF = {"padding": "SAME", "bn_epsilon": 1e-3}
+SYMMETRIC_TF = {"padding": None, "bn_epsilon": 1e-3}
+PAPER_ONLY = {"paper": True}
+BY_HEAD = {"by_head": True}
 D = {"stem_width": 32, "stem_type": "deep", "avg_down": True}  # timm's arguments for resnet*d
 # Ours, theirs, our arguments, image size, their arguments. Odd sizes tell apart how pools end, and
 # even ones the two paddings of convolutions.
@@ -74,6 +94,21 @@ ROWS = (
     ("SE_ResNeXt50_32x4d", "timm.seresnext50_32x4d", {}, 96, {}),
     ("SE_ResNeXt101_32x4d", "timm.seresnext101_32x4d", {}, 64, {}),
     ("SE_ResNet50_vd", "timm.seresnet50", {}, 96, D),
+    ("ResNeSt50", "timm.resnest50d", ORIGINAL, 97, {}),
+    ("ResNeSt50_fast_1s1x64d", "timm.resnest50d", ORIGINAL, 64, RESNEST_FAST),
+    ("ResNeSt101", "timm.resnest101e", ORIGINAL, 64, {}),
+    ("ResNeSt200", "timm.resnest200e", ORIGINAL, 64, {}),
+    ("ResNeSt269", "timm.resnest269e", ORIGINAL, 64, {}),
+    ("DLA34", "timm.dla34", {}, 96, {}),
+    ("DLA46_c", "timm.dla46_c", {}, 96, {}),
+    ("DLA46x_c", "timm.dla46x_c", {}, 96, {}),
+    ("DLA60", "timm.dla60", {}, 64, {}),
+    ("DLA60x", "timm.dla60x", {}, 64, {}),
+    ("DLA60x_c", "timm.dla60x_c", {}, 96, {}),
+    ("DLA102", "timm.dla102", {}, 64, {}),
+    ("DLA102x", "timm.dla102x", {}, 64, {}),
+    ("DLA102x2", "timm.dla102x2", {}, 64, {}),
+    ("DLA169", "timm.dla169", {}, 64, {}),
     ("Res2Net50_26w_4s", "timm.res2net50_26w_4s", ORIGINAL, 97, {}),
     ("Res2Net50_14w_8s", "timm.res2net50_14w_8s", ORIGINAL, 96, {}),
     ("Res2Net50_14w_8s", "timm.res2net50_14w_8s", ORIGINAL | SHORT, 97, {"layers": (2, 1, 1, 1)}),
@@ -113,6 +148,7 @@ ROWS = (
     ("HRNet_W18_C", "timm.hrnet_w18", {}, 64, {}),
     ("HRNet_W18_C", "timm.hrnet_w18_ssld", {}, 96, {}),
     ("HRNet_W48_C", "timm.hrnet_w48", {}, 64, {}),
+    ("HRNet_W64_C", "timm.hrnet_w64", {}, 64, {}),
     ("DPN68", "timm.dpn68", DPN, 97, {}),
     ("DPN68", "timm.dpn68", DPN | SHORT, 97, {"k_sec": (2, 1, 1, 1)}),
     ("DPN92", "timm.dpn92", DPN, 64, {}),
@@ -120,8 +156,175 @@ ROWS = (
     ("DPN107", "timm.dpn107", DPN, 64, {}),
     ("DPN131", "timm.dpn131", DPN, 64, {}),
     ("DarkNet53", "timm.darknet53", {"slope": 0.01}, 96, {}),
+    ("CSPDarkNet53", "timm.cspdarknet53", {}, 96, {}),
+    ("ConvNeXt_tiny", "timm.convnext_tiny", {}, 96, {}),
+    ("ConvNeXt_tiny", "torchvision.convnext_tiny", {}, 96, {}),
+    ("ConvNeXt_small", "timm.convnext_small", {}, 64, {}),
+    ("ConvNeXt_base_224", "timm.convnext_base", {}, 64, {}),
+    ("ConvNeXt_large_224", "timm.convnext_large", {}, 64, {}),
+    ("ConvNeXt_base_384", "torchvision.convnext_base", {}, 64, {}),
+    ("NextViT_small_224", "timm.nextvit_small", {}, 96, {}),
+    ("NextViT_base_224", "timm.nextvit_base", {}, 64, {}),
+    ("NextViT_large_384", "timm.nextvit_large", {}, 64, {}),
+    ("PPHGNet_tiny", "timm.hgnet_tiny", {}, 96, {}),
+    ("PPHGNet_small", "timm.hgnet_small", {}, 64, {}),
+    ("PPHGNet_base", "timm.hgnet_base", {"downscale": False}, 64, {}),
+    ("PPHGNetV2_B0", "timm.hgnetv2_b0", ZEROS, 97, {}),
+    ("PPHGNetV2_B1", "timm.hgnetv2_b1", ZEROS, 96, {}),
+    ("PPHGNetV2_B2", "timm.hgnetv2_b2", ZEROS, 64, {}),
+    ("PPHGNetV2_B3", "timm.hgnetv2_b3", ZEROS, 64, {}),
+    ("PPHGNetV2_B4", "timm.hgnetv2_b4", {}, 96, {}),
+    ("PPHGNetV2_B5", "timm.hgnetv2_b5", {}, 64, {}),
+    ("PPHGNetV2_B6", "timm.hgnetv2_b6", {}, 64, {}),
+    ("InceptionV3", "timm.inception_v3", INCEPTION, 128, {}),
+    ("InceptionV3", "torchvision.inception_v3", INCEPTION, 96, TV3),
+    ("DeiT_tiny_patch16_224", "timm.deit_tiny_patch16_224", {}, 224, {}),
+    ("DeiT_tiny_distilled_patch16_224", "timm.deit_tiny_distilled_patch16_224", {}, 224, {}),
+    ("ViT_base_patch16_224", "timm.vit_base_patch16_224", {}, 224, {}),
+    ("ViT_large_patch16_224", "timm.vit_large_patch16_224", {}, 224, {}),
+    ("ViT_base_patch16_384", "timm.vit_base_patch16_384", {}, 384, {}),
+    ("ViT_base_patch32_384", "timm.vit_base_patch32_384", {}, 384, {}),
+    ("ViT_large_patch16_384", "timm.vit_large_patch16_384", {}, 384, {}),
+    ("ViT_large_patch32_384", "timm.vit_large_patch32_384", {}, 384, {}),
+    ("DeiT_small_patch16_224", "timm.deit_small_patch16_224", {}, 224, {}),
+    ("DeiT_small_distilled_patch16_224", "timm.deit_small_distilled_patch16_224", {}, 224, {}),
+    ("DeiT_base_patch16_224", "timm.deit_base_patch16_224", {}, 224, {}),
+    ("DeiT_base_distilled_patch16_224", "timm.deit_base_distilled_patch16_224", {}, 224, {}),
+    ("DeiT_base_patch16_384", "timm.deit_base_patch16_384", {}, 384, {}),
+    ("DeiT_base_distilled_patch16_384", "timm.deit_base_distilled_patch16_384", {}, 384, {}),
+    *(
+        (f"SwinTransformer_{name}", f"timm.swin_{name}", WHOLE, int(name[-3:]), {})
+        for name in (
+            *(f"{size}_patch4_window7_224" for size in ("tiny", "small", "base", "large")),
+            *(f"{size}_patch4_window12_384" for size in ("base", "large")),
+        )
+    ),
+    *(
+        (f"SwinTransformerV2_{ours}", f"timm.swinv2_{theirs}", {}, int(ours[-3:]), {})
+        for ours, theirs in {
+            "tiny_patch4_window8_256": "tiny_window8_256",
+            "tiny_patch4_window16_256": "tiny_window16_256",
+            "small_patch4_window8_256": "small_window8_256",
+            "small_patch4_window16_256": "small_window16_256",
+            "base_patch4_window8_256": "base_window8_256",
+            "base_patch4_window16_256": "base_window16_256",
+            "base_patch4_window24_384": "base_window12to24_192to384",
+            "large_patch4_window16_256": "large_window12to16_192to256",
+            "large_patch4_window24_384": "large_window12to24_192to384",
+        }.items()
+    ),
+    ("pcpvt_small", "timm.twins_pcpvt_small", {}, 224, {}),
+    ("pcpvt_base", "timm.twins_pcpvt_base", {}, 224, {}),
+    ("pcpvt_large", "timm.twins_pcpvt_large", {}, 224, {}),
+    ("alt_gvt_small", "timm.twins_svt_small", {}, 224, {}),
+    ("alt_gvt_base", "timm.twins_svt_base", {}, 224, {}),
+    ("alt_gvt_large", "timm.twins_svt_large", {}, 224, {}),
+    ("TNT_small", "timm.tnt_s_patch16_224", {}, 224, {}),
+    ("TNT_base", "timm.tnt_b_patch16_224", {}, 224, {}),
+    ("LeViT_128S", "timm.levit_128s", TWO, 224, {}),
+    ("LeViT_128", "timm.levit_128", TWO, 224, {}),
+    ("LeViT_192", "timm.levit_192", TWO, 224, {}),
+    ("LeViT_256", "timm.levit_256", TWO, 224, {}),
+    ("LeViT_384", "timm.levit_384", TWO, 224, {}),
+    ("PVT_V2_B0", "timm.pvt_v2_b0", {}, 64, {}),
+    ("PVT_V2_B1", "timm.pvt_v2_b1", {}, 64, {}),
+    ("PVT_V2_B2", "timm.pvt_v2_b2", {}, 64, {}),
+    ("PVT_V2_B3", "timm.pvt_v2_b3", {}, 64, {}),
+    ("PVT_V2_B4", "timm.pvt_v2_b4", {}, 64, {}),
+    ("PVT_V2_B5", "timm.pvt_v2_b5", {}, 64, {}),
+    ("PVT_V2_B2_Linear", "timm.pvt_v2_b2_li", {}, 96, {}),
+    ("CLIP_vit_base_patch32_224", "timm.vit_base_patch32_clip_224", CLIP, 224, {}),
+    ("CLIP_vit_base_patch16_224", "timm.vit_base_patch16_clip_224", CLIP, 224, {}),
+    ("CLIP_vit_large_patch14_224", "timm.vit_large_patch14_clip_224", CLIP, 224, {}),
+    ("CLIP_vit_large_patch14_336", "timm.vit_large_patch14_clip_336", CLIP, 336, {}),
+    ("MobileViT_XXS", "timm.mobilevit_xxs", SMOOTH, 96, {}),
+    ("MobileViT_XS", "timm.mobilevit_xs", SMOOTH, 96, {}),
+    ("MobileViT_S", "timm.mobilevit_s", SMOOTH, 96, {}),
+    ("MobileViTV2_x0_5", "timm.mobilevitv2_050", {}, 96, {}),
+    ("MobileViTV2_x0_75", "timm.mobilevitv2_075", {}, 96, {}),
+    ("MobileViTV2_x1_0", "timm.mobilevitv2_100", {}, 96, {}),
+    ("MobileViTV2_x1_25", "timm.mobilevitv2_125", {}, 96, {}),
+    ("MobileViTV2_x1_5", "timm.mobilevitv2_150", {}, 96, {}),
+    ("MobileViTV2_x1_75", "timm.mobilevitv2_175", {}, 96, {}),
+    ("MobileViTV2_x2_0", "timm.mobilevitv2_200", {}, 96, {}),
+    ("RepVGG_A0", "timm.repvgg_a0", {}, 97, {}),
+    ("RepVGG_A1", "timm.repvgg_a1", {}, 64, {}),
+    ("RepVGG_A2", "timm.repvgg_a2", {}, 64, {}),
+    ("RepVGG_B0", "timm.repvgg_b0", {}, 64, {}),
+    ("RepVGG_B1", "timm.repvgg_b1", {}, 64, {}),
+    ("RepVGG_B1g4", "timm.repvgg_b1g4", {}, 64, {}),
+    ("RepVGG_B2", "timm.repvgg_b2", {}, 64, {}),
+    ("RepVGG_B2g4", "timm.repvgg_b2g4", {}, 64, {}),
+    ("RepVGG_B3", "timm.repvgg_b3", {}, 64, {}),
+    ("RepVGG_B3g4", "timm.repvgg_b3g4", {}, 64, {}),
+    ("RepVGG_D2se", "timm.repvgg_d2se", {}, 64, {}),
+    ("PPLCNet_x0_35", "timm.lcnet_035", LCNET, 64, {}),
+    ("PPLCNet_x0_5", "timm.lcnet_050", LCNET, 97, {}),
+    ("PPLCNet_x0_75", "timm.lcnet_075", LCNET, 64, {}),
+    ("PPLCNet_x1_0", "timm.lcnet_100", LCNET, 64, {}),
+    ("PPLCNet_x1_5", "timm.lcnet_150", LCNET, 64, {}),
+    ("GhostNet_x0_5", "timm.ghostnet_050", PAPER_ONLY, 96, {}),
+    ("GhostNet_x1_0", "timm.ghostnet_100", PAPER_ONLY, 96, {}),
+    ("GhostNet_x1_3", "timm.ghostnet_130", PAPER_ONLY, 96, {}),
+    ("RegNetX_200MF", "timm.regnetx_002", {}, 97, {}),
+    ("RegNetX_400MF", "timm.regnetx_004", {}, 64, {}),
+    ("RegNetX_600MF", "timm.regnetx_006", {}, 64, {}),
+    ("RegNetX_800MF", "timm.regnetx_008", {}, 64, {}),
+    ("RegNetX_1600MF", "timm.regnetx_016", {}, 64, {}),
+    ("RegNetX_3200MF", "timm.regnetx_032", {}, 64, {}),
+    ("RegNetX_4GF", "timm.regnetx_040", {}, 64, {}),
+    ("RegNetX_6400MF", "timm.regnetx_064", {}, 64, {}),
+    ("RegNetX_8GF", "timm.regnetx_080", {}, 64, {}),
+    ("RegNetX_12GF", "timm.regnetx_120", {}, 64, {}),
+    ("RegNetX_16GF", "timm.regnetx_160", {}, 64, {}),
+    ("RegNetX_32GF", "timm.regnetx_320", {}, 64, {}),
+    ("RegNetX_800MF", "torchvision.regnet_x_800mf", {}, 64, {}),
+    ("RegNetX_1600MF", "torchvision.regnet_x_1_6gf", {}, 64, {}),
+    ("RegNetX_3200MF", "torchvision.regnet_x_3_2gf", {}, 64, {}),
+    ("RegNetX_8GF", "torchvision.regnet_x_8gf", {}, 64, {}),
+    ("RegNetX_16GF", "torchvision.regnet_x_16gf", {}, 64, {}),
+    ("RegNetX_32GF", "torchvision.regnet_x_32gf", {}, 64, {}),
+    ("TinyNet_A", "timm.tinynet_a", TINY, 64, {}),
+    ("TinyNet_B", "timm.tinynet_b", TINY, 64, {}),
+    ("TinyNet_C", "timm.tinynet_c", TINY, 64, {}),
+    ("TinyNet_D", "timm.tinynet_d", TINY, 64, {}),
+    ("TinyNet_E", "timm.tinynet_e", TINY, 97, {}),
+    ("MixNet_S", "timm.mixnet_s", SYMMETRIC, 97, {}),
+    ("MixNet_M", "timm.mixnet_m", SYMMETRIC, 64, {}),
+    ("MixNet_L", "timm.mixnet_l", SYMMETRIC, 64, {}),
+    ("MixNet_S", "timm.tf_mixnet_s", SAME_TF, 96, {}),
+    ("MixNet_M", "timm.tf_mixnet_m", SAME_TF, 64, {}),
+    ("MixNet_L", "timm.tf_mixnet_l", SAME_TF, 64, {}),
+    ("ReXNet_1_0", "timm.rexnet_100", {}, 97, {}),
+    ("ReXNet_1_3", "timm.rexnet_130", {}, 64, {}),
+    ("ReXNet_1_5", "timm.rexnet_150", {}, 64, {}),
+    ("ReXNet_2_0", "timm.rexnet_200", {}, 64, {}),
+    ("ReXNet_3_0", "timm.rexnet_300", {}, 64, {}),
+    ("EfficientNetV2_S", "timm.tf_efficientnetv2_s", SAME_TF, 96, {}),
+    ("EfficientNetV2_M", "timm.tf_efficientnetv2_m", SAME_TF, 64, {}),
+    ("EfficientNetV2_L", "timm.tf_efficientnetv2_l", SAME_TF, 64, {}),
+    ("EfficientNetV2_XL", "timm.tf_efficientnetv2_xl", SAME_TF, 64, {}),
+    ("EfficientNetV2_S", "torchvision.efficientnet_v2_s", SYMMETRIC_TF, 96, {}),
+    ("EfficientNetV2_M", "torchvision.efficientnet_v2_m", SYMMETRIC_TF, 64, {}),
+    ("EfficientNetV2_L", "torchvision.efficientnet_v2_l", SYMMETRIC_TF, 64, {}),
+    ("FasterNet_T0", "timm.fasternet_t0", {}, 96, {}),
+    ("FasterNet_T1", "timm.fasternet_t1", {}, 64, {}),
+    ("FasterNet_T2", "timm.fasternet_t2", {}, 64, {}),
+    ("FasterNet_S", "timm.fasternet_s", {}, 64, {}),
+    ("FasterNet_M", "timm.fasternet_m", {}, 64, {}),
+    ("FasterNet_L", "timm.fasternet_l", {}, 64, {}),
+    ("StarNet_S1", "timm.starnet_s1", {}, 97, {}),
+    ("StarNet_S2", "timm.starnet_s2", {}, 64, {}),
+    ("StarNet_S3", "timm.starnet_s3", {}, 64, {}),
+    ("StarNet_S4", "timm.starnet_s4", {}, 64, {}),
+    ("MobileNetV4_conv_small", "timm.mobilenetv4_conv_small", {}, 96, {}),
+    ("MobileNetV4_conv_medium", "timm.mobilenetv4_conv_medium", {}, 96, {}),
+    ("MobileNetV4_conv_large", "timm.mobilenetv4_conv_large", {}, 64, {}),
+    ("MobileNetV4_hybrid_medium", "timm.mobilenetv4_hybrid_medium", BY_HEAD, 96, {}),
+    ("MobileNetV4_hybrid_large", "timm.mobilenetv4_hybrid_large", BY_HEAD, 64, {}),
 )
 REFUSED = (  # ours, theirs, our arguments, what the message says
+    ("MobileNetV4_hybrid_medium", "timm.mobilenetv4_hybrid_medium", {}, "by_head=True"),
     ("ResNet18", "timm.resnet18", {}, "project_first=False"),
     ("ResNet50", "timm.resnet101", {}, "no place for it"),
     ("ResNet50_vd", "timm.resnet50", {}, "missing"),
@@ -145,6 +348,9 @@ REFUSED = (  # ours, theirs, our arguments, what the message says
     ("AlexNet", "torchvision.alexnet", {}, "downscale=False"),
     ("SqueezeNet1_1", "torchvision.squeezenet1_1", SQUEEZE, r"stem=(64, 3, 0)"),
     ("GoogLeNet", "torchvision.googlenet", {}, "BatchNorm"),
+    ("ResNeSt50", "timm.resnest50d", {}, "original=True"),
+    ("PPHGNetV2_B0", "timm.hgnetv2_b0", {}, "zeros=True"),
+    ("InceptionV3", "timm.inception_v3", {}, "bn_epsilon=0.001"),
     ("InceptionV4", "timm.inception_v4", {}, "other order"),
     ("Xception41", "timm.xception41", {}, "Xception41_deeplab"),
     ("Xception41_deeplab", "timm.xception41", {}, "dilation=1"),
@@ -153,6 +359,13 @@ REFUSED = (  # ours, theirs, our arguments, what the message says
     ("DPN68", "timm.dpn68b", DPN, "missing"),
     ("DarkNet53", "timm.darknet53", {}, "slope=0.01"),
     ("DarkNet53", "timm.cspdarknet53", {"slope": 0.01}, "no place for it"),
+    ("PPLCNet_x0_5", "timm.lcnet_050", {}, "bias=True"),
+    ("GhostNet_x1_0", "timm.ghostnet_100", {}, "paper=True"),
+    ("TinyNet_A", "timm.tinynet_a", {}, "round_depth=True"),
+    ("MixNet_S", "timm.tf_mixnet_s", {}, "padding='SAME'"),
+    ("EfficientNetV2_S", "timm.efficientnetv2_rw_s", {}, "shape"),
+    ("RepVGG_A0", "timm.repvgg_a1", {}, "shape"),
+    ("RegNetX_400MF", "torchvision.regnet_x_400mf", {}, "shape"),
 )
 STORED = {  # networks whose logits are in the golden file: small, and quick to compile
     "timm.resnet18",
@@ -164,18 +377,42 @@ STORED = {  # networks whose logits are in the golden file: small, and quick to 
     "torchvision.shufflenet_v2_x0_5",
     "timm.dpn68 k_sec=(2, 1, 1, 1)",
     "timm.darknet53",
+    "timm.lcnet_050",
+    "timm.ghostnet_050",
+    "timm.regnetx_002",
+    "timm.tinynet_e",
+    "timm.rexnet_100",
+    "timm.starnet_s1",
+    "timm.mobilenetv4_conv_small",
 }
+
+STEPS = (  # a small network of each family; nothing is drawn in training
+    *("ResNet18", "Res2Net50_14w_8s", "ResNeSt50", "DLA46_c", "HRNet_W18_C", "DarkNet53"),
+    *("CSPDarkNet53", "PPHGNetV2_B0", "ConvNeXt_tiny", "NextViT_small_224", "MobileNetV2"),
+    *("MobileNetV3_small_x1_0", "InceptionV3", "Xception41_deeplab", "DPN68", "DenseNet121"),
+    *("EfficientNetB0", "EfficientNetV2_S", "MixNet_S", "ReXNet_1_0", "GhostNet_x0_5"),
+    *("MobileNetV4_conv_small", "MobileNetV4_hybrid_medium", "PPLCNet_x0_35", "RepVGG_A0"),
+    *("RegNetX_200MF", "FasterNet_T0", "StarNet_S1", "VGG11", "DeiT_tiny_patch16_224"),
+    *("SwinTransformer_tiny_patch4_window7_224", "SwinTransformerV2_tiny_patch4_window8_256"),
+    *("pcpvt_small", "alt_gvt_small", "TNT_small", "PVT_V2_B0", "MobileViT_XXS"),
+    *("MobileViTV2_x0_5", "CLIP_vit_base_patch32_224"),
+)
+IMAGES, RATE = 4, 0.01  # of a step
 
 
 def create(theirs: str, arguments: dict) -> torch.nn.Module:
     """Returns a network of theirs, without its own initialisation, which takes longer than all."""
     package, _, name = theirs.partition(".")
+    make = functools.partial(timm.create_model, name)
+    make = make if package == "timm" else getattr(torchvision.models, name)
+    if name.startswith("regnet_"):  # torchvision computes its widths with tensors
+        return make(**arguments).eval()
     with torch.device("meta"):
-        if package == "timm":
-            model = timm.create_model(name, **arguments)
-        else:
-            model = getattr(torchvision.models, name)(**arguments)
-    return model.to_empty(device="cpu").eval()
+        model = make(**arguments)
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    if all(name.endswith(statistics) for name, _ in model.named_buffers()):
+        return model.to_empty(device="cpu").eval()
+    return make(**arguments).eval()  # what it computes of places needs no weights, but values
 
 
 def randomize(model: torch.nn.Module, images: torch.Tensor) -> dict[str, tuple[float, float]]:
@@ -193,7 +430,8 @@ def randomize(model: torch.nn.Module, images: torch.Tensor) -> dict[str, tuple[f
     def measure(name: str):
         def hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             (x,) = inputs
-            mean, var = x.mean((0, 2, 3)).mean(), x.var((0, 2, 3), correction=0).mean()
+            axes = (0, *range(2, x.ndim))
+            mean, var = x.mean(axes).mean(), x.var(axes, correction=0).mean()
             statistics[name] = (float(f"{mean:.6g}"), float(f"{var:.6g}"))
             fill(f"{name}._mean", module.running_mean)
             fill(f"{name}._variance", module.running_var)
@@ -203,8 +441,10 @@ def randomize(model: torch.nn.Module, images: torch.Tensor) -> dict[str, tuple[f
     hooks = []
     for name, module in model.named_modules():
         norm = isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+        scaled = norm or isinstance(module, (torch.nn.LayerNorm, torch.nn.GroupNorm))
         for leaf, tensor in module.named_parameters(recurse=False):
-            fill(f"{name}.{leaf}", tensor, "scale" if norm and leaf == "weight" else "other")
+            scale = leaf == "scale" or (scaled and leaf == "weight")
+            fill(f"{name}.{leaf}", tensor, "scale" if scale else "other")
         if norm:
             hooks.append(module.register_forward_pre_hook(measure(name)))
     model(images)
@@ -217,6 +457,19 @@ def key_of(row: tuple) -> str:
     """Returns the key of a row of `ROWS` in the golden file."""
     _, theirs, _, _, arguments = row
     return " ".join((theirs, *(f"{name}={value}" for name, value in arguments.items())))
+
+
+def back(
+    ours: str, theirs: str, overrides: dict, arguments: dict, variables: dict
+) -> torch.nn.Module:
+    """Returns the network of theirs with our variables."""
+    package, _, name = theirs.partition(".")
+    if package == "timm" and not {"layers", "k_sec"} & {*arguments}:
+        name, arguments = convert.timm_model(ours, **overrides)
+    model = create(f"{package}.{name}", arguments)
+    arrays = convert.to_torch(ours, variables, package=package, **overrides)
+    model.load_state_dict({key: torch.from_numpy(array) for key, array in arrays.items()})
+    return model
 
 
 def compare(ours: str, theirs: str, overrides: dict, size: int, arguments: dict) -> dict:
@@ -234,6 +487,8 @@ def compare(ours: str, theirs: str, overrides: dict, size: int, arguments: dict)
     logits = np.asarray(jax.jit(module.apply)(variables, images)["logits"])
     signal = float(np.abs(expected[0] - expected[1]).max())
     sources = convert.rules(ours).torch_sources(module)
+    with torch.no_grad():
+        again = back(ours, theirs, overrides, arguments, variables)(batch).numpy()
     source = next(s for s in sources if theirs.partition(".")[0] in s.names)
     arrays = {k: v for k, v in arrays.items() if not k.endswith("num_batches_tracked")}
     sizes = {name: array.size for name, array in source.prepare(arrays).items()}
@@ -241,6 +496,7 @@ def compare(ours: str, theirs: str, overrides: dict, size: int, arguments: dict)
         "ours": ours,
         "overrides": overrides,
         "tensors": oracle.digest(sizes),
+        "shapes": oracle.digest({name: array.shape for name, array in arrays.items()}),
     }
     if key_of((ours, theirs, overrides, size, arguments)) in STORED:
         entry |= {
@@ -252,14 +508,70 @@ def compare(ours: str, theirs: str, overrides: dict, size: int, arguments: dict)
     return {
         "parameters": parameters,
         "error": float(np.abs(logits - expected).max()) / signal,
+        "back": float(np.abs(again - expected).max()) / signal,
         "signal": signal,
         "entry": entry,
     }
 
 
+def step(
+    ours: str, theirs: str, overrides: dict, size: int, arguments: dict, *, kind: str
+) -> dict[str, float]:
+    """Returns how far losses (relatively) and gradients (of their norm) of a batch are apart.
+
+    Args:
+      kind: "float64", which JAX has to be allowed, or "float32".
+    """
+    images = oracle.images(size, IMAGES)
+    labels = np.arange(IMAGES) * 7
+    with torch.no_grad():
+        model = create(theirs, arguments)
+        batch = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        randomize(model, batch)
+    state = {key: value.numpy().copy() for key, value in model.state_dict().items()}
+    variables = convert.from_torch(ours, state, **overrides)
+    variables = jax.tree.map(lambda leaf: leaf.astype(kind), variables)
+    model = model.to(getattr(torch, kind)).train()
+    images, batch = images.astype(kind), batch.to(getattr(torch, kind))
+
+    def their_loss() -> torch.Tensor:
+        outputs = model(batch)
+        return torch.nn.functional.cross_entropy(outputs, torch.from_numpy(labels))
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    before = their_loss()
+    before.backward()
+    gradients = {k: np.asarray(p.grad) for k, p in model.named_parameters() if p.grad is not None}
+    optimizer.step()
+    after = their_loss()
+    expected = convert.from_torch(ours, state | gradients, **overrides)["params"]
+
+    kinds = ("dtype", "feature_dtype", "param_dtype", "norm_dtype", "head_dtype")
+    module = models.build(ours, **overrides, dropout=0.0, **dict.fromkeys(kinds, jnp.dtype(kind)))
+
+    def our_loss(params: dict) -> jax.Array:
+        given = {"params": params, "batch_stats": variables["batch_stats"]}
+        rngs = {"dropout": jax.random.key(0)}
+        outputs, _ = module.apply(given, images, train=True, mutable=["batch_stats"], rngs=rngs)
+        chances = jax.nn.log_softmax(outputs["logits"])
+        return -chances[np.arange(IMAGES), labels].mean()
+
+    loss, found = jax.jit(jax.value_and_grad(our_loss))(variables["params"])
+    trained = jax.tree.map(lambda p, g: p - RATE * g, variables["params"], found)
+    square = lambda tree: sum(float(np.square(np.float64(x)).sum()) for x in jax.tree.leaves(tree))
+    apart = square(jax.tree.map(lambda a, b: np.float64(a) - np.float64(b), found, expected))
+    relative = lambda a, b: abs(float(a) - b.item()) / abs(b.item())
+    return {
+        "loss": relative(loss, before),
+        "gradients": float(np.sqrt(apart / square(expected))),
+        "after": relative(jax.jit(our_loss)(trained), after),
+    }
+
+
 def refusal(ours: str, theirs: str, overrides: dict) -> str:
     """Returns the message with which theirs is refused; "" if it is not."""
-    arrays = {key: value.numpy() for key, value in create(theirs, {}).state_dict().items()}
+    tensors = create(theirs, {}).state_dict()
+    arrays = {key: np.zeros_like(value.numpy()) for key, value in tensors.items()}
     try:
         convert.from_torch(ours, arrays, **overrides)
     except ValueError as error:
@@ -267,16 +579,42 @@ def refusal(ours: str, theirs: str, overrides: dict) -> str:
     return ""
 
 
+def steps(names: Sequence[str]) -> int:
+    """Prints the table of `step`; returns the exit code."""
+    titles = f"{'loss':>8} {'gradients':>9} {'after':>8}"
+    print(f"{'ours':40} {'theirs':34} float64 {titles} float32 {titles}")
+    limits = {"loss": 1e-7, "gradients": 1e-6, "after": 1e-7}
+    failed = []
+    for name in names:
+        row = next(row for row in ROWS if row[0] == name and row[1].startswith("timm."))
+        with jax.enable_x64(True):
+            double = step(*row, kind="float64")
+        single = step(*row, kind="float32")
+        wrong = not all(double[key] < limit for key, limit in limits.items())
+        failed += [name] * wrong
+        text = "".join(
+            f" {'':7} {x['loss']:8.1e} {x['gradients']:9.1e} {x['after']:8.1e}"
+            for x in (double, single)
+        )
+        print(f"{name:40} {row[1]:34}{text}{'  WRONG' * wrong}", flush=True)
+    print(f"{len(names)} trained; " + (f"WRONG: {', '.join(failed)}" if failed else "all agree"))
+    return bool(failed)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", help="of ours or theirs; all without")
     parser.add_argument("--golden", action="store_true", help=f"write those into {GOLDEN.name}")
+    parser.add_argument("--step", action="store_true", help="train a step instead")
     args = parser.parse_args()
+    if args.step:
+        return steps(args.names or STEPS)
     chosen = lambda ours, theirs: (
         not args.names or {ours, theirs, theirs.partition(".")[2]} & {*args.names}
     )
     failed, golden, compared = [], {}, 0
-    print(f"{'ours':24} {'theirs':32} {'parameters':>11} {'size':>4} {'error':>8}  s  arguments")
+    titles = f"{'parameters':>11} {'size':>4} {'error':>8} {'back':>8}  s  arguments"
+    print(f"{'ours':24} {'theirs':32} {titles}")
     for row in ROWS:
         ours, theirs, overrides, size, _ = row
         if not chosen(ours, theirs):
@@ -285,11 +623,12 @@ def main() -> int:
         compared += 1
         result = compare(*row)
         golden[key_of(row)] = result["entry"]
-        wrong = not result["error"] < LIMIT
+        wrong = not max(result["error"], result["back"]) < LIMIT
         failed += [theirs] * wrong
         given = ", ".join(f"{key}={value!r}" for key, value in overrides.items())
         print(
             f"{ours:24} {theirs:32} {result['parameters']:11,} {size:4} {result['error']:8.1e} "
+            f"{result['back']:8.1e} "
             f"{time.time() - start:2.0f}  {given}{'  WRONG' * wrong}",
             flush=True,
         )

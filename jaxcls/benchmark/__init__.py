@@ -10,6 +10,14 @@ input    Images/s from files to batches of uint8: reading, decoding, random resi
          the same photographs, written by data_prep), --policies transformations.
 loop     The time of a step in the real loop (`jaxcls.train.run`: reading, feeding, logging) against
          the bare jitted step called again and again on one batch that lies on the device.
+predict  Latency (p50, p95, p99), images/s, memory and size of --models that answer, by --batches,
+         --precisions and --formats: in JAX, and exported, by the runtimes that users have. --csv
+         and --plot write it to files. Each contender has a process of its own, on the same cores;
+         none is timed that answers something else than the network. JAX_PLATFORMS=cpu keeps all
+         of them off accelerators.
+serve    Requests/s and latency (p50, p95, p99) of `jaxcls.serve` RUN with so many --clients, and of
+         a plain FastAPI server around the same network, in which a request is a call (if fastapi is
+         installed): both at once on the same cores, asked in turn.
 train    Images/s of the train step on synthetic images that lie on the device, with compile time,
          memory, FLOPs and the share of the device's peak; every combination of the lists given with
          --model, --precision, --batch and --bn_group. --compare=timm times the same network in
@@ -17,7 +25,8 @@ train    Images/s of the train step on synthetic images that lie on the device, 
 
 What is compared is measured in one run, in repetitions, in turn. Without --config, loop takes
 configs/digits.py (a small ResNet-D, 64 images of 16x16), train and compile configs/resnet50_vd.py,
-and input configs/base.py with --config.data.source=... and what that takes. XLA's flags come from
+and input configs/base.py with --config.data.source=... and what that takes; predict and serve have
+no config: python -m jaxcls.benchmark predict --models=ResNet50_vd,runs/mine. XLA's flags come from
 the environment: XLA_FLAGS='--xla_gpu_...=...' python -m jaxcls.benchmark train. The options of a
 command: python -m jaxcls.benchmark COMMAND --help. Exit code 2: a mistake in command or config, one
 line on stderr.

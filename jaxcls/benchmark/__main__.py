@@ -7,14 +7,22 @@ from pathlib import Path
 from absl import flags
 
 from jaxcls import benchmark
-from jaxcls.benchmark import compile, input, loop, train
+from jaxcls.benchmark import compile, input, loop, predict, serve, train
 from jaxcls.command import define_config, exit_with, parse, told
 from jaxcls.config import check_complete, choose
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
-# Each has `define(flags)`, its options; `run(config, flags)`; and CONFIG, what it takes by default.
-COMMANDS = {"compile": compile, "input": input, "loop": loop, "train": train}
+# Each has `define(flags)`, its options; `run(config, flags)`; and CONFIG, what it takes by default;
+# or, without a config, `main(arguments)`.
+COMMANDS = {
+    "compile": compile,
+    "input": input,
+    "loop": loop,
+    "predict": predict,
+    "serve": serve,
+    "train": train,
+}
 
 
 @told
@@ -26,6 +34,8 @@ def main(argv: Sequence[str] = sys.argv) -> int:
         return 0
     chosen = COMMANDS[choose("command", command, COMMANDS)]
     rest = list(argv[2:])
+    if hasattr(chosen, "main"):
+        return chosen.main(rest)
     if not any(arg.partition("=")[0] in ("--config", "-config") for arg in rest):
         rest.insert(0, f"--config={CONFIGS / chosen.CONFIG}")
     options = flags.FlagValues()

@@ -71,7 +71,8 @@ def run(config: ConfigDict, options: flags.FlagValues) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         data = sources.open(**config.data, image_size=config.image.size)
         built = program.build(config, **data.facts())
-        arguments = device_batch(config, built), *jax.device_put(built.teachers, built.layout.whole)
+        teachers = jax.device_put(built.teachers, built.layout.of(built.teachers))
+        arguments = device_batch(config, built), *teachers
         take_steps = repeat_step(built.train_step, built.init(), *arguments)
 
         def bare_seconds():

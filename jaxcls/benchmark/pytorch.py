@@ -9,24 +9,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxcls import precision
+from jaxcls import convert, precision
 from jaxcls.benchmark.timing import num_classes, seconds_per_step, summary
 from jaxcls.config import choose
 
-# The same networks in timm. Its basic blocks have no convolution in the first shortcut.
-TIMM = {
-    "ResNet18": "resnet18",
-    "ResNet34": "resnet34",
-    "ResNet50": "resnet50",
-    "ResNet101": "resnet101",
-    "ResNet152": "resnet152",
-    "ResNet50_vc": "resnet50c",
-    "ResNet18_vd": "resnet18d",
-    "ResNet34_vd": "resnet34d",
-    "ResNet50_vd": "resnet50d",
-    "ResNet101_vd": "resnet101d",
-    "ResNet152_vd": "resnet152d",  # but timm's resnet200d has other depths
-}
 AUTOCAST = {
     "float32": None,
     "O0": None,
@@ -53,12 +39,17 @@ def import_timm() -> tuple[Any, Any]:
 
 
 def check_timm(config: ConfigDict, numbers: precision.Precision, mesh: jax.sharding.Mesh) -> None:
-    """Refuses what `time_timm` cannot run alike."""
+    """Refuses what `time_timm` cannot run alike.
+
+    Raises:
+      ValueError: timm has not this network, precision or device.
+    """
     torch, _ = import_timm()
-    choose("model for --compare=timm", config.model.name, TIMM)
+    try:
+        convert.timm_model(config.model.name, **dict(config.model.options))
+    except ValueError as e:
+        raise ValueError(f"--compare=timm: {e}") from e
     choose("precision for --compare=timm", numbers.name, AUTOCAST)
-    if config.model.options:
-        raise ValueError("--compare=timm: config.model.options make a network that timm lacks")
     if mesh.size > 1:
         raise ValueError(
             f"--compare=timm runs on one device, here are {mesh.size}: set --config.mesh.data=1"
@@ -84,7 +75,8 @@ def time_timm(config: ConfigDict, numbers: precision.Precision, repetitions: int
     half = AUTOCAST[numbers.name]
     size, channels = config.image.size, len(config.image.mean)
     classes, batch_size = num_classes(config), config.batch_size
-    model = timm.create_model(TIMM[config.model.name], num_classes=classes, in_chans=channels)
+    name, options = convert.timm_model(config.model.name, **dict(config.model.options))
+    model = timm.create_model(name, num_classes=classes, in_chans=channels, **options)
     model = model.to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(
         model.parameters(), lr=1e-3, momentum=config.optim.momentum, weight_decay=config.optim.l2
@@ -113,7 +105,7 @@ def time_timm(config: ConfigDict, numbers: precision.Precision, repetitions: int
         return run
 
     result: dict[str, Any] = {
-        "name": TIMM[config.model.name],
+        "name": name,
         "params": sum(p.numel() for p in model.parameters()),
         "torch": torch.__version__,
         "timm": timm.__version__,

@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from jaxcls import precision, program
+from jaxcls import chips, precision, program
 from jaxcls.benchmark import pytorch
 from jaxcls.benchmark.timing import (
     NUM_TRAIN,
@@ -26,25 +26,6 @@ from jaxcls.benchmark.timing import (
 from jaxcls.models import count
 
 CONFIG = "resnet50_vd.py"
-
-# Dense half-precision peak of a JAX device in FLOP/s by the start of its `device_kind`, from the
-# vendors' data sheets. A device is a chip, on TPU v2 and v3 one of its two cores.
-PEAKS = {
-    "Tesla V100": 125e12,  # float16 only
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-    "TPU v2": 23e12,
-    "TPU v3": 61e12,
-    "TPU v4 lite": 138e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6": 918e12,
-}
 
 
 def define(values: flags.FlagValues) -> None:
@@ -98,15 +79,14 @@ def combinations(config: ConfigDict, options: flags.FlagValues) -> list[ConfigDi
 def peak_flops(device: jax.Device, numbers: precision.Precision) -> tuple[float, str]:
     """Returns a device's peak in FLOP/s, and whether "data sheet" or "measured".
 
-    Measured, on devices and in precisions that `PEAKS` lacks, is a large matrix product: the best
-    of five.
+    Measured, on devices and in precisions that `chips.CHIPS` lacks, is a large matrix product: the
+    best of five.
     """
     half = numbers.dtype == jnp.float16 or (
         numbers.dtype == jnp.bfloat16 and not device.device_kind.startswith("Tesla V100")
     )
-    known = [peak for kind, peak in PEAKS.items() if device.device_kind.startswith(kind)]
-    if half and known:
-        return known[0], "data sheet"
+    if half and (chip := chips.of(device.device_kind)):
+        return chip.flops, "data sheet"
     n = 1024 if device.platform == "cpu" else 8192
     with jax.default_matmul_precision(numbers.matmul_precision):
         a = jax.random.normal(jax.random.key(0), (n, n), numbers.dtype) / n**0.5
@@ -137,7 +117,7 @@ def time_train(config: ConfigDict, built: program.Program, repetitions: int) -> 
     variables = built.abstract_state.variables()
     macs = count.multiply_adds(built.eval_step, variables, batch) / batch_size
     began = time.perf_counter()
-    arguments = batch, *jax.device_put(built.teachers, built.layout.whole)
+    arguments = batch, *jax.device_put(built.teachers, built.layout.of(built.teachers))
     compiled = built.train_step.lower(built.abstract_state, *arguments).compile()
     compile_seconds = time.perf_counter() - began
 

@@ -37,6 +37,7 @@ def torch_sources(module: Any) -> tuple[engine.Source, ...]:
         engine.Source(
             "timm's darknet53",
             timm,
+            timm={"DarkNet53": "darknet53"},
             needs={"slope": 0.01},
             differs="leaky ReLU in place of ReLU",
         ),

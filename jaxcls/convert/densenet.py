@@ -49,4 +49,11 @@ def without_dots(arrays: engine.Arrays) -> engine.Arrays:
 def torch_sources(module: Any) -> tuple[engine.Source, ...]:
     """Returns the PyTorch networks that have these tensors."""
     del module
-    return (engine.Source("timm's and torchvision's densenet*", torch, prepare=without_dots),)
+    return (
+        engine.Source(
+            "timm's and torchvision's densenet*",
+            torch,
+            prepare=without_dots,
+            timm={f"DenseNet{n}": f"densenet{n}" for n in (121, 161, 169, 201)},
+        ),
+    )

@@ -42,6 +42,8 @@ def torch_sources(module: Any) -> tuple[engine.Source, ...]:
         engine.Source(
             "timm's dpn68 to dpn131",
             timm,
+            sides={"classifier": 1},
+            timm={f"DPN{n}": f"dpn{n}" for n in (68, 92, 98, 107, 131)},
             needs={"bn_epsilon": 1e-3},
             differs="another epsilon of BatchNorm",
         ),

@@ -1,4 +1,4 @@
-"""Names of the layers of EfficientNet in PaddleClas, timm and torchvision."""
+"""Names of the layers of EfficientNet and TinyNet in PaddleClas, timm and torchvision."""
 
 from typing import Any
 
@@ -51,17 +51,30 @@ def torch_sources(module: Any) -> tuple[engine.Source, ...]:
             "EfficientNetB0_small is not in timm or torchvision: what has its tensors there, "
             "efficientnet_lite0, has ReLU6 in place of swish; convert PaddleClas's weights"
         )
+    if module.fixed:
+        return (
+            engine.Source(
+                "timm's tinynet_*",
+                timm,
+                timm={f"TinyNet_{name}": f"tinynet_{name.lower()}" for name in "ABCDE"},
+                needs={"round_depth": True, "bn_epsilon": 1e-5},
+                differs="the number of blocks is rounded to the nearest, another epsilon of "
+                "BatchNorm",
+            ),
+        )
     large = module.depth > 2  # B5 to B7
     return (
         engine.Source(
             "timm's tf_efficientnet_b*",
             timm,
+            timm={f"EfficientNetB{n}": f"tf_efficientnet_b{n}" for n in range(8)},
             needs={"padding": "SAME", "bn_epsilon": 1e-3},
             differs="trained with TensorFlow: padded at the end",
         ),
         engine.Source(
             "timm's efficientnet_b*",
             timm,
+            timm={f"EfficientNetB{n}": f"efficientnet_b{n}" for n in range(8)},
             needs={"padding": None, "bn_epsilon": 1e-5},
             differs="trained with PyTorch: padded on both sides, another epsilon of BatchNorm",
         ),

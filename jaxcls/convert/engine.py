@@ -2,6 +2,7 @@
 
 A family's rule maps the path of one of our layers to the name of theirs; everything else is here.
 For PyTorch a family lists `Source`s: the networks of timm and torchvision that have its tensors.
+There the same rules lead back, see `to_torch`.
 """
 
 import contextlib
@@ -25,11 +26,19 @@ PADDLE_LEAVES = {
     "kernel": "weight",
     "scale": "weight",
     "bias": "bias",
+    "factor": "scale",
     "mean": "_mean",
     "var": "_variance",
+    "value": "",  # the layer's name is the tensor's: position embeddings, class tokens, ...
 }
 TORCH_LEAVES = PADDLE_LEAVES | {"mean": "running_mean", "var": "running_var"}
+# Tensors that are computed, not learnt: which place is how far from which, which window sees what.
+COMPUTED = re.compile(
+    r"(^|\.)(relative_position_index|relative_position_bias|relative_coords_table|attn_mask"
+    r"|attention_bias_idxs|num_batches_tracked)$"
+)
 LISTED = 10  # tensors of a kind in an error
+PLAIN = {"bottleneck": None, "folded": False}  # of theirs, if not in `needs`
 Arrays = Mapping[str, np.ndarray]
 Layer = tuple[str, ...]  # a path of ours without collection and leaf: ("stage1", "block1", "conv1")
 Rule = Callable[[Layer, Any], str]
@@ -48,11 +57,24 @@ class Source:
     differs: str = ""  # what `needs` is for
     refused: str = ""  # that for which there are no arguments
     prepare: Callable[[Arrays], Arrays] = dict  # tensors -> those that the rule names
+    # For the way back: tensors that the rule names -> all, and the sides of their kernels in pixels
+    # where ours are linear, by patterns of their layers; 0: linear where ours are convolutions.
+    complete: Callable[[Arrays], Arrays] = dict
+    sides: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    # What timm.create_model takes: by names of ours whose options are `needs` and no others; or,
+    # with arguments, what it takes for a module, None if there is nothing.
+    timm: Mapping[str, str] | Callable[[Any], tuple[str, dict[str, Any]] | None] = (
+        dataclasses.field(default_factory=dict)
+    )
 
 
 def paddle_layout(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns a tensor in our layout: convolutions OIHW -> HWIO, linear [in, out] as it is."""
-    del shape
+    """Returns a tensor in our layout: convolutions OIHW -> HWIO, linear [in, out] as it is.
+
+    Ours of `shape` may be linear where theirs is a 1x1 convolution.
+    """
+    if (array.ndim, len(shape)) == (4, 2) and array.shape[2:] == (1, 1):
+        return array[:, :, 0, 0].T
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
 
 
@@ -134,10 +156,11 @@ def _fill(
     head: bool,
 ) -> dict[str, Any]:
     """Returns the variables of `target`; see `convert`."""
+    arrays = {key: array for key, array in arrays.items() if not COMPUTED.search(key)}
     converted, missing, unfit, used = {}, {}, {}, set()
     for path, leaf in target.items():
         try:
-            key = f"{rule(path[1:-1], module)}.{leaves[path[-1]]}"
+            key = ".".join(filter(None, (rule(path[1:-1], module), leaves[path[-1]])))
         except (LookupError, ArithmeticError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{name}: the other code base has no name for {'/'.join(path[1:])} of a network "
@@ -150,7 +173,11 @@ def _fill(
         if key not in arrays:
             missing[path] = f"{key}: missing (for {ours} {leaf.shape})"
             continue
-        array = layout(np.asarray(arrays[key]), leaf.shape)
+        array = np.asarray(arrays[key])
+        if path[-1] != "value":
+            array = layout(array, leaf.shape)
+        elif [n for n in array.shape if n != 1] == [n for n in leaf.shape if n != 1]:
+            array = array.reshape(leaf.shape)
         if array.shape != leaf.shape:
             unfit[path] = f"{key}: shape {array.shape}, {ours} has {leaf.shape}"
             continue
@@ -203,12 +230,13 @@ def convert_torch(
         `models.build(name, **build_overrides)`; the message says what, and which arguments make
         them equal.
     """
-    arrays = {k: a for k, a in arrays.items() if not k.endswith("num_batches_tracked")}
+    arrays = {k: a for k, a in arrays.items() if not COMPUTED.search(k)}
     module, target = _target(name, in_channels, build_overrides | sources[0].needs)
     layers = {path[1:-1] for path in target}
 
     def matches(source: Source) -> int:
-        found = {key.rpartition(".")[0] for key in source.prepare(arrays)}
+        keys = source.prepare(arrays).keys()
+        found = {key.rpartition(".")[0] for key in keys} | keys
         return sum(source.rule(layer, module) in found for layer in layers)
 
     best = max(sources, key=matches)
@@ -243,21 +271,100 @@ def _check_needs(name: str, sources: Sequence[Source], build_overrides: Mapping[
         flags = " ".join(
             "--option " + shlex.quote(f"{key}={needed}") for key, needed in source.needs.items()
         )
-        options = dict(source.needs)
-        config = []
-        if "bn_epsilon" in options:  # a key of its own
-            config.append(f"config.model.bn_epsilon = {options.pop('bn_epsilon')!r}")
-        if options:
-            config.append(f"config.model.options = {tuple(options.items())!r}")
         lines.append(
             f"{source.names}: {source.differs}; convert with {arguments} ({flags} on the command "
-            f"line) and train with {' and '.join(config)}"
+            f"line) and train with {_keys(source.needs)}"
         )
     if len(sources) == 1:
         start = "these are weights of a network that computes something else than PaddleClas's, "
     else:
         start = "these tensors do not tell which of several networks they are of; it is\n  "
     raise ValueError(f"{name}: {start}" + "\n  or ".join(lines))
+
+
+def _keys(needs: Mapping[str, Any]) -> str:
+    """Returns the config's keys for arguments of `models.build`."""
+    options, keys = dict(needs), []
+    if "bn_epsilon" in options:  # a key of its own
+        keys.append(f"config.model.bn_epsilon = {options.pop('bn_epsilon')!r}")
+    if options:
+        keys.append(f"config.model.options = {tuple(options.items())!r}")
+    return " and ".join(keys)
+
+
+# -- The way back ---------------------------------------------------------------------------------
+
+
+def source_of(name: str, module: Any, sources: Sequence[Source], package: str) -> Source:
+    """Returns the networks of a package that compute what ours does.
+
+    Args:
+      name, module: of ours.
+      sources: of its family, in that package.
+      package: "timm" or "torchvision".
+
+    Raises:
+      ValueError: there are none; the message says with which arguments there would be.
+    """
+    for source in sources:
+        epsilon = models.build(name, **source.needs).c.bn_epsilon
+        needs = PLAIN | {"bn_epsilon": epsilon} | source.needs
+        value = lambda key: getattr(module.c if key in CTX_FIELDS else module, key)
+        scales = module.c.downscale and "downscale" not in needs
+        if not scales and all(value(key) == needed for key, needed in needs.items()):
+            return source
+    if not sources:
+        raise ValueError(f"{name} is not in {package}")
+    told = [f"{s.names}: {s.differs}; train with {_keys(s.needs)}" for s in sources if s.needs]
+    told = told or [f"{sources[0].names}, without further options"]
+    raise ValueError(f"{name} computes something else than {' or '.join(told)}")
+
+
+def to_torch(variables: Mapping[str, Any], module: Any, source: Source) -> dict[str, np.ndarray]:
+    """Returns the tensors of PyTorch's network: what `convert_torch` makes these variables of."""
+    arrays = {}
+    for path, leaf in flatten_dict(dict(variables)).items():
+        layer = source.rule(path[1:-1], module)
+        sides = [side for pattern, side in source.sides.items() if re.fullmatch(pattern, layer)]
+        array = _torch_array(np.asarray(leaf), *sides) if path[-1] == "kernel" else np.asarray(leaf)
+        key = ".".join(filter(None, (layer, TORCH_LEAVES[path[-1]])))
+        arrays[key] = np.ascontiguousarray(array)
+    return dict(source.complete(arrays))
+
+
+def _torch_array(array: np.ndarray, side: int | None = None) -> np.ndarray:
+    """Returns a kernel as PyTorch has it, the inverse of `torch_layout`; for sides see `Source`."""
+    if array.ndim == 4:
+        array = array.transpose(3, 2, 0, 1)
+        return array if side is None else array[:, :, 0, 0]
+    return array.T.reshape(array.shape[1], -1, side, side) if side else array.T
+
+
+def without_biases(arrays: Arrays, norms: Mapping[str, str]) -> Arrays:
+    """Returns the tensors without the biases in front of a BatchNorm.
+
+    It subtracts the mean, so a bias less there is the same network, in training too.
+
+    Args:
+      arrays: of PyTorch.
+      norms: layer with a bias -> its BatchNorm.
+    """
+    arrays = dict(arrays)
+    for layer, norm in norms.items():
+        bias, mean = arrays.get(f"{layer}.bias"), arrays.get(f"{norm}.running_mean")
+        if bias is not None and mean is not None and bias.shape == mean.shape:
+            with np.errstate(invalid="ignore"):  # what is not finite is found later
+                arrays[f"{norm}.running_mean"] = mean.astype(np.float32) - bias
+            del arrays[f"{layer}.bias"]
+    return arrays
+
+
+def with_biases(arrays: Arrays, norms: Mapping[str, str]) -> Arrays:
+    """Returns the tensors with those biases, of 0."""
+    zeros = {
+        f"{layer}.bias": np.zeros_like(arrays[f"{norm}.bias"]) for layer, norm in norms.items()
+    }
+    return {**arrays, **zeros}
 
 
 # -- What rules are made of -----------------------------------------------------------------------
@@ -286,7 +393,38 @@ def index_of(depths: Iterable[int], layer: Layer) -> int:
     return sum(itertools.islice(depths, stage - 1)) + block - 1
 
 
+def column_block(layer: Layer, depth: int) -> str:
+    """Returns the name of a layer in one of `depth` blocks that are cut into four stages."""
+    depths = ((i + 1) * depth // 4 - i * depth // 4 for i in range(4))
+    return ".".join((f"blocks.{index_of(depths, layer)}", *layer[2:]))
+
+
 # -- Names that timm's and torchvision's networks of inverted residuals share ----------------------
+
+
+def shifted_windows(merged: int, head: str = "head") -> Rule:
+    """Returns the rule of both Swin Transformers; theirs merges places so many stages before ours.
+
+    PaddleClas ends a stage with what begins our next one, timm does as we do.
+    """
+    inside = {"bias_table": "relative_position_bias_table"}
+
+    def rule(layer: Layer, module: Any) -> str:
+        del module
+        if layer[0] in ("head", "neck"):
+            return {"head": head, "neck": "norm"}[layer[0]]
+        if layer[0] == "stem":
+            return f"patch_embed.{layer[1]}"
+        stage, block = numbers(*layer[:2])
+        *_, last = role = layer[2:]
+        if last in ("reduction", "norm"):
+            return f"layers.{stage - 1 - merged}.downsample.{last}"
+        if "cpb_mlp" in role:
+            role = (*role[:-1], {"fc1": "0", "fc2": "2"}[last])
+        names = (inside.get(name, name) for name in role)
+        return ".".join((f"layers.{stage - 1}.blocks.{block - 1}", *names))
+
+    return rule
 
 
 def rows_of(stages: Iterable[Iterable[Any]]) -> list[list[int]]:

@@ -1,8 +1,7 @@
 """Names of the layers of HRNet in PaddleClas and timm."""
 
+from functools import partial
 from typing import Any
-
-import numpy as np
 
 from jaxcls.convert import engine
 
@@ -21,7 +20,7 @@ def exchange_index(branches: int, source: int, target: int, conv: int) -> int:
 def paddle(layer: tuple[str, ...], module: Any) -> str:
     """Returns the layer's name in PaddleClas."""
     top, *inner = layer
-    part = inner[-1]
+    part = {"squeeze": "fc_squeeze", "excite": "fc_excitation"}.get(inner[-1], inner[-1])
     role = {"short": "conv_down"}
     if top == "head":
         return "fc"
@@ -86,22 +85,23 @@ def timm(layer: tuple[str, ...], module: Any) -> str:
     return f"{theirs}.fuse_layers.{target}.{source}.{steps}{in_list}"
 
 
-def without_biases(arrays: engine.Arrays) -> engine.Arrays:
-    """Returns the tensors without the biases in front of a BatchNorm.
-
-    It subtracts the mean, so a bias less there is the same network, in training too.
-    """
-    arrays = dict(arrays)
-    for layer in (*(f"downsamp_modules.{i}" for i in range(3)), "final_layer"):
-        bias, mean = (arrays.get(f"{layer}.{key}") for key in ("0.bias", "1.running_mean"))
-        if bias is not None and mean is not None and bias.shape == mean.shape:
-            with np.errstate(invalid="ignore"):  # what is not finite is found later
-                arrays[f"{layer}.1.running_mean"] = mean.astype(np.float32) - bias
-            del arrays[f"{layer}.0.bias"]
-    return arrays
+# convolutions with a bias in front of a BatchNorm -> it
+BIASED = {
+    f"{layer}.0": f"{layer}.1"
+    for layer in (*(f"downsamp_modules.{i}" for i in range(3)), "final_layer")
+}
 
 
 def torch_sources(module: Any) -> tuple[engine.Source, ...]:
     """Returns the PyTorch networks that have these tensors."""
-    del module
-    return (engine.Source("timm's hrnet_w*", timm, prepare=without_biases),)
+    if module.se:
+        raise ValueError("SE_HRNet is not in timm or torchvision: convert PaddleClas's weights")
+    return (
+        engine.Source(
+            "timm's hrnet_w*",
+            timm,
+            prepare=partial(engine.without_biases, norms=BIASED),
+            complete=partial(engine.with_biases, norms=BIASED),
+            timm={f"HRNet_W{n}_C": f"hrnet_w{n}" for n in (18, 30, 32, 40, 44, 48, 64)},
+        ),
+    )

@@ -46,6 +46,8 @@ def torch_sources(module: Any) -> tuple[engine.Source, ...]:
         "differs": "no 1x1 convolution before the first depthwise one",
     }
     return (
-        engine.Source("timm's mobilenetv2_*", timm, **first),
+        engine.Source(
+            "timm's mobilenetv2_*", timm, timm={"MobileNetV2": "mobilenetv2_100"}, **first
+        ),
         engine.Source("torchvision's mobilenet_v2", torchvision, **first),
     )

@@ -6,6 +6,8 @@ from jaxcls.convert import engine
 
 ROLE = {"conv1": "expand_conv", "conv2": "bottleneck_conv", "se": "mid_se", "conv3": "linear_conv"}
 
+TIMM = {f"MobileNetV3_{size}_x1_0": f"mobilenetv3_{size}_100" for size in ("large", "small")}
+
 
 def paddle(layer: tuple[str, ...], module: Any) -> str:
     """Returns the layer's name in PaddleClas, which counts the blocks of all stages."""
@@ -57,12 +59,14 @@ def torch_sources(module: Any) -> tuple[engine.Source, ...]:
         engine.Source(
             "timm's mobilenetv3_*",
             timm,
+            timm=TIMM,
             needs={**needs, "padding": None, "bn_epsilon": 1e-5},
             differs=f"{differs}; trained with PyTorch: padded on both sides",
         ),
         engine.Source(
             "timm's tf_mobilenetv3_*",
             timm,
+            timm={ours: f"tf_{theirs}" for ours, theirs in TIMM.items()},
             needs={**needs, "padding": "SAME", "bn_epsilon": 1e-3},
             differs=f"{differs}; trained with TensorFlow: padded at the end, another epsilon of "
             "BatchNorm",
@@ -70,6 +74,7 @@ def torch_sources(module: Any) -> tuple[engine.Source, ...]:
         engine.Source(
             "torchvision's mobilenet_v3_*",
             torchvision,
+            sides={r"classifier\.0": 0},
             needs={**needs, "padding": None, "bn_epsilon": 1e-3},
             differs=f"{differs}; another epsilon of BatchNorm",
         ),

@@ -37,6 +37,12 @@ def torch_sources(module: Any) -> tuple[engine.Source, ...]:
         engine.Source(
             "timm's res2net*",
             timm,
+            timm={
+                "Res2Net50_26w_4s": "res2net50_26w_4s",
+                "Res2Net50_14w_8s": "res2net50_14w_8s",
+                "Res2Net50_vd_26w_4s": "res2net50d",
+                "Res2Net101_vd_26w_4s": "res2net101d",
+            },
             needs={"original": True},
             differs="the chain of the first block of stage1 is cut too, and means at the border "
             "are over zeros beyond it",

@@ -4,6 +4,9 @@ from typing import Any
 
 from jaxcls.convert import engine
 
+SIDES = {r"pre_logits\.fc1": 7, r"pre_logits\.fc2": 1}
+TIMM = {f"VGG{n}": f"vgg{n}" for n in (11, 13, 16, 19)}
+
 
 def paddle(layer: tuple[str, ...], module: Any) -> str:
     """Returns the layer's name in PaddleClas."""
@@ -44,6 +47,6 @@ def torch_sources(module: Any) -> tuple[engine.Source, ...]:
         "differs": "convolutions have biases, dropout does not scale in evaluation",
     }
     return (
-        engine.Source("timm's vgg*, without _bn", timm, **needs),
+        engine.Source("timm's vgg*, without _bn", timm, sides=SIDES, timm=TIMM, **needs),
         engine.Source("torchvision's vgg*, without _bn", torchvision, **needs),
     )

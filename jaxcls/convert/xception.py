@@ -81,6 +81,7 @@ def torch_sources(module: Any) -> tuple[engine.Source, ...]:
         engine.Source(
             "timm's xception41 and xception65",
             timm,
+            timm={f"Xception{n}_deeplab": f"xception{n}" for n in (41, 65)},
             needs={"dilation": 1, "downscale": False},
             differs="rate 1 in the last block, dropout does not scale in evaluation",
         ),

@@ -33,7 +33,8 @@ def use(feed: Feed, what: str) -> Feed:
       in training. A batch from the loader then has (number, y, x), int32 [L, 3], in place of the
       images, which `Feed.put` cuts out.
     "auto": "device" on an accelerator where that is possible, or else "decoded", if it takes at
-      most `AUTO_BYTES`; "none" otherwise, and with worker processes.
+      most `AUTO_BYTES`; else "encoded" for files in a store, if these take at most half of the
+      memory; "none" otherwise, and with worker processes.
 
     Args:
       feed: of images as they lie.
@@ -63,6 +64,9 @@ def use(feed: Feed, what: str) -> Feed:
         options = ["device", "decoded"] if fixed and device.platform != "cpu" else ["decoded"]
         small = (option for option in options if _estimate(source, entry[option]) <= AUTO_BYTES)
         kind = next(small, "none")
+        if kind == "none" and feed.data.remote:  # each would be asked for again in every epoch
+            small = _estimate(source, entry["encoded"]) <= _memory() / 2
+            kind = "encoded" if small else "none"
     if kind == "none":
         return feed
     if kind == "device" and not fixed:

@@ -5,7 +5,6 @@ import errno
 import hashlib
 import logging
 import os
-import re
 import stat
 import time
 from collections import Counter
@@ -15,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from jaxcls.data import stores
 from jaxcls.data.access import MAX_CLASSES, digest, digest_of_labels, evenly, in_threads
 from jaxcls.data.decode import SUFFIXES, BadImage
 from jaxcls.data.labels import NONE, Labelled, one
 from jaxcls.data.sampling import by_class
+from jaxcls.output import visible
 
 CLASSES_FILE = "classes.txt"  # beside lists and records: one class name per line, in label order
 
@@ -32,7 +33,6 @@ EVALUATION = ("val", "valid", "validation", "eval", "evaluation", "test", "testi
 MAX_LABEL = 2**31 - 2
 MAX_BYTES = 2**30  # of an image's file
 SHOWN = 5  # names of each kind in a message
-CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 class Files(Labelled):
     """Image files below `root`. With `listed` set, they are lines of that list file."""
 
-    root: str
+    root: str  # a folder, or a URL
     paths: tuple[str, ...]  # relative to root
     labels: np.ndarray  # int32 [N], or marks [N, K]
     class_names: tuple[str, ...]
@@ -66,10 +66,13 @@ class Files(Labelled):
 
     def _fingerprint(self, index: int) -> str | None:
         """Returns a digest of an image's size and first bytes; None if they cannot be read."""
+        path = os.path.join(self.root, self.paths[index])
         try:
-            with Path(self.root, self.paths[index]).open("rb") as file:
+            if stores.remote(path):
+                return digest([stores.size(path), stores.read(path, 4096).hex()])[:8]
+            with open(path, "rb") as file:
                 return digest([os.fstat(file.fileno()).st_size, file.read(4096).hex()])[:8]
-        except OSError:
+        except (OSError, ValueError):
             return None
 
     def __len__(self) -> int:
@@ -77,7 +80,7 @@ class Files(Labelled):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path, name = os.path.join(self.root, self.paths[index]), self.name(index)
-        return {"image": _read(path, name), "label": one(self.labels, index), "name": name}
+        return {"image": read_file(path, name), "label": one(self.labels, index), "name": name}
 
     def path(self, index: int) -> str:
         """Returns where an image is, without control characters."""
@@ -96,9 +99,17 @@ MAY_PASS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE
 DELAYS = (0.25, 0.5, 1, 2)  # seconds until an image is tried again
 
 
-def _read(path: str, name: str) -> bytes:
+def read_file(path: str, name: str) -> bytes:
+    """Returns what stands in an image's file, or at its URL; `name` is what messages call it.
+
+    Raises:
+      BadImage: it is not there, no file, or cannot be read.
+      ValueError: no file can be read, as there are too many open, or no memory.
+    """
     if "\0" in path:
         raise BadImage(f"{name}: no such file")
+    if stores.remote(path):
+        return _from_store(path, name)
     for delay in (*DELAYS, None):
         try:
             with open(path, "rb", buffering=0, opener=_at_once) as file:
@@ -120,6 +131,18 @@ def _read(path: str, name: str) -> bytes:
     raise AssertionError("the last time has no delay")
 
 
+def _from_store(url: str, name: str) -> bytes:
+    try:
+        image = stores.read(url, MAX_BYTES + 1)
+    except stores.MISSING as error:
+        raise BadImage(f"{name}: no such file") from error
+    except ValueError as error:
+        raise BadImage(f"{name}: cannot read it: {error}") from error
+    if len(image) > MAX_BYTES:
+        raise BadImage(f"{name}: more than {MAX_BYTES:,} bytes are no image")
+    return image
+
+
 def _at_once(path: str, flags: int) -> int:
     """Opens a file; a pipe, which would wait for somebody who writes into it, too."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
@@ -135,7 +158,7 @@ def open_folder(
     that are no images by their ending, and how many is said.
 
     Args:
-      root: the folder.
+      root: the folder, also one in a store: gs://BUCKET/FOLDER.
       train: sub-folder of training images; "": "train", and `root` itself where that is missing.
       eval: sub-folder of evaluation images; "": "val" where there is one.
       eval_fraction: without an evaluation folder, this share of each class is held out (of two
@@ -146,7 +169,8 @@ def open_folder(
       ValueError: a missing folder, no classes, an empty class, a class in `eval` only, nothing to
         hold out.
     """
-    train_folder, eval_folder = _split_folders(directory(root, "root"), train, eval)
+    base = directory(root, "root", anywhere=True)
+    train_folder, eval_folder = _split_folders(base, train, eval)
     if eval_fraction is None:
         eval_fraction = 0.0 if eval_folder else 0.2
     if not 0 <= eval_fraction < 1:
@@ -185,9 +209,9 @@ def open_folder(
 
 def _split_folders(base: Path, train: str, eval: str) -> tuple[Path, Path | None]:
     if train or (base / "train").is_dir():
-        train_folder = directory(base / (train or "train"), "train")
+        train_folder = directory(base / (train or "train"), "train", anywhere=True)
         if eval or (base / "val").is_dir():
-            return train_folder, directory(base / (eval or "val"), "eval")
+            return train_folder, directory(base / (eval or "val"), "eval", anywhere=True)
         for split in _subfolders(base):
             if split.lower() in EVALUATION and base / split != train_folder:
                 log.warning("%s is not used: config.data.eval=%s evaluates on it", base / split,
@@ -204,14 +228,26 @@ def _split_folders(base: Path, train: str, eval: str) -> tuple[Path, Path | None
     return base, None
 
 
-def directory(path: str | Path, key: str) -> Path:
+def directory(
+    path: str | Path | stores.Place, key: str, *, anywhere: bool = False
+) -> Path | stores.Place:
+    """Returns a folder that is there; of a store, where that is possible (`anywhere`).
+
+    Raises:
+      ValueError: it is not, or cannot be looked at.
+    """
     if not str(path):
         raise ValueError(f"config.data.{key} is not set: name a folder")
-    if "://" in str(path):
-        raise ValueError(
-            f"{path}: images are read from folders of this machine: copy or mount it, and name "
-            f"that folder (config.data.{key})"
-        )
+    if stores.remote(path):
+        if not anywhere:
+            raise ValueError(
+                f"{path}: such images are read from folders of this machine: copy or mount it, and "
+                f"name that folder (config.data.{key})"
+            )
+        place = stores.Place(str(path).rstrip("/"))
+        if not place.is_dir():
+            raise ValueError(f"{path}: no such bucket or folder (config.data.{key})")
+        return place
     path = Path(path).expanduser()
     try:
         if path.stat() and path.is_dir():
@@ -228,8 +264,11 @@ def _is_litter(name: str) -> bool:
     return name[0] == "." or name.lower() in LITTER
 
 
-def _entries(folder: str | Path) -> list[os.DirEntry]:
+def _entries(folder: str | Path | stores.Place) -> list[os.DirEntry | stores.Entry]:
     """Returns what is in a folder, sorted, without `LITTER`."""
+    if stores.remote(folder):
+        found = stores.entries(str(folder))
+        return sorted((e for e in found if not _is_litter(e.name)), key=lambda e: e.name)
     try:
         with os.scandir(folder) as entries:
             return sorted((e for e in entries if not _is_litter(e.name)), key=lambda e: e.name)
@@ -255,10 +294,16 @@ def _images(folder: Path, classes: Sequence[str]) -> dict[str, list[str]]:
       ValueError: a class has none.
     """
     left, images = Counter(), {}
+    listed = {}
+    if stores.remote(folder):  # each is a request, which takes its time
+        listed = dict(zip(classes, in_threads(lambda n: stores.below(f"{folder}/{n}"), classes)))
     for name in classes:
         before = left.total()
-        found = _walk(os.path.join(folder, name), left, _ancestors(folder))
-        images[name] = sorted(os.path.relpath(path, folder) for path in found)
+        if name in listed:
+            images[name] = [f"{name}/{path}" for path in _of_images(listed[name], left)]
+        else:
+            found = _walk(os.path.join(folder, name), left, _ancestors(folder))
+            images[name] = sorted(os.path.relpath(path, folder) for path in found)
         if not images[name]:
             others = left.total() - before
             raise ValueError(
@@ -295,6 +340,17 @@ def _walk(folder: str, left: Counter, above: frozenset[tuple[int, int]]) -> Iter
                 left[os.path.splitext(entry.name)[1].lower()] += 1
 
 
+def _of_images(paths: Sequence[str], left: Counter) -> Iterator[str]:
+    """Yields the paths of images, as `_walk` does, of all below a folder in a store."""
+    for path in paths:
+        if any(map(_is_litter, path.split("/"))):
+            continue
+        if path.lower().endswith(SUFFIXES):
+            yield path
+        else:
+            left[os.path.splitext(path)[1].lower()] += 1
+
+
 def _ancestors(folder: Path) -> frozenset[tuple[int, int]]:
     path = Path(os.path.realpath(folder))
     return frozenset((s.st_dev, s.st_ino) for s in map(os.stat, (path, *path.parents)))
@@ -318,13 +374,17 @@ def _files(folder: Path, images: dict[str, list[str]], class_names: tuple[str, .
     )
 
 
-def all_below(folder: Path) -> Files:
+def all_below(folder: Path | stores.Place) -> Files:
     """Returns all images below a folder, without a label.
 
     Raises:
       ValueError: there are none.
     """
-    paths = sorted(os.path.relpath(p, folder) for p in _walk(str(folder), Counter(), frozenset()))
+    if stores.remote(folder):
+        paths = [*_of_images(stores.below(str(folder)), Counter())]
+    else:
+        found = _walk(str(folder), Counter(), frozenset())
+        paths = sorted(os.path.relpath(path, folder) for path in found)
     if not paths:
         raise ValueError(f"{folder} has no images (config.data.unlabelled)")
     return Files(str(folder), tuple(paths), np.full(len(paths), NONE, np.int32), ())
@@ -392,7 +452,7 @@ def read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ValueError(f"{path}: cannot read it: {error.strerror}") from error
+        raise ValueError(f"{path}: cannot read it: {error.strerror or error}") from error
     if b"\0" in data:
         raise ValueError(f"{path} is not a text file in UTF-8: there are zero bytes in it")
     text = data.decode("utf-8-sig", errors="surrogateescape")
@@ -413,4 +473,4 @@ def some(names: Sequence[str]) -> str:
 def printable(name: str) -> str:
     """Returns a file name that can be printed in a line and stored: other characters as \\xff."""
     text = os.fsencode(name).decode(errors="backslashreplace")
-    return CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+    return visible(text)

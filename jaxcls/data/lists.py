@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxcls.data import stores
 from jaxcls.data.access import in_threads
 from jaxcls.data.decode import SUFFIXES
 from jaxcls.data.folders import (
@@ -47,7 +48,7 @@ def open_list(
     without a label has the label -1, an empty one, or none at all: the line is its path.
 
     Args:
-      root: the folder that paths and list files are relative to.
+      root: the folder that paths and list files are relative to, also gs://BUCKET/FOLDER.
       train: list of training images; "": "train_list.txt".
       eval: list of evaluation images; "": "val_list.txt" where there is one.
       delimiter: between path and label; the last one in the line counts.
@@ -65,7 +66,7 @@ def open_list(
         number of classes or far above the number of images; missing images (the first one named);
         no image with a label and no class names.
     """
-    base = directory(root, "root")
+    base = directory(root, "root", anywhere=True)
     delimiter = delimiter.replace("\\t", "\t")  # as it is typed where a shell takes it literally
     if not delimiter:
         raise ValueError("config.data.delimiter is empty: write what is between path and label")
@@ -152,6 +153,7 @@ def _missing(root: str, paths: Sequence[str]) -> list[int]:
 
     Lists each folder once, which takes a fraction of the time of asking for each file.
     """
+    is_file = (lambda path: stores.Place(path).is_file()) if stores.remote(root) else os.path.isfile
     folders = [os.path.dirname(path) for path in paths]
     unique = sorted({*folders})
     names = dict(zip(unique, in_threads(lambda f: _file_names(os.path.join(root, f)), unique)))
@@ -160,13 +162,14 @@ def _missing(root: str, paths: Sequence[str]) -> list[int]:
     return [
         i
         for i, (folder, path) in enumerate(zip(folders, paths))
-        if os.path.basename(path) not in names[folder]
-        and not os.path.isfile(os.path.join(root, path))
+        if os.path.basename(path) not in names[folder] and not is_file(os.path.join(root, path))
     ]
 
 
 def _file_names(folder: str) -> set[str]:
     try:
+        if stores.remote(folder):
+            return {e.name for e in stores.entries(folder) if e.is_file()}
         with os.scandir(folder) as entries:
             return {e.name for e in entries if not e.is_symlink() and e.is_file()}
     except (OSError, ValueError):  # ValueError: a NUL in it
@@ -185,22 +188,34 @@ def open_unlabelled(path: str, *, root: str, delimiter: str, allowed: int | None
     Raises:
       ValueError: neither is there, or there are no images.
     """
-    place = Path(root).expanduser() / Path(path).expanduser()
+    if stores.remote(root) or stores.remote(path):
+        place = stores.Place(root) / path
+    else:
+        place = Path(root).expanduser() / Path(path).expanduser()
     if not place.is_file():
-        return all_below(directory(place, "unlabelled"))
-    endings = "|".join(map(re.escape, SUFFIXES))
-    image = re.compile(rf"(.+({endings}))({re.escape(delimiter)}|\s|$)", re.IGNORECASE)
-    paths, lines = [], []
+        return all_below(directory(place, "unlabelled", anywhere=True))
+    path_of, paths, lines = unlabelled_path(delimiter), [], []
     for number, line in enumerate(read_text(place).split("\n"), start=1):
         if line := line.rstrip():
-            found = image.match(line)
-            paths.append(found[1] if found else line.rpartition(delimiter)[0].rstrip() or line)
+            paths.append(path_of(line))
             lines.append(number)
     if not paths:
         raise ValueError(f"{place}: the list is empty")
     none, lines = np.full(len(paths), NONE, np.int32), np.array(lines, np.int32)
     found = Files(str(place.parent), tuple(paths), none, (), str(place), lines)
     return looked_for(found, allowed, "the folder of config.data.unlabelled")
+
+
+def unlabelled_path(delimiter: str) -> Callable[[str], str]:
+    """Returns f(line of a list) -> the path in it, without what follows, a label perhaps."""
+    endings = "|".join(map(re.escape, SUFFIXES))
+    image = re.compile(rf"(.+({endings}))({re.escape(delimiter)}|\s|$)", re.IGNORECASE)
+
+    def path(line: str) -> str:
+        found = image.match(line)
+        return found[1] if found else line.rpartition(delimiter)[0].rstrip() or line
+
+    return path
 
 
 MARKS = re.compile(r"\s*[+-]?[0-9]+(\s*,\s*[+-]?[0-9]+)+\s*")

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fnmatch
 import functools
 import glob
 import importlib
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxcls.data import stores
 from jaxcls.data.access import check_label, digest, evenly, for_all, in_threads, item_of
 from jaxcls.data.decode import CHANNELS, BadImage
 from jaxcls.data.folders import CLASSES_FILE, directory, read_class_names
@@ -182,7 +184,8 @@ class Records(_InRecords):
     @property
     def of_files(self) -> str:
         """A digest of names, sizes and number of records."""
-        files = [(Path(file).name, os.path.getsize(file)) for file in self.files]
+        size = stores.size if stores.remote(self.files[0]) else os.path.getsize
+        files = [(Path(file).name, size(file)) for file in self.files]
         return digest([files, len(self)])
 
     def _item(self, index: int, record: bytes) -> dict[str, Any]:
@@ -195,7 +198,7 @@ def open_array_record(
     """Returns the images of ArrayRecord files that `data_prep/folder_to_array_record.py` wrote.
 
     Args:
-      root: their folder, with `classes.txt`.
+      root: their folder, with `classes.txt`; also gs://BUCKET/FOLDER, which array_record reads.
       train: pattern of the files of training images; "": "train*.array_record".
       eval: pattern of the files of evaluation images; "": "val*.array_record" where there are some.
       allowed: of so many files that cannot be opened at all, cut short say, each counts as
@@ -204,7 +207,7 @@ def open_array_record(
     Raises:
       ValueError: no files, a missing shard, no class names, a file that is no ArrayRecord.
     """
-    base = directory(root, "root")
+    base = directory(root, "root", anywhere=True)
     names = read_class_names(base)
     if not names:
         raise ValueError(f"{base / CLASSES_FILE}: no such file; it holds one class name per line")
@@ -224,10 +227,11 @@ def shards(folder: Path, pattern: str) -> tuple[str, ...]:
     Raises:
       ValueError: one is called NAME-00000-of-00004.*, but not all four are there.
     """
-    files = tuple(sorted(glob.glob(str(folder / pattern))))
+    files = _matching(folder / pattern)
     matches = (re.search(r"^(.*)-\d{5}-of-(\d{5})", file) for file in files)
     for prefix, total in sorted({match.groups() for match in matches if match}):
-        found = glob.glob(f"{glob.escape(prefix)}-[0-9][0-9][0-9][0-9][0-9]-of-{total}*")
+        digits = "[0-9]" * 5
+        found = _matching(f"{glob.escape(prefix)}-{digits}-of-{total}*")
         numbers = {int(file[len(prefix) + 1 :][:5]) for file in found}
         missing = sorted({*range(int(total))} - numbers)
         if missing:
@@ -236,6 +240,18 @@ def shards(folder: Path, pattern: str) -> tuple[str, ...]:
                 f"{int(total)} files are)"
             )
     return files
+
+
+def _matching(pattern: Any) -> tuple[str, ...]:
+    """Returns the files of a pattern, sorted; in a store the last part of it is one."""
+    if not stores.remote(pattern):
+        return tuple(sorted(glob.glob(str(pattern))))
+    folder, _, pattern = str(pattern).rpartition("/")
+    try:
+        found = [entry.path for entry in stores.entries(folder) if entry.is_file()]
+    except stores.MISSING:
+        return ()
+    return tuple(sorted(p for p in found if fnmatch.fnmatchcase(os.path.basename(p), pattern)))
 
 
 def _records(files: tuple[str, ...], names: tuple[str, ...], max_bad_images: int | None) -> Records:
@@ -295,7 +311,8 @@ def open_tfds(
     """Returns the images of a TFDS classification set, prepared in the array_record format.
 
     Args:
-      root: TFDS's data_dir; "": its default, $TFDS_DATA_DIR or ~/tensorflow_datasets.
+      root: TFDS's data_dir, also gs://BUCKET/FOLDER; "": its default, $TFDS_DATA_DIR or
+        ~/tensorflow_datasets.
       train: split, such as "train[:90%]"; "": "train".
       eval: split; "": "validation" or else "test", where there is one.
       name: of the set, such as "imagenet2012" or "NAME/CONFIG:1.0.0".
@@ -312,6 +329,8 @@ def open_tfds(
     from tensorflow_datasets.core.read_only_builder import builder_from_files
     from tensorflow_datasets.core.registered import DatasetNotFoundError
 
+    if stores.remote(root):
+        directory(root, "root", anywhere=True)
     where = os.path.expanduser(root) or constants.DATA_DIR
     command = f"tfds build {name} --file_format=array_record --data_dir={where}"
     advice = f"prepare it with `{command}` (needs TensorFlow: pip install 'jaxcls[tf]')"
@@ -349,7 +368,11 @@ def _split(builder: Any, name: str, split: str, max_bad_images: int | None) -> T
     parts = builder.info.splits[split].file_instructions
     of_files = digest([[Path(p.filename).name, p.skip, p.examples_in_shard, p.take] for p in parts])
     files = tuple(os.fspath(part.filename) for part in parts)
-    if missing := [file for file in files if not os.path.isfile(file)]:
+    if stores.remote(files[0]):
+        missing = sorted({*files} - {*_matching(f"{os.path.dirname(files[0])}/*")})
+    else:
+        missing = [file for file in files if not os.path.isfile(file)]
+    if missing:
         raise ValueError(f"{missing[0]} is missing ({len(missing)} of {len(files)} files are)")
     return Tfds(
         records=records,

@@ -17,6 +17,7 @@ from jaxcls.config import (
     labelled_rows,
     taken,
 )
+from jaxcls.data import stores
 from jaxcls.data.access import Source
 from jaxcls.data.arrays import (
     BACKGROUND,
@@ -53,6 +54,7 @@ class Data:
     cache: str  # a key of cache.KINDS
     loader: Options = PLAIN  # config.loader
     unlabelled_share: float = 0.0  # of each batch
+    remote: bool = False  # each image is a file in a store: a request
 
     @property
     def num_train(self) -> int:
@@ -197,6 +199,7 @@ def open(
         repeats=repeats,
         cache=cache,
         unlabelled_share=unlabelled_share,
+        remote=source in ("folder", "list") and stores.remote(keys["root"]),
     )
 
 

@@ -1,16 +1,21 @@
-"""python -m jaxcls.models [PATTERN] [--json]: the table of models."""
+"""python -m jaxcls.models [PATTERN] [--family] [--plot=FILE] [--json]: the table of models."""
 
 import json
+import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from jaxcls import models
 from jaxcls.command import Arguments, exit_with, told
 from jaxcls.config import closest
+from jaxcls.models import pareto
 from jaxcls.models.published import ACCURACY
+from jaxcls.scatter import SUFFIXES
 
 # name, parameters, multiply-adds; what `count` counts, which a test compares
 COUNTS = Path(__file__).with_name("counts.tsv")
+INDENTS = ("initial_indent", "subsequent_indent")
 
 
 def counts() -> dict[str, dict[str, int]]:
@@ -40,7 +45,7 @@ def table(names: Sequence[str]) -> list[dict]:
 
 
 def text(rows: Sequence[dict]) -> str:
-    """Returns the rows for people, 100 columns at most."""
+    """Returns the rows for people, 100 columns at most but for the longest names."""
     number = lambda x: "" if x is None else f"{x:.2f}"
     lines = [
         f"{'name':<32} {'family, or = network':<24} {'size':>4} {'params M':>9} {'mult-adds G':>11}"
@@ -55,6 +60,27 @@ def text(rows: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
+def by_family(names: Sequence[str]) -> dict[str, list[str]]:
+    """Returns these names by their families, whose order is that of `models.FAMILIES`."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(names, key=lambda name: models.FAMILIES.index(models.family_of(name))):
+        found.setdefault(models.family_of(name), []).append(name)
+    return found
+
+
+def families(found: dict[str, list[str]]) -> str:
+    """Returns families and their names for people, in 100 columns; "*" marks other weights."""
+    blocks = []
+    for family, its in found.items():
+        networks = sum(not models.MODELS[name].alias_of for name in its)
+        some = f"{len(its)} name{'s' * (len(its) != 1)}"
+        title = f"{family}: {some}" + (f", {networks} networks" * (networks != len(its)))
+        listed = ", ".join(name + "*" * bool(models.MODELS[name].alias_of) for name in its)
+        space = " " * 4
+        blocks.append(f"{title}\n" + textwrap.fill(listed, 100, **dict.fromkeys(INDENTS, space)))
+    return "\n".join(blocks)
+
+
 @told
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit code."""
@@ -67,11 +93,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         "pattern", nargs="?", default="*", help="shell pattern, in any case: 'resnet*_vd'"
     )
     parser.add_argument("--json", action="store_true", help="one JSON list, exact numbers")
+    parser.add_argument(
+        "--family", action="store_true", help="names alone, by family; * marks other weights"
+    )
+    parser.add_argument(
+        "--plot",
+        type=os.path.expanduser,
+        metavar="FILE",
+        help=f"write accuracy over multiply-adds as a picture, {', '.join(SUFFIXES)}",
+    )
     args = parser.parse_args(argv)
+    if args.plot is not None and Path(args.plot).suffix not in SUFFIXES:
+        raise ValueError(f"--plot={args.plot}: write FILE{' or FILE'.join(SUFFIXES)}")
+    if args.plot is not None and (args.family or args.json):
+        raise ValueError("--plot writes a picture and prints no table: leave --family and --json")
     if not (chosen := models.names(args.pattern)):
         hint = closest(args.pattern, models.MODELS) or "; all names: python -m jaxcls.models"
         raise ValueError(f"no model matches {args.pattern!r}{hint}")
+    if args.family:
+        found = by_family(chosen)
+        print(json.dumps(found, indent=1) if args.json else families(found))
+        return 0
     rows = table(chosen)
+    if args.plot is not None:
+        print(f"{args.plot}: {pareto.draw(rows, Path(args.plot))} names with an accuracy")
+        return 0
     print(json.dumps(rows, indent=1) if args.json else text(rows))
     return 0
 

@@ -1,10 +1,15 @@
-"""EfficientNet: one searched network, scaled in width, depth and size.
+"""EfficientNet and TinyNet: one searched network, scaled in width, depth and size.
 
 Tan and Le 2019, EfficientNet (https://arxiv.org/abs/1905.11946). Convolutions are padded as
 TensorFlow does it ("SAME": the odd pixel at the end), from the size that arrives; PaddleClas pads
 from each model's own size, which is the same at that size only. `EfficientNetB0_small` is
 PaddleClas's B0 without squeeze-and-excitation and padded symmetrically. `drop_path` is the paper's
 drop connect: block i of L, counted from 0, has i / L of it.
+
+Han et al. 2020, TinyNet (https://arxiv.org/abs/2010.14819): B0 scaled down, with B0's stem and last
+width, padded symmetrically. As PaddleClas builds it by default, it rounds the number of blocks up;
+its published weights, like timm's, are of networks with `round_depth` and BatchNorm's usual epsilon
+and momentum, which its recipe sets.
 """
 
 import dataclasses
@@ -48,20 +53,24 @@ class EfficientNet(nn.Module):
     own_dropout: float = 0.2
     se: bool = True
     padding: str | None = "SAME"  # of the convolutions that are not 1x1; None: symmetric
+    fixed: bool = False  # stem and neck have B0's widths
+    round_depth: bool = False  # to the nearest number of blocks; False: up
 
     def scaled(self) -> list[tuple[Row, ...]]:
         """Returns the rows of each stage with this network's features and repeats."""
+        whole = (lambda n: max(1, round(n))) if self.round_depth else math.ceil
         scale = lambda row: dataclasses.replace(
             row,
             features=round_to_8(row.features * self.width),
-            repeats=math.ceil(row.repeats * self.depth),
+            repeats=whole(row.repeats * self.depth),
         )
         return [tuple(map(scale, rows)) for rows in STAGES]
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
-        width = stem = round_to_8(32 * self.width)
+        outer = 1.0 if self.fixed else self.width
+        width = stem = round_to_8(32 * outer)
         last = 0.2 if c.drop_path is None else c.drop_path
         scaled, done, stages = self.scaled(), 0, []
         depth = sum(row.repeats for rows in scaled for row in rows)
@@ -87,7 +96,7 @@ class EfficientNet(nn.Module):
             images,
             stem=ConvBN(c, stem, 3, 2, self.padding, act=nn.swish, name="stem"),
             stages=stages,
-            neck=ConvBN(c, round_to_8(1280 * self.width), act=nn.swish, name="neck"),
+            neck=ConvBN(c, round_to_8(1280 * outer), act=nn.swish, name="neck"),
             head=Classifier(c, self.num_classes, dropout=self.own_dropout, name="head"),
         )
 
@@ -120,3 +129,14 @@ SPECS = {
 SPECS["EfficientNetB0_small"] = Spec(
     EfficientNet, {**SPECS["EfficientNetB0"].kwargs, "se": False, "padding": None}
 )
+TINY = {"fixed": True, "padding": None, "own_dropout": 0.2, **BATCH_NORM}
+SPECS |= {
+    f"TinyNet_{variant}": Spec(EfficientNet, {"width": width, "depth": depth, **TINY}, size)
+    for variant, width, depth, size in (
+        ("A", 1.0, 1.2, 192),
+        ("B", 0.75, 1.1, 188),
+        ("C", 0.54, 0.85, 184),
+        ("D", 0.54, 0.695, 152),
+        ("E", 0.51, 0.6, 106),
+    )
+}

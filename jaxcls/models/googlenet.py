@@ -111,7 +111,7 @@ class AuxHead(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         x = Conv(self.c, 128, name="conv1")(pool_to_3x3(x))
-        x = x.transpose(0, 3, 1, 2).reshape(len(x), -1)  # the order of the published weights
+        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)  # the order of the published weights
         x = Linear(self.c, 1024, name="fc1")(x)
         x = nn.relu(x) if self.relu else x
         head = Classifier(self.c, self.num_classes, dropout=0.7, downscale=True, name="head")

@@ -2,7 +2,9 @@
 
 Wang et al. 2019, Deep high-resolution representation learning for visual recognition
 (https://arxiv.org/abs/1908.07919); `_W18` has 18 channels in the branch of the largest size.
-`stage2` to `stage4` of the outputs are the features of that branch, a quarter of the image's size.
+`SE_` has squeeze-and-excitation (https://arxiv.org/abs/1709.01507) in every residual branch.
+`stage2` to `stage4` of the outputs are the features of the branch of the largest size, a quarter of
+the image's.
 
 As in PaddleClas, and unlike the authors' code, the neck's convolutions have no bias beside their
 BatchNorm. Where the image's sides are no multiples of 32, which both refuse, what is enlarged to a
@@ -18,6 +20,7 @@ from jaxcls.models.layers import (
     Classifier,
     ConvBN,
     DropPath,
+    LinearSqueezeExcite,
     Stem,
     drop_path_rates,
     outputs,
@@ -34,12 +37,15 @@ class Basic(nn.Module):
 
     c: Ctx
     width: int
+    se: bool
     drop_path: float
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         y = ConvBN(self.c, self.width, 3, act=nn.relu, name="conv1")(x)
         y = ConvBN(self.c, self.width, 3, name="conv2")(y)
+        if self.se:
+            y = LinearSqueezeExcite(self.c, max(y.shape[-1] // 16, 1), name="se")(y)
         return nn.relu(x + DropPath(self.c, self.drop_path, name="drop_path")(y))
 
 
@@ -49,6 +55,7 @@ class Bottleneck(nn.Module):
     c: Ctx
     width: int
     project: bool
+    se: bool
     drop_path: float
 
     @nn.compact
@@ -56,6 +63,8 @@ class Bottleneck(nn.Module):
         y = ConvBN(self.c, self.width, act=nn.relu, name="conv1")(x)
         y = ConvBN(self.c, self.width, 3, act=nn.relu, name="conv2")(y)
         y = ConvBN(self.c, self.width * 4, name="conv3")(y)
+        if self.se:
+            y = LinearSqueezeExcite(self.c, max(y.shape[-1] // 16, 1), name="se")(y)
         if self.project:
             x = ConvBN(self.c, self.width * 4, name="short")(x)
         return nn.relu(x + DropPath(self.c, self.drop_path, name="drop_path")(y))
@@ -97,6 +106,7 @@ class Exchange(nn.Module):
     widths: tuple[int, ...]  # of each branch, the largest size first
     drop_paths: tuple[float, ...]  # one for each basic block of a branch
     grow: bool  # before all, make a further branch from the last
+    se: bool
 
     @nn.compact
     def __call__(self, xs: Array | list[Array]) -> list[Array]:
@@ -111,7 +121,7 @@ class Exchange(nn.Module):
         ys = []
         for i, (x, width) in enumerate(zip(xs, self.widths, strict=True), 1):
             for j, drop_path in enumerate(self.drop_paths, 1):
-                x = Basic(c, width, drop_path, name=f"branch{i}_{j}")(x)
+                x = Basic(c, width, self.se, drop_path, name=f"branch{i}_{j}")(x)
             ys.append(x)
         out = []
         for i, (y, width) in enumerate(zip(ys, self.widths, strict=True)):
@@ -130,13 +140,14 @@ class Neck(nn.Module):
     """Widens each branch, then sums them from the largest size down to the smallest."""
 
     c: Ctx
+    se: bool
 
     @nn.compact
     def __call__(self, xs: list[Array]) -> Array:
         c = self.c
         widths = (32, 64, 128, 256)
         first, *others = (
-            Bottleneck(c, width, project=True, drop_path=0.0, name=f"branch{i}")(x)
+            Bottleneck(c, width, True, self.se, drop_path=0.0, name=f"branch{i}")(x)
             for i, (width, x) in enumerate(zip(widths, xs, strict=True), 1)
         )
         y = first
@@ -152,13 +163,14 @@ class HRNet(nn.Module):
     num_classes: int
     width: int  # of the branch of the largest size; the next ones double it
     exchanges: tuple[int, ...] = (1, 4, 3)  # in stage2, stage3, ...
+    se: bool = False
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
         first, *others = drop_path_rates(c, (4, *(4 * n for n in self.exchanges)))
         bottlenecks = [
-            partial(Bottleneck, width=64, project=j == 0, drop_path=rate)
+            partial(Bottleneck, width=64, project=j == 0, se=self.se, drop_path=rate)
             for j, rate in enumerate(first)
         ]
         exchange = lambda i, j: partial(
@@ -166,6 +178,7 @@ class HRNet(nn.Module):
             widths=tuple(self.width * 2**branch for branch in range(i + 2)),
             drop_paths=tuple(others[i][4 * j : 4 * j + 4]),
             grow=j == 0,
+            se=self.se,
         )
         stages = [bottlenecks, *stages_of(self.exchanges, exchange)]
         x = Stem(c, ((64, 3, 2), (64, 3, 2)), pool=False, name="stem")(
@@ -174,9 +187,14 @@ class HRNet(nn.Module):
         one, *several = run_stages(c, x, stages)
         largest = [one, *(branches[0] for branches in several)]
         head = Classifier(c, self.num_classes, name="head")
-        return outputs(c, largest, Neck(c, name="neck")(several[-1]), head)
+        return outputs(c, largest, Neck(c, self.se, name="neck")(several[-1]), head)
 
 
 SPECS = {
-    f"HRNet_W{width}_C": Spec(HRNet, {"width": width}) for width in (18, 30, 32, 40, 44, 48, 64)
+    f"HRNet_W{width}_C": Spec(HRNet, {"width": width}) for width in (18, 30, 32, 40, 44, 48, 60, 64)
+}
+SPECS["SE_HRNet_W64_C"] = Spec(HRNet, {"width": 64, "se": True})
+SPECS |= {
+    f"{name}_ssld": SPECS[name].alias(name)
+    for name in ("HRNet_W18_C", "HRNet_W48_C", "SE_HRNet_W64_C")
 }

@@ -1,6 +1,7 @@
-"""The layers that all families share. Images and features are NHWC."""
+"""The layers that all families share, and from where they have all. Features are NHWC."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -8,202 +9,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcls.models.assembly import (
+    Factory,
+    Stage,
+    forward,
+    global_mean,
+    outputs,
+    remat,
+    run_stages,
+    stages_of,
+)
+from jaxcls.models.conv import (
+    BatchNorm,
+    BNConv,
+    BNReLU,
+    BranchedConvBN,
+    Conv,
+    ConvBN,
+    ConvReLU,
+    Norm,
+    Padding,
+    fold,
+    he_normal,
+    quantised,
+    shifted,
+    unfused,
+    uniform_fan_in,
+)
 from jaxcls.models.spec import Ctx
 
 Array = jax.Array
-Padding = int | str | Sequence[tuple[int, int]]
-
-he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-"""He et al. 2015 (https://arxiv.org/abs/1502.01852), what PaddlePaddle draws for convolutions."""
-
-
-def uniform_fan_in(key: Array, shape: Sequence[int], dtype: Any) -> Array:
-    """Returns draws from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for kernels [in, out]."""
-    bound = 1 / np.sqrt(shape[0])
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
-def unfused(x: Array) -> Array:
-    """Returns `x`, the result of a convolution or matrix product, to be computed by itself.
-
-    XLA:CPU of jaxlib 0.12 fuses chains of them, and means that follow, into one kernel, which makes
-    NaN and infinity of the bfloat16 between them.
-    """
-    if x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
-        x = jax.lax.optimization_barrier(x)
-    return x
-
-
-class Conv(nn.Module):
-    """Convolution with explicit padding; by default what keeps the size at stride 1.
-
-    Flax's 'SAME' is not used: at stride 2 it pads more at the end than the reference does.
-    """
-
-    c: Ctx
-    features: int
-    kernel: int | tuple[int, int] = 1
-    stride: int = 1
-    padding: Padding | None = None
-    groups: int = 1
-    bias: bool = False
-    dilation: int = 1
-    kernel_init: Callable = he_normal
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        c = self.c
-        kernel = (self.kernel,) * 2 if isinstance(self.kernel, int) else tuple(self.kernel)
-        padding = self.padding
-        if padding is None:
-            padding = [((k - 1) // 2 * self.dilation,) * 2 for k in kernel]
-        if isinstance(padding, int):
-            padding = [(padding, padding)] * 2
-        shape = (*kernel, x.shape[-1] // self.groups, self.features)
-        w = self.param("kernel", self.kernel_init, shape, c.param_dtype)
-        y = jax.lax.conv_general_dilated(
-            x.astype(c.dtype),
-            w.astype(c.dtype),
-            (self.stride, self.stride),
-            padding,
-            rhs_dilation=(self.dilation, self.dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.groups,
-        )
-        y = unfused(y).astype(c.feature_dtype)
-        if self.bias:
-            b = self.param("bias", nn.initializers.zeros, (self.features,), c.param_dtype)
-            y += b.astype(c.feature_dtype)
-        return y
-
-
-class BatchNorm(nn.Module):
-    """Batch normalisation (Ioffe and Szegedy 2015), with statistics of groups of images.
-
-    In training the batch is viewed as [groups, c.bn_group, H, W, C]; each group is normalised with
-    its own mean and biased variance, as on one card of the published recipes, and the running
-    statistics move towards their mean over the groups. Groups that lie within a device need no
-    communication and give the same numbers on any number of devices.
-
-    All arithmetic and the running statistics are in `c.norm_dtype` (float32): of 16 bits are only
-    inputs, outputs and, where the precision says so, parameters. Mean and variance come from one
-    pass over the differences from the mean of the group's first image. With n images in a group
-    that mean is at most sqrt(n) deviations away, so that E[d²] - E[d]² loses at most a factor
-    n + 1 of precision, however far from zero the features are. A BatchNorm whose path `c.frozen`
-    names uses its running statistics in training too and leaves them as they are.
-    """
-
-    c: Ctx
-    scale_init: Callable = nn.initializers.ones
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        c, channels = self.c, x.shape[-1]
-        dtype = c.norm_dtype
-        scale = self.param("scale", self.scale_init, (channels,), c.param_dtype).astype(dtype)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), c.param_dtype).astype(dtype)
-        stat = lambda name, init: self.variable("batch_stats", name, init, (channels,), dtype)
-        running_mean, running_var = stat("mean", jnp.zeros), stat("var", jnp.ones)
-
-        frozen = c.frozen is not None and c.frozen("/".join(self.path))
-        values = x.astype(dtype)
-        if not c.train or frozen:
-            mean, var = running_mean.value, running_var.value
-        else:
-            group = c.bn_group or x.shape[0]
-            assert x.shape[0] % group == 0, f"{x.shape[0]} images in groups of {group}"
-            values = values.reshape(-1, group, *x.shape[1:])
-            axes = tuple(range(1, values.ndim - 1))
-            near = jax.lax.stop_gradient(values[:, :1].mean(axes, keepdims=True))
-            values -= near
-            mean = values.mean(axes, keepdims=True)
-            # rounding can leave a constant channel a hair below zero
-            var = jnp.maximum((values * values).mean(axes, keepdims=True) - mean * mean, 0)
-            if not self.is_initializing():
-                for running, now in ((running_mean, near + mean), (running_var, var)):
-                    now = now.reshape(-1, channels).mean(0)
-                    running.value = c.bn_momentum * running.value + (1 - c.bn_momentum) * now
-        factor = scale * jax.lax.rsqrt(var + c.bn_epsilon)
-        return (values * factor + (bias - mean * factor)).astype(x.dtype).reshape(x.shape)
-
-
-class ConvBN(nn.Module):
-    """Convolution, BatchNorm and, where given, an activation."""
-
-    c: Ctx
-    features: int
-    kernel: int | tuple[int, int] = 1
-    stride: int = 1
-    padding: Padding | None = None
-    groups: int = 1
-    act: Callable[[Array], Array] | None = None
-    dilation: int = 1
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        x = Conv(
-            self.c,
-            self.features,
-            self.kernel,
-            self.stride,
-            self.padding,
-            self.groups,
-            dilation=self.dilation,
-            name="conv",
-        )(x)
-        x = BatchNorm(self.c, name="bn")(x)
-        return x if self.act is None else self.act(x)
-
-
-class ConvReLU(nn.Module):
-    """Convolution and ReLU, as before BatchNorm came."""
-
-    c: Ctx
-    features: int
-    kernel: int
-    stride: int = 1
-    padding: int | None = None
-    bias: bool = True
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        conv = Conv(
-            self.c,
-            self.features,
-            self.kernel,
-            self.stride,
-            self.padding,
-            bias=self.bias,
-            name="conv1",
-        )
-        return nn.relu(conv(x))
-
-
-class BNConv(nn.Module):
-    """BatchNorm, ReLU and convolution: the order of He et al. 2016, arxiv.org/abs/1603.05027."""
-
-    c: Ctx
-    features: int
-    kernel: int = 1
-    stride: int = 1
-    groups: int = 1
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        x = nn.relu(BatchNorm(self.c, name="bn")(x))
-        return Conv(
-            self.c, self.features, self.kernel, self.stride, groups=self.groups, name="conv"
-        )(x)
-
-
-class BNReLU(nn.Module):
-    """BatchNorm and ReLU after the last stage of `BNConv`s."""
-
-    c: Ctx
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        return nn.relu(BatchNorm(self.c, name="bn")(x))
 
 
 class Linear(nn.Module):
@@ -218,6 +53,8 @@ class Linear(nn.Module):
     def __call__(self, x: Array) -> Array:
         c = self.c
         w = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), c.param_dtype)
+        if c.quantise:
+            x, w = quantised(x), quantised(w, -1)
         y = unfused(x.astype(c.head_dtype) @ w.astype(c.head_dtype))
         if self.bias:
             b = self.param("bias", nn.initializers.zeros, (self.features,), c.param_dtype)
@@ -257,6 +94,7 @@ class Classifier(nn.Module):
     dropout: float = 0.0  # the network's own; `c.dropout` goes before it
     bias: bool = True
     downscale: bool = False  # see Dropout
+    kernel_init: Callable = uniform_fan_in
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -265,7 +103,7 @@ class Classifier(nn.Module):
         x = Dropout(c, self.dropout, self.downscale, name="dropout")(x)
         if c.bottleneck is not None:
             x = Linear(c, c.bottleneck, name="bottleneck")(x)
-        return Linear(c, self.num_classes, bias=self.bias, name="fc")(x)
+        return Linear(c, self.num_classes, self.bias, self.kernel_init, name="fc")(x)
 
 
 class SqueezeExcite(nn.Module):
@@ -287,6 +125,20 @@ class SqueezeExcite(nn.Module):
         return x * self.gate(Conv(self.c, x.shape[-1], bias=True, name="conv2")(y))
 
 
+class LinearSqueezeExcite(nn.Module):
+    """`SqueezeExcite` with linear layers, which are drawn otherwise than convolutions."""
+
+    c: Ctx
+    squeezed: int
+    gate: Callable[[Array], Array] = nn.sigmoid
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y = nn.relu(Linear(self.c, self.squeezed, name="squeeze")(global_mean(x, self.c)))
+        y = self.gate(Linear(self.c, x.shape[-1], name="excite")(y))
+        return x * y[:, None, None].astype(x.dtype)
+
+
 class DropPath(nn.Module):
     """Stochastic depth (Huang et al. 2016, https://arxiv.org/abs/1603.09382) of a residual branch.
 
@@ -303,14 +155,44 @@ class DropPath(nn.Module):
         return nn.Dropout(self.rate, broadcast_dims=axes, deterministic=not self.c.train)(x)
 
 
-def drop_path_rates(c: Ctx, depths: Sequence[int], own: float = 0.0) -> list[list[float]]:
+def drop_path_rates(
+    c: Ctx, depths: Sequence[int], own: float = 0.0, *, from_zero: bool = False
+) -> list[list[float]]:
     """Returns the rate of each block of each stage: block l of L has l / L of the last one's.
 
+    With `from_zero`, as transformers have it, that is (l - 1) / (L - 1): the first drops nothing.
     The last one's is `c.drop_path`, or where that is None the network's `own`.
     """
-    last = own if c.drop_path is None else c.drop_path
-    rates = iter(np.linspace(0, last, sum(depths) + 1)[1:].tolist())
+    last, blocks = own if c.drop_path is None else c.drop_path, sum(depths)
+    rates = np.linspace(0, last, blocks) if from_zero else np.linspace(0, last, blocks + 1)[1:]
+    rates = iter(rates.tolist())
     return [[next(rates) for _ in range(depth)] for depth in depths]
+
+
+def doubled(
+    c: Ctx, block: Factory, depths: Sequence[int], width: int, **options: Any
+) -> list[list[Factory]]:
+    """Returns stages of residual blocks, each of twice the width: the first block of a stage
+    projects its shortcut, and from the second stage on halves the size.
+
+    Args:
+      c: the context.
+      block: is called with these options, width, stride, project and drop_path.
+      depths: of the stages.
+      width: of the first stage.
+    """
+    rates = drop_path_rates(c, depths)
+    return stages_of(
+        depths,
+        lambda i, j: partial(
+            block,
+            width=width * 2**i,
+            stride=2 if i and not j else 1,
+            project=j == 0,
+            drop_path=rates[i][j],
+            **options,
+        ),
+    )
 
 
 class InvertedResidual(nn.Module):
@@ -347,10 +229,15 @@ class InvertedResidual(nn.Module):
         return y
 
 
+def round_to(divisor: int, features: float) -> int:
+    """Returns the nearest multiple, or the next one where that loses more than a tenth."""
+    nearest = max(divisor, int(features + divisor / 2) // divisor * divisor)
+    return nearest if nearest >= 0.9 * features else nearest + divisor
+
+
 def round_to_8(features: float) -> int:
     """Returns the nearest multiple of 8, or the next one where that loses more than a tenth."""
-    nearest = max(8, int(features + 4) // 8 * 8)
-    return nearest if nearest >= 0.9 * features else nearest + 8
+    return round_to(8, features)
 
 
 def at_least(images: Array, size: int) -> Array:
@@ -368,9 +255,25 @@ def at_least(images: Array, size: int) -> Array:
     return images
 
 
-def global_mean(x: Array, c: Ctx) -> Array:
-    """Returns the mean over the image, in `c.head_dtype`: [B, H, W, D] -> [B, D]."""
-    return x.astype(c.head_dtype).mean((1, 2))
+class PooledNeck(nn.Module):
+    """1x1 convolution and, after the mean over the image, another: [B, H, W, D] -> [B, last]."""
+
+    c: Ctx
+    width: int | None  # of the first one, with BatchNorm; None: there is none
+    last: int
+    act: Callable[[Array], Array]
+    bias: bool = False  # of the last one
+    bn: bool = False  # after the last one
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        c = self.c
+        if self.width is not None:
+            x = ConvBN(c, self.width, act=self.act, name="conv1")(x)
+        x = global_mean(x, c)[:, None, None]
+        if self.bn:
+            return ConvBN(c, self.last, act=self.act, name="conv2")(x)[:, 0, 0]
+        return self.act(Conv(c, self.last, bias=self.bias, name="conv2")(x))[:, 0, 0]
 
 
 def max_pool(
@@ -466,80 +369,3 @@ class Shortcut(nn.Module):
         if self.mean and stride == 2:
             x, stride = avg_pool_halve(x), 1
         return ConvBN(self.c, self.features, stride=stride, name="conv1")(x)
-
-
-# -- What networks are put together with -----------------------------------------------------------
-
-Factory = Callable[..., nn.Module]  # of a block; called as factory(c, name="block1")
-
-
-def stages_of(depths: Iterable[int], block: Callable[[int, int], Factory]) -> list[list[Factory]]:
-    """Returns the blocks of each stage: block(i, j) is block j of stage i, both from 0."""
-    return [[block(i, j) for j in range(depth)] for i, depth in enumerate(depths)]
-
-
-class Stage(nn.Module):
-    """Blocks one after the other, after a pool where there is one."""
-
-    c: Ctx
-    blocks: tuple[Factory, ...]
-    pool: Callable[[Any], Any] | None = None
-
-    @nn.compact
-    def __call__(self, x: Any) -> Any:
-        if self.pool is not None:
-            x = self.pool(x)
-        for i, block in enumerate(self.blocks, 1):
-            x = block(self.c, name=f"block{i}")(x)
-        return x
-
-
-def remat(cls: type[nn.Module], c: Ctx) -> type[nn.Module]:
-    """Returns the class of a stage, recomputed in the backward pass where `c.remat` says so."""
-    return nn.remat(cls) if c.remat else cls
-
-
-def run_stages(
-    c: Ctx, x: Any, stages: Sequence[Sequence[Factory]], pool: Callable[[Any], Any] | None = None
-) -> list[Any]:
-    """Returns the features after each stage; `pool` is between the stages."""
-    features = []
-    for i, blocks in enumerate(stages, 1):
-        x = remat(Stage, c)(c, tuple(blocks), pool if features else None, name=f"stage{i}")(x)
-        features.append(x)
-    return features
-
-
-def outputs(
-    c: Ctx, features: Sequence[Array], x: Array, head: Callable[[Array], Array]
-) -> dict[str, Array]:
-    """Returns what a network does: {"stage1": ..., "pre_logits": [B, D], "logits": [B, K]}.
-
-    Args:
-      c: the context.
-      features: after each stage.
-      x: what the head sees, [B, D], or [B, H, W, D] to be averaged.
-      head: pre_logits -> logits.
-    """
-    out = {f"stage{i}": after for i, after in enumerate(features, 1)}
-    out["pre_logits"] = x if x.ndim == 2 else global_mean(x, c)
-    return out | {"logits": head(out["pre_logits"])}
-
-
-def forward(
-    c: Ctx,
-    images: Array,
-    *,
-    stem: Callable[[Array], Array],
-    stages: Sequence[Sequence[Factory]],
-    pool: Callable[[Array], Array] | None = None,
-    neck: Callable[[Array], Array] | None = None,
-    head: Callable[[Array], Array],
-) -> dict[str, Array]:
-    """Returns the outputs of a network that is stem, stages, neck, mean over the image and head.
-
-    It is called in a compact method, with modules that have their names. See `run_stages` and
-    `outputs`.
-    """
-    features = run_stages(c, stem(images.astype(c.feature_dtype)), stages, pool)
-    return outputs(c, features, features[-1] if neck is None else neck(features[-1]), head)

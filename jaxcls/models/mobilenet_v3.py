@@ -20,13 +20,12 @@ import jax.numpy as jnp
 
 from jaxcls.models.layers import (
     Classifier,
-    Conv,
     ConvBN,
     InvertedResidual,
+    PooledNeck,
     SqueezeExcite,
     drop_path_rates,
     forward,
-    global_mean,
     round_to_8,
 )
 from jaxcls.models.spec import Ctx, Spec
@@ -51,21 +50,6 @@ class Row:
     stride: int = 1
 
 
-class Neck(nn.Module):
-    """1x1 convolution, mean over the image and, without BatchNorm, another one."""
-
-    c: Ctx
-    width: int
-    last: int
-    bias: bool
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        x = ConvBN(self.c, self.width, act=nn.hard_swish, name="conv1")(x)
-        x = global_mean(x, self.c)[:, None, None]
-        return nn.hard_swish(Conv(self.c, self.last, bias=self.bias, name="conv2")(x))[:, 0, 0]
-
-
 class MobileNetV3(nn.Module):
     """Stem at stride 2, stages, 1x1 convolutions, head."""
 
@@ -83,7 +67,7 @@ class MobileNetV3(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
-        stages = []
+        stages, neck = [], round_to_8(self.neck * self.scale)
         width = stem = round_to_8(16 * self.scale)
         all_rates = drop_path_rates(c, [len(rows) for rows in self.stages])
         for rows, rates in zip(self.stages, all_rates, strict=True):
@@ -113,7 +97,7 @@ class MobileNetV3(nn.Module):
             images,
             stem=ConvBN(c, stem, 3, 2, self.padding, act=nn.hard_swish, name="stem"),
             stages=stages,
-            neck=Neck(c, round_to_8(self.neck * self.scale), self.last, self.paper, name="neck"),
+            neck=PooledNeck(c, neck, self.last, nn.hard_swish, self.paper, name="neck"),
             head=Classifier(c, self.num_classes, dropout=0.2, downscale=True, name="head"),
         )
 
@@ -175,6 +159,7 @@ SPECS |= {
     for alias, name in {
         "MobileNetV3_large_x1_0_ssld": "MobileNetV3_large_x1_0",
         "MobileNetV3_large_x1_0_ssld_int8": "MobileNetV3_large_x1_0",
+        "MobileNetV3_small_x0_35_ssld": "MobileNetV3_small_x0_35",
         "MobileNetV3_small_x1_0_ssld": "MobileNetV3_small_x1_0",
     }.items()
 }

@@ -8,8 +8,6 @@ chain is cut, and the last slice averaged, only where a block halves the size, a
 border are over the pixels that are there. `original` is as the authors have it.
 """
 
-from functools import partial
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -20,10 +18,9 @@ from jaxcls.models.layers import (
     DropPath,
     Shortcut,
     avg_pool,
-    drop_path_rates,
+    doubled,
     forward,
     resnet_stem,
-    stages_of,
 )
 from jaxcls.models.spec import Ctx, Spec
 
@@ -81,23 +78,17 @@ class Res2Net(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
-        rates = drop_path_rates(c, self.depths)
-        block = lambda i, j: partial(
-            Block,
-            width=self.width * 2**i,
-            stride=2 if i and not j else 1,
-            project=j == 0,
-            drop_path=rates[i][j],
-            mean_short=self.mean_short,
-            slices=self.slices,
-            slice_width=self.slice_width,
-            original=self.original,
-        )
+        options = {
+            "mean_short": self.mean_short,
+            "slices": self.slices,
+            "slice_width": self.slice_width,
+            "original": self.original,
+        }
         return forward(
             c,
             images,
             stem=resnet_stem(c, self.stem, self.width),
-            stages=stages_of(self.depths, block),
+            stages=doubled(c, Block, self.depths, self.width, **options),
             head=Classifier(c, self.num_classes, name="head"),
         )
 
@@ -114,3 +105,4 @@ SPECS = {
     for variant, (switches, rows) in VARIANTS.items()
     for n, width, slices in rows
 }
+SPECS |= {f"{name}_ssld": SPECS[name].alias(name) for name in SPECS if "_vd_26w" in name}

@@ -15,47 +15,26 @@ variant, without that network's narrower 1x1 convolutions, 3x3 shortcuts and dro
 stem is asymmetric too.
 """
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcls.models.layers import (
     Classifier,
-    Conv,
     ConvBN,
     DropPath,
-    Linear,
+    LinearSqueezeExcite,
     Shortcut,
     drop_path_rates,
     forward,
-    global_mean,
     resnet_stem,
     stages_of,
 )
 from jaxcls.models.spec import Ctx, Spec
 
 Array = jax.Array
-
-
-class SqueezeExcite(nn.Module):
-    """`layers.SqueezeExcite` with linear layers, which are drawn otherwise than convolutions."""
-
-    c: Ctx
-    reduction: int = 16
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        channels = x.shape[-1]
-        gate = Linear(self.c, max(channels // self.reduction, 1), name="squeeze")(
-            global_mean(x, self.c)
-        )
-        gate = nn.sigmoid(Linear(self.c, channels, name="excite")(nn.relu(gate)))
-        return x * gate[:, None, None].astype(x.dtype)
 
 
 class AsymmetricConvBN(ConvBN):
@@ -71,59 +50,12 @@ class AsymmetricConvBN(ConvBN):
         return x if self.act is None else self.act(x)
 
 
-class FusedConv(ConvBN):
-    """ACNet deployed: one convolution with a bias."""
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        x = Conv(
-            self.c,
-            self.features,
-            self.kernel,
-            self.stride,
-            groups=self.groups,
-            bias=True,
-            name="conv",
-        )(x)
-        return x if self.act is None else self.act(x)
+def fused(c: Ctx, *shape: Any, **options: Any) -> ConvBN:
+    """Returns ACNet deployed: one convolution with a bias, see `layers.fold`."""
+    return ConvBN(c.replace(folded=True), *shape, **options)
 
 
-CONVS = {"plain": ConvBN, "asymmetric": AsymmetricConvBN, "fused": FusedConv}
-
-
-def fuse(
-    variables: Mapping[str, Any], bn_epsilon: float = Ctx.bn_epsilon
-) -> dict[str, dict[str, Any]]:
-    """Returns the variables of a network with `conv="fused"` that computes the same in evaluation.
-
-    A BatchNorm with running statistics is a scale and a shift, and the kernels of the three
-    branches, each padded to k x k, add up.
-
-    Args:
-      variables: {"params": ..., "batch_stats": ...} of the network with `conv="asymmetric"`.
-      bn_epsilon: that of the network.
-
-    Raises:
-      ValueError: nothing is asymmetric in the variables.
-    """
-    params, stats = (flatten_dict(dict(variables[k])) for k in ("params", "batch_stats"))
-    square = ("square", "conv", "kernel")
-    layers = [path[:-3] for path in params if path[-3:] == square]
-    if not layers:
-        raise ValueError('nothing to fuse: these are not variables of a network conv="asymmetric"')
-    for layer in layers:
-        k = params[layer + square].shape[0]
-        kernel = bias = 0
-        for branch in ("square", "vertical", "horizontal"):
-            bn = (*layer, branch, "bn")
-            scale = params.pop((*bn, "scale")) * jax.lax.rsqrt(stats.pop((*bn, "var")) + bn_epsilon)
-            part = params.pop((*layer, branch, "conv", "kernel")) * scale
-            around = [((k - n) // 2,) * 2 for n in part.shape[:2]]
-            kernel += jnp.pad(part, (*around, (0, 0), (0, 0)))
-            bias += params.pop((*bn, "bias")) - stats.pop((*bn, "mean")) * scale
-        params[(*layer, "conv", "kernel")] = kernel
-        params[(*layer, "conv", "bias")] = bias
-    return {"params": unflatten_dict(params), "batch_stats": unflatten_dict(stats)}
+CONVS = {"plain": ConvBN, "asymmetric": AsymmetricConvBN, "fused": fused}
 
 
 class Block(nn.Module):
@@ -144,7 +76,7 @@ class Block(nn.Module):
     def __call__(self, x: Array) -> Array:
         y = self.branch(x)
         if self.se:
-            y = SqueezeExcite(self.c, name="se")(y)
+            y = LinearSqueezeExcite(self.c, max(y.shape[-1] // 16, 1), name="se")(y)
         if self.project or x.shape != y.shape:
             x = Shortcut(self.c, y.shape[-1], self.stride, self.mean_short, name="short")(x)
         return nn.relu(x + DropPath(self.c, self.drop_path, name="drop_path")(y))
@@ -192,14 +124,14 @@ class ResNet(nn.Module):
     group_width: int = 64  # channels of a group where the stage's width is 64
     se: bool = False
     project_first: bool = True  # False: stage1 has no convolution in its shortcut if none is needed
-    conv: str = "plain"  # ACNet: "asymmetric" to train, "fused" for what `fuse` makes of it
+    conv: str = "plain"  # ACNet: "asymmetric" to train, "fused" for what `layers.fold` makes of it
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> dict[str, Array]:
         c = self.c.replace(train=train)
         if self.conv not in CONVS:
             raise ValueError(f"conv={self.conv!r}: choose one of {', '.join(CONVS)}")
-        conv = CONVS[self.conv]
+        conv = fused if self.c.folded else CONVS[self.conv]
         rates = drop_path_rates(c, self.depths)
         block = lambda i, j: partial(
             self.block,
@@ -254,6 +186,7 @@ SERIES = {  # names -> depths, switches
     "SE_ResNeXt{}_32x4d": ((50, 101), X32 | SE),
     "SE_ResNeXt{}_vd_32x4d": ((50,), VD | X32 | SE | WIDE_STEM),
     "SENet{}_vd": ((154,), VD | X64 | SE | WIDE_STEM),
+    "ResNet{}_ACNet": ((50,), {"conv": "asymmetric"}),
     "ResNet{}_ACNet_deploy": ((50,), {"conv": "fused"}),
 }
 SPECS = {
@@ -267,6 +200,7 @@ ALIASES = {  # other weights of a network -> that network, input size
     "ResNet50_vd_ssld_v2": ("ResNet50_vd", 224),
     "Fix_ResNet50_vd_ssld_v2": ("ResNet50_vd", 320),
     "Fix_ResNet50_vd_ssld": ("ResNet50_vd", 320),  # today's name of these weights
+    "ResNet34_vd_ssld": ("ResNet34_vd", 224),
     "ResNet101_vd_ssld": ("ResNet101_vd", 224),
     "Fix_ResNeXt101_32x48d_wsl": ("ResNeXt101_32x48d_wsl", 320),
 }

@@ -13,7 +13,7 @@ Dtype = Any
 class Ctx:
     """What every block must know and none should decide. The root sets `train` and hands it down.
 
-    A further setting of all networks is one field here and one line in `layers.py`.
+    A further setting of all networks is one field here and one line in `conv.py` or `layers.py`.
     """
 
     train: bool = False
@@ -32,6 +32,10 @@ class Ctx:
     bottleneck: int | None = (
         None  # features of a linear layer before the classifier; None: no layer
     )
+    folded: bool = False  # BatchNorm into the convolution before it, see `layers.fold`
+    quantise: bool = False  # train as `export.quantise` stores it, see `layers.quantised`
+    by_platform: bool = False  # depthwise convolutions as a platform is fast at, see `layers.Conv`
+    kernels: bool = True  # attention by the kernels of the device there is, see transformer.attend
     remat: bool = False  # recompute each stage in the backward pass instead of keeping its inside
 
     def replace(self, **changes) -> "Ctx":

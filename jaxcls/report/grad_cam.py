@@ -1,6 +1,7 @@
 """Where a network looked: Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391)."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -11,78 +12,103 @@ import numpy as np
 from jaxcls import precision
 from jaxcls.network import Network
 
-BATCH = 8  # images that are computed together: one program, whatever their number
+BATCH = 8  # images that are computed together, at most
 
 
-def grad_cam(network: Network, variables: Any, images: np.ndarray) -> np.ndarray | None:
-    """Returns how much each place spoke for the predicted class, float32 [N, H, W] in [0, 1].
+def grad_cam(
+    network: Network, variables: Any, images: np.ndarray, classes: np.ndarray | None = None
+) -> np.ndarray:
+    """Returns how much each place spoke for a class, float32 [N, H, W] in [0, 1].
 
-    The features of the last stage, weighted by the mean gradient of the largest logit, what is
-    negative cut off. None for a network whose last stage is no map, or where what it returns as
-    "stageN" is not what its submodule of that name does (HRNet, GoogLeNet).
+    The features of the last map before places are averaged, weighted by the mean gradient of the
+    class's logit, what is negative cut off. The map is what the neck returns, or the last stage.
 
     Args:
       network: that predicts.
       variables: of it.
       images: uint8 [N, S, S, C], as `network.transform` makes them.
+      classes: int [N]; None: the predicted ones.
     """
-    shape = jax.ShapeDtypeStruct((BATCH, *images.shape[1:]), images.dtype)
-    found = _stage(network, variables, shape)
-    if found is None:
-        return None
-    stage, features = found
+    return together(make(network), variables, images, classes)
 
-    def cam(variables, images):
+
+def together(
+    cam: Callable[..., jax.Array],
+    variables: Any,
+    images: np.ndarray,
+    classes: np.ndarray | None = None,
+) -> np.ndarray:
+    """Returns what `cam`, of `make`, says of any number of images; see `grad_cam`."""
+    classes = np.full(len(images), -1) if classes is None else np.asarray(classes)
+    parts = []
+    for start in range(0, len(images), BATCH):
+        part = slice(start, start + BATCH)
+        n = len(images[part])
+        room = [(0, (1 << (n - 1).bit_length()) - n)]  # few programs: powers of two
+        padded = np.pad(images[part], room + [(0, 0)] * 3, "edge")
+        its = np.pad(classes[part].astype(np.int32), room, "edge")
+        parts.append(np.asarray(cam(variables, padded, its), np.float32)[:n])
+    return np.concatenate(parts)
+
+
+def make(network: Network) -> Callable[..., jax.Array]:
+    """Returns f(variables, images, classes) -> [B, H, W], jitted; a class of -1: the predicted."""
+
+    def cam(variables, images, classes):
+        part, shape, grid = _last_map(network, variables, images)
+
         def score(zero):
+            features = []
+
             def add(call, args, kwargs, context):
                 y = call(*args, **kwargs)
-                return y + zero if _is(context, stage) else y
+                if context.module.path != (part,) or context.method_name != "__call__":
+                    return y
+                *others, last = jax.tree.leaves(y)
+                features.append(last)
+                return jax.tree.unflatten(jax.tree.structure(y), [*others, last + zero])
 
-            with nn.intercept_methods(add), _matmul(network):
-                outputs = network.module.apply(variables, network.normalise(images), train=False)
-            return outputs["logits"].max(-1).sum().astype(jnp.float32), outputs[stage]
+            with nn.intercept_methods(add):
+                logits = _outputs(network, variables, images)["logits"]
+            its = jnp.where(classes < 0, logits.argmax(-1), classes)
+            score = jnp.take_along_axis(logits, its[:, None], -1).sum()
+            return score.astype(jnp.float32), features[0]
 
-        zero = jnp.zeros(features.shape, features.dtype)
-        gradient, y = jax.grad(score, has_aux=True)(zero)
+        found = jax.grad(score, has_aux=True)(jnp.zeros(shape.shape, shape.dtype))
+        # behind class tokens the places are in a row
+        rows = -grid[0] * grid[1]
+        gradient, y = (x if x.ndim == 4 else x[:, rows:].reshape(len(x), *grid, -1) for x in found)
         weights = gradient.astype(jnp.float32).mean((1, 2), keepdims=True)
         heat = jax.nn.relu((weights * y).sum(-1))
         return heat / jnp.maximum(heat.max((1, 2), keepdims=True), 1e-12)
 
-    cam, parts = jax.jit(cam), []
-    for start in range(0, len(images), BATCH):
-        part = images[start : start + BATCH]
-        padded = np.concatenate([part, np.repeat(part[:1], BATCH - len(part), 0)])
-        parts.append(np.asarray(cam(variables, padded), np.float32)[: len(part)])
-    return np.concatenate(parts) if parts else None
+    return jax.jit(cam)
 
 
-def _stage(network: Network, variables: Any, images: Any) -> tuple[str, Any] | None:
-    """Returns name and shape of the last stage, if it is what its submodule returns."""
-    seen, exact = {}, {}
+def _last_map(network: Network, variables: Any, images: Any) -> tuple[str, Any, tuple[int, int]]:
+    """Returns which part gives the last map, what it returns, and the map's height and width.
+
+    That is [B, H, W, C], or tokens [B, T, C] whose last H x W are the map. Of a part that returns
+    several (GoogLeNet: after each block) it is the last one. Where the classifier sees class tokens
+    alone, after the last attention, the module says with `looked` which part is before that.
+    """
+    found, looked = {}, getattr(network.module, "looked", r"stage\d+|neck")
 
     def look(call, args, kwargs, context):
         y = call(*args, **kwargs)
-        if context.method_name == "__call__" and len(context.module.path) == 1:
-            seen[context.module.path[0]] = y
+        name = "/".join(context.module.path)
+        if context.method_name == "__call__" and re.fullmatch(looked, name):
+            last = jax.tree.leaves(y)[-1]
+            found[name] = jax.ShapeDtypeStruct(last.shape, last.dtype)
         return y
 
-    def run(variables, images):
-        with nn.intercept_methods(look):
-            outputs = network.module.apply(variables, network.normalise(images), train=False)
-        exact.update({name: y is seen.get(name) for name, y in outputs.items()})
-        return outputs
-
-    outputs = jax.eval_shape(run, variables, images)
-    stages = {int(name[5:]): name for name in outputs if re.fullmatch(r"stage\d+", name)}
-    last = stages[max(stages)] if stages else None
-    if not exact.get(last) or outputs[last].ndim != 4:
-        return None
-    return last, outputs[last]
+    with nn.intercept_methods(look):
+        outputs = jax.eval_shape(lambda: _outputs(network, variables, images))
+    maps = {n: x for n, x in found.items() if getattr(outputs.get(n, x), "ndim", 0) == 4}
+    name, shape = list(maps.items())[-1]
+    return name, shape, outputs.get(name, shape).shape[1:3]
 
 
-def _is(context: Any, stage: str) -> bool:
-    return context.module.path == (stage,) and context.method_name == "__call__"
-
-
-def _matmul(network: Network) -> Any:
-    return jax.default_matmul_precision(precision.matmul(network.precision))
+def _outputs(network: Network, variables: Any, images: Any) -> dict[str, jax.Array]:
+    with jax.default_matmul_precision(precision.matmul(network.precision)):
+        return network.module.apply(variables, network.normalise(images), train=False)

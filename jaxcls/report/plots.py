@@ -22,6 +22,7 @@ COLOURS = {
 }
 INK, SOFT, LINE, BLUE, ORANGE = COLOURS
 POINTS = 400  # of a curve at most: more are averaged
+LEAST = 224  # pixels of a picture's side by itself, at least
 HEAT = 200  # cells of a heat map's side at most: more classes share one
 
 

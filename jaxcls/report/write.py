@@ -19,7 +19,7 @@ from jaxcls.data.sources import Data
 from jaxcls.network import Network
 from jaxcls.report import figures, measures, tables
 from jaxcls.report.figures import Evaluation
-from jaxcls.report.scores import Scores
+from jaxcls.report.scores import Scores, too_many
 
 MOST = 200  # mistakes that are shown
 # Keys of `config.eval` that training does not take.
@@ -59,6 +59,12 @@ class Report:
         self.config, self.workdir, self.network, self.data = config, workdir, network, data
         self.console = console
         self.taken: Scores | None = None
+
+    @property
+    def possible(self) -> bool:
+        """Whether there will be one: it is asked for, and there is room for the scores."""
+        images, classes = self.data.eval, self.network.num_classes
+        return self.options.enabled and images is not None and not too_many(images, classes)
 
     def scores(self, last: bool) -> Scores | None:
         """Returns where the scores of an evaluation go: those of the last one."""

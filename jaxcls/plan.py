@@ -1,0 +1,334 @@
+"""python -m jaxcls.plan --config=FILE[:ARG] --topology=v5e:2x4 [--price=DOLLARS] [--json]
+
+Says before any machine is rented whether a run fits, what it moves and roughly what it takes: its
+real step is compiled for devices that need not be here. Needs `pip install -e '.[tpu]'` for TPUs,
+and minutes the first time; what was found is kept by the program's hash.
+
+  --topology=v5e:2x4    a slice of TPUs (v2 to v6e, tpu7x)
+  --devices=cpu:8       so many virtual devices of this CPU, or gpu:1, of those that are here
+  --price=1.2           dollars for a chip and hour: what the run costs
+  --largest_batch       also the largest batch that fits: compiles several times
+  --input_rate=610      images/s that one core prepares (python -m jaxcls.benchmark input), or
+                        "measure" it here: whether the hosts feed the devices
+  --vcpus=224           of all hosts, where they are not those of the topology
+  --num_train, --num_classes   of the data, where it is not here; otherwise ImageNet's
+  --json                one JSON object
+  --config.KEY=VALUE    any key of the config
+
+Memory is of one device. "parameters" has BatchNorm's statistics too, "activations" are what the
+forward pass leaves for the backward pass, "temporaries" all the rest: gradients, batch, program.
+The times are a roofline, from the makers' figures (jaxcls/chips.py): no step is faster, and one
+that waits for nothing comes near. Evaluations, checkpoints and start-up are not in them.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from jaxcls import ahead, chips, choices, precision, program
+from jaxcls.command import define_config, exit_with, parse, start_jax, told
+from jaxcls.config import left_open
+from jaxcls.data.access import TEACHER
+
+IMAGENET = 1_281_167, 1000  # training images and classes, where nothing says another number
+UNIT = 8  # images of a device: batches that are tried for the largest are multiples, if they can
+
+
+class Data(NamedTuple):
+    """Of the images as much as a program depends on."""
+
+    facts: dict[str, Any]  # of `program.build`
+    extra: dict[str, tuple[tuple[int, ...], Any]]  # of a batch: name -> shape of a row, dtype
+    training: Any = None  # the images, if they are here
+    assumed: str = ""  # a line about what is not known
+
+
+def look(
+    config: ConfigDict, options: flags.FlagValues, devices: Sequence[Any]
+) -> tuple[ConfigDict, Data]:
+    """Returns the config with nothing left open, and its data, assumed where they are not here."""
+    images, classes = options.num_train, options.num_classes
+    why = "as --num_train and --num_classes say"
+    if not (images and classes):
+        try:
+            config, data = choices.open_data(config, devices=devices)
+            facts = data.facts()
+            facts["num_train"] = images or facts["num_train"]
+            item = data.train[0] if config.teacher.stored else {}
+            extra = {k: (np.shape(item[k]), np.asarray(item[k]).dtype) for k in TEACHER & {*item}}
+            return config, Data(facts, extra, data.train)
+        except ValueError as error:
+            why = str(error)
+    images = images or config.data.num_train or IMAGENET[0]
+    classes = classes or config.model.num_classes or config.data.num_classes or IMAGENET[1]
+    assumed = f"assumed: {images:,} training images of {classes:,} classes ({why})"
+    if left_open(config):
+        config, line = choices.settled(
+            config,
+            images=images,
+            pixels=375,
+            weights=config.init.checkpoint,
+            devices=list(devices),
+        )
+        assumed += f"; {line}"
+    facts = {"num_train": images, "num_classes": classes, "multi_label": config.data.multi_label}
+    facts["class_counts"] = lambda: (np.full(classes, images / classes), float(images))
+    return config, Data(facts, {}, None, assumed)
+
+
+def estimate(
+    found: dict[str, Any],
+    built: program.Program,
+    target: ahead.Target,
+    passes: int,
+    input_rate: float = 0.0,
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Returns what --json prints, and the milliseconds that each resource takes of a step.
+
+    Args:
+      found: of `ahead.examine`.
+      built: that was examined.
+      target: that it was compiled for.
+      passes: of half precision in a multiplication.
+      input_rate: images/s of all hosts; 0: not known.
+    """
+    batch, devices, chip = built.plan.batch_size, built.layout.mesh.size, target.chip
+    memory = ahead.state_bytes(built.abstract_state)
+    total, limit = found["total"], chip.memory if chip and chip.memory else None
+    fits = "flops" in found and (limit is None or total <= limit)
+    state = sum(memory.values())
+    memory |= dict.fromkeys(("activations", "temporaries"))
+    if "activations" in found:
+        rest = total - state
+        activations = min(found["activations"], rest)
+        memory |= {"activations": activations, "temporaries": rest - activations}
+    memory |= {"total": total, "limit": limit and int(limit)}
+    result = {"fits": fits, "memory": memory}
+    of_image = lambda amount: None if amount is None else amount * devices / batch
+    result |= {f"{key}_per_image": of_image(found.get(key)) for key in ("flops", "bytes")}
+    result |= {"collectives": found.get("collectives")}
+    result |= dict.fromkeys(("bound", "step_ms", "images_per_sec", "hours"))
+    if not (chip and chip.flops) or "flops" not in found:
+        return result, {}
+    work = {key: found[key] for key in ("flops", "bytes", "sent")}
+    seconds = chips.bounds(
+        **work, passes=passes, images=batch, chip=chip, sides=target.sides, input_rate=input_rate
+    )
+    bound = max(seconds, key=seconds.get)
+    result |= {
+        "bound": bound,
+        "step_ms": 1e3 * seconds[bound],
+        "images_per_sec": batch / seconds[bound],
+        "hours": built.plan.total_steps * seconds[bound] / 3600,
+    }
+    return result, {name: 1e3 * value for name, value in seconds.items()}
+
+
+def advice(
+    result: dict[str, Any], config: ConfigDict, built: program.Program, vcpus: str
+) -> list[str]:
+    """Returns what to change, if it does not fit, or if something else than computing bounds it."""
+    memory, lines = result["memory"], []
+    batch, devices = built.plan.batch_size, built.layout.mesh.size
+    micro, group = built.optimizer.accumulate_steps, config.model.bn_group or 1
+    if not result["fits"] and memory["limit"] and memory["total"]:
+        state = sum(memory[kind] for kind in ("parameters", "optimizer", "averages"))
+        share = (memory["limit"] - state) / (memory["total"] - state)  # of what the batch needs
+        if share > 0:
+            unit = devices * micro * (group if batch // (devices * micro) % group == 0 else 1)
+            if fitting := int(batch * share) // unit * unit:
+                lines.append(f"a smaller batch, about --config.batch_size={fitting}")
+            steps = (micro * k for k in range(2, batch + 1))
+            divides = lambda k: batch % (devices * k) == 0 and batch // k % group == 0
+            if k := next((k for k in steps if divides(k) and micro / k <= share), None):
+                lines.append(f"the same batch in parts, --config.optim.accumulate_steps={k}")
+        if not dict(config.model.options).get("remat"):
+            options = (*config.model.options, ("remat", True))
+            lines.append(
+                "stages that are computed twice in place of being kept, "
+                f'--config.model.options="{options}"'
+            )
+        if devices > 1 and config.mesh.fsdp == 1 and state > 0.2 * memory["limit"]:
+            lines.append(f"parameters and optimizer cut, --config.mesh.fsdp={devices}")
+        if precision.matmul(built.network.precision) == "highest":
+            lines.append("half precision, --config.precision.name=bfloat16")
+    reduces = (result["collectives"] or {}).get("all-reduce", {"count": 0})["count"]
+    if config.model.bn_group is None and reduces > 10 and built.abstract_state.batch_stats:
+        rows = batch // devices // micro
+        lines.append(
+            f"BatchNorm without communication ({reduces} all-reduces a step now), "
+            f"--config.model.bn_group={rows if rows % 64 else 64}"
+        )
+    if result["bound"] == "network":
+        lines.append("fewer devices, or a larger batch: what is sent does not grow with it")
+    if result["bound"] == "input":
+        lines.append(
+            f"images that are read faster than {vcpus} do: records with a short side of 256 "
+            "(data_prep/folder_to_array_record.py), or config.data.cache"
+        )
+    return lines
+
+
+def measured_rate(training: Any, transform: Callable, seconds: float = 2.0) -> float:
+    """Returns the training images/s that one core of this machine prepares.
+
+    Raises:
+      ValueError: the images are not here.
+    """
+    if training is None:
+        raise ValueError(
+            "--input_rate=measure: the images of config.data are not here; write a number"
+        )
+    import cv2
+
+    cv2.setNumThreads(0)  # as in `loader.Batches`
+    rng, done = np.random.default_rng(0), 0
+    transform(training[0]["image"], rng)  # what is loaded once
+    began = time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        transform(training[int(rng.integers(len(training)))]["image"], rng)
+        done += 1
+    return done / (time.perf_counter() - began)
+
+
+def as_text(
+    result: dict[str, Any], milliseconds: dict[str, float], title: str, lines: Sequence[str]
+) -> str:
+    """Returns the figures for reading."""
+    memory = result["memory"]
+    scale, unit = (2**30, "GiB") if (memory["total"] or 0) >= 2**30 else (2**20, "MiB")
+    amount = lambda n: f"{n / scale:10.2f}" if n is not None else f"{'?':>10}"
+    out = [title, f"memory of a device, {unit}"]
+    out += [f"  {kind:<12}{amount(memory[kind])}" for kind in memory if kind != "limit"]
+    limit = f"of {memory['limit'] / scale:.2f}: " if memory["limit"] else ""
+    out[-1] += f" {limit}{'fits' if result['fits'] else 'does not fit'}"
+    if result["flops_per_image"] is not None:
+        out.append(
+            f"an image: {result['flops_per_image'] / 1e9:.3g} GFLOP, "
+            f"{result['bytes_per_image'] / 1e6:.1f} MB from and to memory"
+        )
+        moved = [
+            f"{kind} {of['count']} ({of['bytes'] / 1e6:.3g} MB)"
+            for kind, of in result["collectives"].items()
+        ]
+        out.append(f"collectives of a step: {', '.join(moved) or 'none'}")
+    if result["bound"]:
+        parts = ", ".join(f"{name} {ms:.2f}" for name, ms in milliseconds.items())
+        out.append(f"bound by {result['bound']}; ms of a step at least: {parts}")
+        out.append(
+            f"{result['step_ms']:.2f} ms a step, {result['images_per_sec']:,.0f} images/s, "
+            f"{result['hours']:,.2f} hours for the run"
+            + (f", {result['dollars']:,.2f} dollars" if "dollars" in result else "")
+        )
+    if "largest_batch" in result:
+        out.append(f"largest batch that fits: {result['largest_batch']}")
+    return "\n".join([*out, *lines])
+
+
+@told
+def main(argv: Sequence[str] = sys.argv) -> int:
+    """Runs the command and returns its exit code."""
+    values = flags.FlagValues()
+    define_config(values)
+    flags.DEFINE_string("topology", None, "a slice of TPUs: v5e:2x4", flag_values=values)
+    flags.DEFINE_string("devices", None, "cpu:8, or gpu:1 of this machine", flag_values=values)
+    flags.DEFINE_float("price", None, "dollars for a chip and hour", 0.0, flag_values=values)
+    flags.DEFINE_bool("largest_batch", False, "find it: slow", flag_values=values)
+    flags.DEFINE_string("input_rate", "", "images/s of a core, or measure", flag_values=values)
+    flags.DEFINE_integer("vcpus", None, "of all hosts", 1, flag_values=values)
+    flags.DEFINE_integer("num_train", None, "training images", 1, flag_values=values)
+    flags.DEFINE_integer("num_classes", None, "classes", 1, flag_values=values)
+    flags.DEFINE_bool("json", False, "print a JSON object", flag_values=values)
+    parse(argv, values, help=__doc__)
+    if bool(values.topology) == bool(values.devices):
+        raise ValueError("give --topology=v5e:2x4, or --devices=cpu:8")
+    given = values.input_rate
+    if given not in ("", "measure") and not (_number(given) or 0) > 0:
+        raise ValueError(f"--input_rate={given}: write images/s of one core, or measure")
+    target = ahead.topology(values.topology) if values.topology else ahead.here(values.devices)
+    start_jax()
+    config, data = look(values.config, values, target.devices)
+    if data.assumed:
+        print(f"jaxcls: {data.assumed}", file=sys.stderr)
+
+    def build(batch: int | None = None) -> program.Program:
+        changed = config.copy_and_resolve_references()
+        if batch:
+            changed.batch_size, changed.eval.batch_size = batch, 0
+        return program.build(changed, **data.facts, devices=target.devices)
+
+    built = build()
+    size, micro = built.layout.mesh.size, built.optimizer.accumulate_steps
+    vcpus = values.vcpus or (target.chip.vcpus if target.chip else 0) * size
+    if given and not vcpus:
+        vcpus = os.cpu_count() or 1
+    rate = measured_rate(data.training, built.transform) if given == "measure" else _number(given)
+    highest = precision.matmul(built.network.precision) == "highest"
+    passes = {"tpu": 6, "gpu": 16}.get(built.layout.platform, 1) if highest else 1
+    found = ahead.examine(built, target, data.extra)
+    result, milliseconds = estimate(found, built, target, passes, (rate or 0) * vcpus)
+    if values.price is not None:
+        chips_rented = size / (target.chip.per_chip if target.chip else 1)
+        hours = result["hours"]
+        result["dollars"] = None if hours is None else hours * chips_rented * values.price
+    if values.largest_batch:
+        if not result["memory"]["limit"]:
+            raise ValueError("--largest_batch: the memory of these devices is not known")
+
+        def total(batch: int) -> float | None:
+            try:
+                other = build(batch)
+            except ValueError:  # more than there are images
+                return None
+            return ahead.examine(other, target, data.extra)["total"]
+
+        rows, group = size * micro, config.model.bn_group or UNIT
+        result["largest_batch"] = ahead.largest_batch(
+            total,
+            limit=result["memory"]["limit"],
+            unit=rows * group,
+            most=data.facts["num_train"],
+            batch=built.plan.batch_size,
+            fixed=sum(ahead.state_bytes(built.abstract_state).values()),
+        )
+    ahead.show("")
+    if values.json:
+        print(json.dumps(result))
+        return 0
+    kind = target.devices[0].device_kind
+    axes = [f"{axis} {n}" for axis, n in built.layout.mesh.shape.items() if n > 1]
+    title = (
+        f"{built.network.name}, batch {built.plan.batch_size}, {built.network.precision}, on "
+        f"{size} x {kind}{': ' * bool(axes)}{' x '.join(axes)}"
+    )
+    lines = []
+    if target.chip is None:
+        lines.append(f"nothing is known of {kind!r} (jaxcls/chips.py): no times, and no limit")
+    elif rate and result["images_per_sec"]:
+        needs = min(result["images_per_sec"] / rate, math.inf)
+        lines.append(f"input: {rate:,.0f} images/s of a core; {needs:,.1f} of {vcpus:g} needed")
+    if len(target.devices) > size:
+        lines.append(f"config.mesh uses {size} of the {len(target.devices)} devices")
+    lines += [f"to change: {line}" for line in advice(result, config, built, f"{vcpus:g} vCPUs")]
+    print(as_text(result, milliseconds, title, lines))
+    return 0
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+if __name__ == "__main__":
+    exit_with(main)
