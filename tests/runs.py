@@ -149,11 +149,11 @@ def finish(process: subprocess.Popen) -> subprocess.Popen:
     return process
 
 
-def wait_until(condition: Callable[[], Any], process: subprocess.Popen) -> None:
-    """Waits until a condition holds while the process runs."""
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen | None = None) -> None:
+    """Waits until a condition holds, and while the process runs where one is given."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert process.poll() is None, f"ended too early:\n{finish(process).err}"
+        assert process is None or process.poll() is None, f"ended too early:\n{finish(process).err}"
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.002)
 

@@ -224,13 +224,13 @@ def test_a_run_on_a_host(host, tmp_path):
     assert host("start", "--config=other").returncode == 0  # it stays as it is
     assert host("install").returncode == 0
     assert (tmp_path / "jaxcls.pid").read_text() == pid
-    runs.wait_until(lambda: "long" in (tmp_path / "jaxcls.log").read_text(), None)
+    runs.wait_until(lambda: "long" in (tmp_path / "jaxcls.log").read_text())
     host("stop")
     assert host("follow", "+1").stdout.endswith("saved\n")
     assert host("code").stdout == "143\n"
     assert host("start", "--config=long").returncode == 0
     pid = int((tmp_path / "jaxcls.pid").read_text())
-    runs.wait_until(lambda: os.getpgid(pid) == pid, None)
+    runs.wait_until(lambda: os.getpgid(pid) == pid)
     os.killpg(pid, 9)  # as a host that starts again
     host("follow", "+1")
     assert host("code").stdout == "137\n"
