@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcls import chips, compiled, console, files, program
-from jaxcls.command import caches
 from jaxcls.output import one_line
 
 VERSION = 1  # of what is kept: another one makes all of it anew
@@ -151,7 +150,7 @@ def examine(
     lowered = built.train_step.lower(*arguments)
     versions = (VERSION, jax.__version__, _libtpu(), os.environ.get("XLA_FLAGS"))
     asked = f"{target.name} {versions} {lowered.as_text()}"
-    kept = caches() / "plan" / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
+    kept = files.caches() / "plan" / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
     with contextlib.suppress(OSError, ValueError):
         return json.loads(kept.read_text())
     show(f"compiling it for {target.name} at a batch of {batch}: takes minutes ...")

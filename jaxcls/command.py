@@ -241,22 +241,15 @@ def quieten() -> None:
     sys.unraisablehook = without_orphans
 
 
-def caches() -> Path:
-    """Returns the folder of what is computed once for all runs of a user.
-
-    Raises:
-      RuntimeError: the user has no home.
-    """
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxcls"
-
-
 def start_jax() -> None:
     """Turns on the persistent compilation cache."""
     import jax
 
+    from jaxcls import files
+
     if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR has its say
         with contextlib.suppress(RuntimeError):  # a user without a home, as in containers
-            jax.config.update("jax_compilation_cache_dir", str(caches() / "xla"))
+            jax.config.update("jax_compilation_cache_dir", str(files.caches() / "xla"))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     heal_cache()
 

@@ -117,7 +117,7 @@ def _attempt(
     with _open(request, patience.silence, part) as response:
         if response.headers.get_content_type() == "text/html":  # of a hotel's network, a proxy
             raise ValueError(f"{url}: it gives a page to read, not the file")
-        length = int(response.headers.get("Content-Length") or 0)
+        length = _number(response.headers.get("Content-Length"))
         if response.status == 206:
             given = response.headers.get("Content-Range", "")
             if not re.fullmatch(rf"bytes {start}-\d+/(\d+|\*)", given.strip()):
@@ -214,6 +214,11 @@ def _md5(header: str | None) -> str:
     except ValueError:
         return ""
     return found.hex() if len(found) == 16 else ""
+
+
+def _number(header: str | None) -> int:
+    """Returns what Content-Length says; 0 for what is no number."""
+    return int(header) if re.fullmatch(r"[0-9]{1,18}", (header or "").strip()) else 0
 
 
 def _note(part: Path) -> Path:

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from jaxcls import files
+
 ORIGINS = ("paddleclas", "timm")
 NAMED = re.compile(rf"({'|'.join(ORIGINS)}):([A-Za-z0-9_][A-Za-z0-9_.-]*)")
 
@@ -37,10 +39,10 @@ def folder(path: str | os.PathLike) -> Path:
     if (found := split(path)) is None:
         raise ValueError(f"{os.fspath(path)!r}: write paddleclas:NAME or timm:NAME")
     try:
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        caches = files.caches()
     except RuntimeError as e:  # a user without a home, as in containers
         raise ValueError(f"{os.fspath(path)}: there is no home: set XDG_CACHE_HOME") from e
-    return caches / "jaxcls" / "weights" / found[0] / found[1]
+    return caches / "weights" / found[0] / found[1]
 
 
 def find(path: str | os.PathLike) -> str | os.PathLike:

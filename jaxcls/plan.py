@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
@@ -156,8 +157,8 @@ def advice(
                 "stages that are computed twice in place of being kept, "
                 f'--config.model.options="{options}"'
             )
-        if devices > 1 and config.mesh.fsdp == 1 and state > 0.2 * memory["limit"]:
-            lines.append(f"parameters and optimizer cut, --config.mesh.fsdp={devices}")
+        if devices > 1 and state > 0.2 * memory["limit"]:
+            lines += _cut(config, built, devices)
         if precision.matmul(built.network.precision) == "highest":
             lines.append("half precision, --config.precision.name=bfloat16")
     reduces = (result["collectives"] or {}).get("all-reduce", {"count": 0})["count"]
@@ -175,6 +176,19 @@ def advice(
             "(data_prep/folder_to_array_record.py), or config.data.cache"
         )
     return lines
+
+
+def _cut(config: ConfigDict, built: program.Program, devices: int) -> list[str]:
+    """Returns how to cut what most of the state is of: a large classifier by class."""
+    classes = built.network.num_classes
+    sizes = [(x.size, x.shape[-1:]) for x in jax.tree.leaves(built.abstract_state.params)]
+    of_classes = sum(size for size, last in sizes if last == (classes,))
+    model = math.gcd(classes, devices // config.mesh.fsdp)
+    if config.mesh.model == 1 < model and 2 * of_classes > sum(size for size, _ in sizes):
+        return [f"the classifier and the scores cut by class, --config.mesh.model={model}"]
+    if config.mesh.fsdp == config.mesh.model == 1:
+        return [f"parameters and optimizer cut, --config.mesh.fsdp={devices}"]
+    return []
 
 
 def measured_rate(training: Any, transform: Callable, seconds: float = 2.0) -> float:

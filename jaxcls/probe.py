@@ -45,6 +45,7 @@ from jaxcls.console import Console, hints
 from jaxcls.data import access, arrays, ops, sampling
 from jaxcls.data.feed import Feed
 from jaxcls.data.sources import Data
+from jaxcls.directory import lock
 from jaxcls.keys import first_keys
 from jaxcls.network import Network, Variables
 from jaxcls.report import write
@@ -137,7 +138,7 @@ def run(config: ConfigDict, workdir: str) -> int:
     console.status("loading the network ...")
     net, variables = _load(config, data, layout, console.say)
     compute = features.of_classifier(net)
-    with files.lock(workdir) as keep:
+    with lock(workdir) as keep:
         folder = epath.Path(workdir)
         about = {"class_names": list(data.class_names), **metrics.environment()}
         record.write(given, folder, step=0, about=about)

@@ -17,6 +17,7 @@ from jaxcls.data import cache, sources
 from jaxcls.data.decode import BadImage
 from jaxcls.data.feed import Feed
 from jaxcls.data.ops import transformed
+from jaxcls.directory import check_kinds, lock
 from jaxcls.evaluate import evaluate
 from jaxcls.program import Program, build
 from jaxcls.report.write import Report
@@ -66,7 +67,7 @@ def run(config: ConfigDict, workdir: str) -> int:
     if data.eval is not None:
         with contextlib.suppress(BadImage):  # whether it may be skipped is up to the evaluation
             transformed(data.eval[0], program.network.transform, None)
-    with signals.watched(jax.process_count()) as stop, files.lock(workdir) as keep:
+    with signals.watched(jax.process_count()) as stop, lock(workdir) as keep:
         return _run(config, epath.Path(workdir), data, program, console, stop, keep)
 
 
@@ -81,7 +82,7 @@ def _run(
 ) -> int:
     main_process, clock = jax.process_index() == 0, Clock(workdir)
     plan, total = program.plan, program.plan.total_steps
-    files.check_kinds(workdir)
+    check_kinds(workdir)
     report = Report(config, workdir, program.network, data, console)
     scoring = program.network.multi_label or report.possible
     eval_step = program.score_step if scoring else program.eval_step

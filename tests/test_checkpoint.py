@@ -837,7 +837,7 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize("localhost:{port}", 2, int(sys.argv[1]))
 from jax.experimental import multihost_utils
 from test_checkpoint import *
-from jaxcls import files
+from jaxcls.directory import lock
 
 mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
 sharding = NamedSharding(mesh, PartitionSpec("fsdp"))
@@ -848,7 +848,7 @@ def put(step):
     x = jax.make_array_from_callback((8,), sharding, lambda i: value[i])
     return {{"params": {{"x": x}}}}
 
-with files.lock(directory):
+with lock(directory):
     with opened(directory / "checkpoints") as (checkpoints, _):
         for step in (1, 2, 3):
             checkpoints.save(step, put(step), {{"step": step}})

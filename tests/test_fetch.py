@@ -75,6 +75,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             where = 0 if fault == "elsewhere" else start
             headers["Content-Range"] = f"bytes {where}-{len(data) - 1}/{len(data)}"
         body = data[start:]
+        if fault == "nobody knows":
+            return self.send(status, headers, body, "many")
         if fault == "cut":
             return self.send(status, headers, body[: len(body) // 2], len(body))
         if fault == "silent":
@@ -158,6 +160,16 @@ def test_a_download_that_ends_well(server, tmp_path, faults, reports):
     assert all(any(text in line for line in lines) for text in reports), lines
     assert bool(lines) == bool(reports)
     assert shown[-1] == (len(DATA), len(DATA))
+
+
+@pytest.mark.ci
+def test_a_server_that_does_not_say_how_much(server, tmp_path):
+    server.files["/file"] = DATA, {"Content-MD5": md5(DATA)}
+    server.faults["/file"] = ["nobody knows"]
+    shown = []
+    get(server, tmp_path / "f", progress=lambda *now: shown.append(now))
+    assert (tmp_path / "f").read_bytes() == DATA
+    assert shown[-1] == (len(DATA), 0)
 
 
 @pytest.mark.ci

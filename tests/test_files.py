@@ -18,20 +18,21 @@ import numpy as np
 import pytest
 
 from jaxcls import files, weights
+from jaxcls.directory import check_kinds, lock
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_a_second_run_on_a_workdir_is_refused(tmp_path):
-    with files.lock(tmp_path / "new" / "run"):
+    with lock(tmp_path / "new" / "run"):
         with (
             pytest.raises(ValueError, match=f"in use by process {os.getpid()} on .* since 20"),
-            files.lock(tmp_path / "new" / "run"),
+            lock(tmp_path / "new" / "run"),
         ):
             pass
-        with files.lock(tmp_path / "other"):
+        with lock(tmp_path / "other"):
             pass
-    with files.lock(tmp_path / "new" / "run"):
+    with lock(tmp_path / "new" / "run"):
         pass
 
 
@@ -40,8 +41,8 @@ def test_the_lock_of_a_killed_run_is_free(tmp_path):
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 os.environ["JAX_PLATFORMS"] = "cpu"
-from jaxcls import files
-with files.lock({str(tmp_path)!r}):
+from jaxcls.directory import lock
+with lock({str(tmp_path)!r}):
     print("locked", flush=True)
     sys.stdin.read()
 """
@@ -50,12 +51,12 @@ with files.lock({str(tmp_path)!r}):
         assert holder.stdout.readline() == "locked\n"
         with (
             pytest.raises(ValueError, match=f"in use by process {holder.pid} "),
-            files.lock(tmp_path),
+            lock(tmp_path),
         ):
             pass
         holder.kill()
         holder.wait()
-        with files.lock(tmp_path):
+        with lock(tmp_path):
             pass
 
 
@@ -65,12 +66,12 @@ def test_a_workdir_that_cannot_be_written(tmp_path):
         pytest.raises(
             ValueError, match=r"cannot write to the working directory .*/file/run: Not a"
         ),
-        files.lock(tmp_path / "file" / "run"),
+        lock(tmp_path / "file" / "run"),
     ):
         pass
     (tmp_path / "link").symlink_to("nowhere")
     for name, what in (("file", "file is a file, not a folder"), ("link", "link is a broken link")):
-        with pytest.raises(ValueError, match=what), files.lock(tmp_path / name):
+        with pytest.raises(ValueError, match=what), lock(tmp_path / name):
             pass
     tmp_path.chmod(0o555)
     root = os.geteuid() == 0
@@ -79,7 +80,7 @@ def test_a_workdir_that_cannot_be_written(tmp_path):
     try:
         with (
             pytest.raises(ValueError, match=r"cannot write to the working directory .*Permission"),
-            files.lock(tmp_path / "run"),
+            lock(tmp_path / "run"),
         ):
             pass
     finally:
@@ -94,17 +95,17 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, number):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(filelock, "lock_descriptor", refuse)
-    with files.lock(tmp_path), files.lock(tmp_path):
+    with lock(tmp_path), lock(tmp_path):
         pass
 
 
 def test_remote_workdirs_are_not_locked():
-    with files.lock("gs://bucket/run"), files.lock("gs://bucket/run"):
+    with lock("gs://bucket/run"), lock("gs://bucket/run"):
         assert not Path("gs:").exists()
 
 
 def fails(workdir, makes):
-    with contextlib.suppress(RuntimeError), files.lock(workdir):
+    with contextlib.suppress(RuntimeError), lock(workdir):
         if makes.endswith("/"):
             (workdir / makes).mkdir()
         else:
@@ -170,7 +171,7 @@ def test_what_waiting_does_not_change_is_not_tried_again(monkeypatch, number, ti
 
 
 def test_a_start_that_was_successful_keeps_its_directory(tmp_path):
-    with contextlib.suppress(RuntimeError), files.lock(tmp_path / "new") as keep:
+    with contextlib.suppress(RuntimeError), lock(tmp_path / "new") as keep:
         keep()
         raise RuntimeError
     assert (tmp_path / "new" / ".lock").exists()
@@ -181,11 +182,11 @@ def test_a_lock_file_that_was_removed_in_between_is_not_held(tmp_path, monkeypat
         if not once:
             once.append(True)
             (tmp_path / ".lock").unlink()  # as a run that fails just then
-        return lock(file, blocking=blocking)
+        return hold(file, blocking=blocking)
 
-    lock = filelock.lock_descriptor
+    hold = filelock.lock_descriptor
     monkeypatch.setattr(filelock, "lock_descriptor", locked)
-    with files.lock(tmp_path), pytest.raises(ValueError, match="in use"), files.lock(tmp_path):
+    with lock(tmp_path), pytest.raises(ValueError, match="in use"), lock(tmp_path):
         pass
 
 
@@ -254,19 +255,19 @@ def test_storage_that_cannot_be_reached(url, text, monkeypatch):
 def test_a_pipe_among_the_files_of_a_run_is_refused(tmp_path):
     folder = tmp_path / "checkpoints" / "7"
     folder.mkdir(parents=True)
-    files.check_kinds(tmp_path)
+    check_kinds(tmp_path)
     os.mkfifo(folder / "checksums.json")  # whoever opens it waits for somebody who writes
     with pytest.raises(ValueError, match=r"7/checksums\.json is no file: remove it"):
-        files.check_kinds(tmp_path)
+        check_kinds(tmp_path)
     (folder / "state").mkdir()
     with pytest.raises(ValueError, match=r"7/checksums\.json is no file: remove it"):
         weights.load(folder)
     os.mkfifo(tmp_path / "metrics.jsonl")
     with pytest.raises(ValueError, match=r"jsonl is no file, where the run keeps a file: move"):
-        files.check_kinds(tmp_path)
+        check_kinds(tmp_path)
 
 
 def test_a_file_where_the_report_will_be_is_told_before_training(tmp_path):
     (tmp_path / "report").touch()
     with pytest.raises(ValueError, match="report is no folder, where the run keeps a folder: move"):
-        files.check_kinds(tmp_path)
+        check_kinds(tmp_path)

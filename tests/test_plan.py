@@ -414,6 +414,27 @@ def test_more_than_there_is(command, figures):
     assert "to change: half precision" in text
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "the classifier and the scores cut by class, --config.mesh.model=2"),
+        (("--config.mesh.model=2",), None),
+        (
+            ("--config.model.num_classes=100001",),
+            "parameters and optimizer cut, --config.mesh.fsdp=2",
+        ),
+        (("--config.mesh.fsdp=2",), None),
+    ],
+)
+def test_a_state_that_is_too_large(command, figures, arguments, said):
+    figures.clear()
+    figures["total"] = 10**9
+    classes = () if "num_classes" in str(arguments) else ("--config.model.num_classes=100000",)
+    text = command("--devices=cpu:2", *classes, *arguments)[1]
+    found = [line for line in text.splitlines() if "--config.mesh." in line]
+    assert found == ([f"to change: {said}"] if said else []), text
+
+
 @pytest.mark.ci
 def test_what_does_not_fit(command, monkeypatch):
     monkeypatch.setattr(ahead, "this_cpu", lambda n: chips.Chip("cpu", 1e9, 250_000, 1e9, 1e9))

@@ -245,13 +245,13 @@ def test_the_gpus_of_a_process_of_slurm(monkeypatch, more, devices):
 
 LOCKING = """
 import sys
-from jaxcls import files
+from jaxcls import directory
 from jaxcls.command import complain
 from jaxcls.processes import Processes
-files.SEEN = 1.0
+directory.SEEN = 1.0
 here = Processes(("127.0.0.1", int(sys.argv[2])), 2, int(sys.argv[1]))
 try:
-    with files.lock(sys.argv[3]):
+    with directory.lock(sys.argv[3]):
         code = 0
 except ValueError as e:
     code = complain(e)

@@ -28,6 +28,7 @@ from jaxcls.export.graph import Graph
 from jaxcls.export.onnx import convert
 from jaxcls.models.layers import ConvBN, Linear, fold, quantised
 from jaxcls.models.spec import Ctx
+from jaxcls.models.tokens import Dense
 from jaxcls.network import Network
 
 
@@ -112,7 +113,7 @@ def test_the_file(run, photographs, tmp_path, capfd):
 
 DEFAULT = ("mobilenet_v3", "shufflenet_v2", "squeezenet")  # gates, hard swish; Split; Concat
 SLOW = ("alexnet", "vgg", "hrnet")
-ATTENTION = (  # 8 bits are for convolutions
+ATTENTION = (  # their products of two features stay in 32 bits
     "vision_transformer",
     "swin_transformer",
     "swin_transformer_v2",
@@ -174,6 +175,7 @@ class Block(nn.Module):
         x = ConvBN(self.c, 8, 3, act=nn.relu, name="conv1")(x)
         x = ConvBN(self.c, 8, 3, groups=8, act=nn.hard_swish, name="conv2")(x)
         x = ConvBN(self.c, 8, name="conv3")(x)
+        x = nn.relu(Dense(self.c, 16, name="dense")(x))
         return {"logits": Linear(self.c, 3, name="fc")(x.mean((1, 2)))}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jaxcls.models.layers import BatchNorm, unfused
+from jaxcls.models.layers import BatchNorm, quantised, unfused
 from jaxcls.models.spec import Ctx
 
 Array = jax.Array
@@ -61,6 +61,8 @@ class Dense(nn.Module):
     def __call__(self, x: Array) -> Array:
         c = self.c
         w = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), c.param_dtype)
+        if c.quantise:
+            x, w = quantised(x), quantised(w, -1)
         y = unfused(x.astype(c.dtype) @ w.astype(c.dtype)).astype(c.feature_dtype)
         if self.bias:
             b = self.param("bias", nn.initializers.zeros, (self.features,), c.param_dtype)
