@@ -4,7 +4,8 @@ A test is in one of three tiers, by its marker:
 - none, what `pytest` runs: messages, formulas, a small network of each family, one run that is
   killed and goes on; a few minutes on two cores.
 - `ci`, with the default what decides whether a change lands (`.ci/run`): `pytest -m "not zoo"`.
-- `zoo`, every name of the zoo: `pytest -m zoo`, or `--zoo-share=K/N` of it.
+- `zoo`, every name of the zoo and every family in every way: `pytest -m zoo`, or `--zoo-share=K/N`
+  of it.
 
 Programs are compiled once for all workers and processes, and kept in `.pytest_cache` for the next
 time (`pytest --cache-clear` removes them), or where JAX_COMPILATION_CACHE_DIR says.

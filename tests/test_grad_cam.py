@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from drawn import random_like, settled
 from test_network import small
+from test_zoo import tier
 
 from jaxcls import models, network, trees
 from jaxcls.data import ops
@@ -124,12 +125,9 @@ def test_all_families():
     }
 
 
-LONG = ("ReXNet", "CSPDarkNet", "MixNet", "EfficientNetV2")
-
-
 @pytest.mark.parametrize(
     "family",
-    [pytest.param(f, marks=pytest.mark.zoo if f in LONG else pytest.mark.ci) for f in SMALL],
+    [pytest.param(f, marks=tier(models.family_of(name))) for f, (name, *_) in SMALL.items()],
 )
 def test_where_it_looked(family):
     net, variables, images = described(family)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 import runs
-from test_zoo import AT_LEAST, SIBLINGS, STEPS
+from test_zoo import AT_LEAST, SIBLINGS, STEPS, tier
 
 from jaxcls import checkpoint, choices, evaluate, meta, models, network, program, weights
 from jaxcls.data import ops
@@ -79,20 +79,10 @@ def save(config, path):
     return np.asarray(logits[0])
 
 
-LONG = (
-    "mixnet", "ghostnet", "efficientnet_v2", "inception", "dsnet", "mobilevit", "mobilenext",
-    "mobilenet_v4", "googlenet", "convnext", "cswin_transformer", "twins", "hardnet",
-)  # fmt: skip
-
-
-def tier(family):
-    """Returns the marks of a test that compiles steps of a family."""
-    return (
-        [] if family == "mobilenet_v1" else [pytest.mark.zoo if family in LONG else pytest.mark.ci]
-    )
-
-
-@pytest.mark.parametrize("family", [pytest.param(f, marks=tier(f)) for f in SIBLINGS])
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=[] if f == "mobilenet_v1" else tier(f)) for f in SIBLINGS],
+)
 def test_another_process_predicts_what_the_run_did(commands, tmp_path, family):
     ours = save(config_of(family), tmp_path)
     done = subprocess.run(

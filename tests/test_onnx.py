@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from drawn import settled, steady
 from jax import lax
-from test_zoo import GIANTS
+from test_zoo import GIANTS, tier
 
 from jaxcls import models
 from jaxcls.export.onnx import convert
@@ -190,6 +190,12 @@ def test_gates_and_hard_activations():
     assert counts["GlobalAveragePool"] == 10
 
 
+def marked(rows):
+    """Returns the rows as tests: DeiT's of the default tier."""
+    marks = lambda name: [] if name.startswith("DeiT") else tier(models.family_of(name))
+    return [pytest.param(*row, id=row[0], marks=marks(row[0])) for row in rows]
+
+
 SMALL = (
     ("ResNet50_ACNet_deploy", 64, {"conv": "asymmetric", "width": 8}),
     ("SE_ResNet18_vd", 64, {"width": 8}),
@@ -233,8 +239,7 @@ SMALL = (
 )
 
 
-@pytest.mark.ci
-@pytest.mark.parametrize(("name", "size", "options"), SMALL, ids=[row[0] for row in SMALL])
+@pytest.mark.parametrize(("name", "size", "options"), marked(SMALL))
 def test_families(name, size, options):
     counts = check_network(name, size, **options)
     # at this size VGG makes 7 x 7 cells of its 2 x 2, along other axes; so do involution, halves,
@@ -274,13 +279,7 @@ ATTENTION = (  # whose tokens are transposed for each head
 )
 
 
-@pytest.mark.parametrize(
-    ("name", "size", "options"),
-    [
-        pytest.param(*row, id=row[0], marks=[] if row[0].startswith("DeiT") else [pytest.mark.ci])
-        for row in ATTENTION
-    ],
-)
+@pytest.mark.parametrize(("name", "size", "options"), marked(ATTENTION))
 def test_families_with_attention(name, size, options):
     check_network(name, size, **options)
 

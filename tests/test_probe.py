@@ -12,7 +12,7 @@ import pytest
 import runs
 from sklearn.linear_model import LogisticRegression
 from test_network import small
-from test_zoo import AT_LEAST, SIBLINGS
+from test_zoo import AT_LEAST, SIBLINGS, tier
 
 from configs import base
 from configs import probe as recipe
@@ -71,8 +71,7 @@ def test_the_decay_is_chosen_on_what_was_held_out():
 NOT_LINEAR = ["micronet", "squeezenet"]
 
 
-@pytest.mark.ci
-@pytest.mark.parametrize("family", SIBLINGS)
+@pytest.mark.parametrize("family", [pytest.param(f, marks=tier(f)) for f in SIBLINGS])
 def test_the_logits_are_linear_in_the_features(family):
     name, options = SIBLINGS[family]
     if family == "mobilenet_v1":

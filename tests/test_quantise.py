@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from PIL import Image
 from sklearn.datasets import load_digits
-from test_zoo import AT_LEAST, SIBLINGS
+from test_zoo import AT_LEAST, SIBLINGS, tier
 
 from configs import base
 from jaxcls import network, weights
@@ -140,7 +140,7 @@ CHAOTIC = ("micronet",)
 @pytest.mark.parametrize(
     "family",
     [
-        pytest.param(family, marks=[] if family in DEFAULT else [pytest.mark.ci])
+        pytest.param(family, marks=[] if family in DEFAULT else tier(family))
         for family in SIBLINGS
         if family not in SLOW + ATTENTION
     ],

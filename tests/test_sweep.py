@@ -547,7 +547,7 @@ def test_a_grid_that_is_killed_in_a_trial(commands, tmp_path):
     assert reports == ["again"]  # a trial has none
 
 
-@pytest.mark.ci
+@pytest.mark.zoo
 def test_two_of_three_processes_are_killed_at_once(commands, tmp_path):
     workdir, space_file = tmp_path / "dir", file(tmp_path, one("seed", *range(5)))
     there = [f"--space={space_file}", "--strategy=random", "--trials=5"]
@@ -570,7 +570,7 @@ def test_two_of_three_processes_are_killed_at_once(commands, tmp_path):
     assert ended(started(commands, workdir, *there)).count("trial 000") == 1  # the best: all done
 
 
-@pytest.mark.ci
+@pytest.mark.zoo
 def test_trials_that_are_given_up_and_that_fail(commands, tmp_path):
     """Learning rates of 1e-9 learn nothing, of 1e30 diverge."""
     workdir = tmp_path / "dir"

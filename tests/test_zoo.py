@@ -156,11 +156,20 @@ SIBLINGS = {  # family -> a name, and what makes it small where something can
     ),
     "mobilevit": ("MobileViTV3_XXS", {"layers": (1, 1, 1)}),
 }
+TYPICAL = {  # of which every change runs what takes seconds; of the others the zoo does
+    "resnet", "mobilenet_v3", "googlenet", "shufflenet_v2", "efficientnet", "repvgg",
+    "vision_transformer", "swin_transformer",
+}  # fmt: skip
 GOLDEN = oracle.golden()
 CHEAP = ("resnet", "darknet", "mobilenet_v1")
 CLASSES = 7
 # Of the signal, in float32: rounding reaches 1e-4 in deep networks, a wrong layer is far above.
 AGREES = 1e-3
+
+
+def tier(family):
+    """Returns the mark of a test that takes seconds for each family."""
+    return pytest.mark.ci if family in TYPICAL else pytest.mark.zoo
 
 
 def residual(name):
@@ -413,16 +422,14 @@ def keeps_its_promises(name, overrides, *, devices=(), precisions=(), remat=(Fal
         assert norm(difference) < AGREES * norm(gradients)
 
 
-LARGE = ("hrnet", "inception", "vgg")
 ALL = {"devices": (8,), "precisions": ("bfloat16", "float16"), "remat": (False, True)}
 
 
 @pytest.mark.parametrize(
     "family",
     [
-        pytest.param(f, marks=[] if f == "mobilenet_v1" else [pytest.mark.ci])
-        for f in SIBLINGS
-        if f not in LARGE
+        pytest.param("mobilenet_v1"),
+        *(pytest.param(f, marks=pytest.mark.ci) for f in sorted(TYPICAL)),
     ],
 )
 def test_siblings_keep_their_promises(family):
@@ -450,7 +457,7 @@ SHOWN = ("resnet", "res2net", "xception", "dpn", "densenet")
 
 @pytest.mark.parametrize(
     "family",
-    [pytest.param(f, marks=[] if f in SHOWN else [pytest.mark.ci]) for f in SIBLINGS]
+    [pytest.param(f, marks=[] if f in SHOWN else tier(f)) for f in SIBLINGS]
     + [pytest.param(name, marks=pytest.mark.zoo) for name in pinned.NETWORKS],
 )
 def test_bfloat16_evaluates_to_finite_numbers(family):
