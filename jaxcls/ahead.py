@@ -24,7 +24,7 @@ import numpy as np
 from jaxcls import chips, compiled, console, files, program
 from jaxcls.output import one_line
 
-VERSION = 1  # of what is kept: another one makes all of it anew
+VERSION = 2  # of what is kept: another one makes all of it anew
 TRIES = 8  # compilations for the largest batch
 
 
@@ -125,16 +125,12 @@ def this_cpu(devices: int) -> chips.Chip:
 def examine(
     built: program.Program, target: Target, extra: dict[str, tuple[tuple[int, ...], Any]]
 ) -> dict[str, Any]:
-    """Returns what the compiler says of a program's step, of one device; keeps it for next time.
+    """Returns what `of_compiler` does, of a program's train step.
 
     Args:
       built: for the devices of `target`.
       target: what it is compiled for.
       extra: what a batch has beside images and labels: name -> shape of a row, dtype.
-
-    Returns:
-      {"flops", "bytes", "sent", "collectives", "activations", "total"}; where there is not enough
-      memory {"total"} alone, as far as the compiler tells, and more than there is.
     """
     batch = built.plan.batch_size
     rows = {"image": (built.network.image.shape, jnp.uint8), "label": ((), jnp.int32)}
@@ -148,13 +144,33 @@ def examine(
     )
     show(f"tracing the step at a batch of {batch} ...")
     lowered = built.train_step.lower(*arguments)
+    show(f"compiling it for {target.name} at a batch of {batch}: takes minutes ...")
+    return of_compiler(lowered, target, built.layout.mesh.size, built.optimizer.accumulate_steps)
+
+
+def of_compiler(
+    lowered: Any, target: Target, devices: int, micro_batches: int = 1
+) -> dict[str, Any]:
+    """Returns what the compiler says of a program, of one device; keeps it for next time.
+
+    Args:
+      lowered: `jax.jit(...).lower(...)`.
+      target: what it is compiled for.
+      devices: that it runs on.
+      micro_batches: of its loop over them, which the compiler counts once.
+
+    Returns:
+      {"flops", "bytes", "xla_bytes", "kinds", "sent", "collectives", "activations", "temporaries",
+      "total"}, of which "bytes", by "kinds", is as `compiled` reads the program and "xla_bytes" as
+      XLA says; where there is not enough memory {"total"} alone, as far as the compiler tells, and
+      more than there is.
+    """
     versions = (VERSION, jax.__version__, _libtpu(), os.environ.get("XLA_FLAGS"))
     asked = f"{target.name} {versions} {lowered.as_text()}"
     kept = files.caches() / "plan" / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
     with contextlib.suppress(OSError, ValueError):
         return json.loads(kept.read_text())
-    show(f"compiling it for {target.name} at a batch of {batch}: takes minutes ...")
-    found = _compiled(lowered, built.layout.mesh.size, built.optimizer.accumulate_steps)
+    found = _compiled(lowered, devices, micro_batches)
     with contextlib.suppress(OSError):  # no home, a full disk: it is found anew the next time
         kept.parent.mkdir(parents=True, exist_ok=True)
         files.write_atomically(kept, json.dumps(found))
@@ -183,13 +199,16 @@ def _compiled(lowered: Any, devices: int, micro_batches: int) -> dict[str, Any]:
         return {"total": needed(str(e))}
     stats, reading = done.memory_analysis(), compiled.read(done.as_text(), devices)
     total = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    cost = done.cost_analysis() or {}
     return {
-        # the compiler counts the loop over micro-batches once
-        "flops": (done.cost_analysis() or {}).get("flops", 0.0) * micro_batches,
+        "flops": cost.get("flops", 0.0) * micro_batches,
         "bytes": reading.bytes,
+        "xla_bytes": cost.get("bytes accessed", 0.0) * micro_batches,
+        "kinds": reading.kinds,
         "sent": reading.sent,
         "collectives": reading.collectives,
         "activations": int(min(reading.activations, stats.temp_size_in_bytes)),
+        "temporaries": stats.temp_size_in_bytes,
         "total": total + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes,
     }
 

@@ -21,6 +21,13 @@ KINDS = (
     "collective-permute",
     "collective-broadcast",
 )
+OPERATIONS = {  # of a fusion the first that it has; TPUs compute matrix products as convolutions
+    "collective": {*KINDS},
+    "convolution": {"convolution", "dot"},
+    "pooling": {"reduce-window", "select-and-scatter"},
+    "reduction": {"reduce"},
+    "copy": {"copy", "slice", "dynamic-slice", "dynamic-update-slice", "transpose", "concatenate"},
+}
 # Of these the result is an operand in another form, or no buffer at all.
 ALIASES = {
     "tuple", "get-tuple-element", "bitcast", "optimization-barrier", "after-all", "parameter",
@@ -60,6 +67,13 @@ class Instruction(NamedTuple):
         return known or 'custom_call_target="ConcatBitcast"' in self.attributes
 
     @property
+    def part(self) -> str:
+        """The part of a step that asked for it: "forward", "backward", "update" and all others."""
+        match = re.search(r'op_name="([^"]*)"', self.attributes)
+        name = match[1] if match else ""
+        return "backward" if "transpose(" in name else "forward" if "jvp(" in name else "update"
+
+    @property
     def forward(self) -> bool | None:
         """Whether the forward pass of a gradient computes it; None: it is the compiler's own."""
         match = re.search(r'op_name="([^"]*)"', self.attributes)
@@ -72,6 +86,7 @@ class Reading(NamedTuple):
     collectives: dict[str, dict[str, int]]  # kind: {"count", "bytes"}, bytes of its operands
     sent: float  # bytes, by the best algorithm for rings
     bytes: float  # moved from and to the device's memory
+    kinds: dict[str, float]  # those by operation and part of the step: "convolution, backward"
     activations: float  # bytes that the forward pass has left, when most is in memory
     temporaries: float  # and other bytes, without the program's arguments and results
 
@@ -147,7 +162,8 @@ class Program:
 
     def read(self) -> Reading:
         """Returns what it tells."""
-        kinds, moved, total = collections.defaultdict(collections.Counter), 0.0, 0.0
+        kinds, moved = collections.defaultdict(collections.Counter), 0.0
+        by_kind: collections.Counter[str] = collections.Counter()
         for where, line, times in self.executed(self.entry, 1):
             kind = line.op.removesuffix("-start")
             if where.startswith("all-reduce-scatter"):  # of TPUs, with a slice of the sum
@@ -158,9 +174,20 @@ class Program:
                 if group > 1:
                     kinds[kind] += collections.Counter(count=times, bytes=times * size)
                     moved += times * sent(kind, size, group)
-            total += times * self.traffic(where, line)
+            if size := times * self.traffic(where, line):
+                by_kind[f"{self.operation(line)}, {line.part}"] += size
         collectives = {kind: {**kinds[kind]} for kind in KINDS if kind in kinds}
-        return Reading(collectives, moved, total, *self.peak(self.entry))
+        return Reading(collectives, moved, by_kind.total(), {**by_kind}, *self.peak(self.entry))
+
+    def operation(self, line: Instruction) -> str:
+        """Returns what moves an instruction's bytes: the first of `OPERATIONS` that is in it."""
+        inside, ops = [line], set()
+        while inside:
+            inner = inside.pop()
+            ops.add(inner.op.removesuffix("-start"))
+            for name in inner.called("calls") if inner.op == "fusion" else ():
+                inside += self.computations.get(name, ())
+        return next((name for name, of in OPERATIONS.items() if ops & of), "elementwise")
 
     def executed(self, where: str, times: int) -> Iterator[tuple[str, Instruction, int]]:
         """Yields (computation, instruction, how often it runs) of all that a computation runs."""

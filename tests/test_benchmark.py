@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -19,7 +20,7 @@ from PIL import Image
 
 from configs import base
 from jaxcls import convert, models, precision
-from jaxcls.benchmark import contenders, input, loop, pytorch, timing, train
+from jaxcls.benchmark import contenders, input, loop, peers, pytorch, timing, traffic, train
 from jaxcls.benchmark.__main__ import COMMANDS, main
 from jaxcls.data import folders
 from jaxcls.models import count
@@ -126,6 +127,34 @@ def test_train_measures_every_combination(run):
         assert row["peak_from"] == "measured"
         share = row["images_per_sec"] * row["flops_per_image"] / row["peak_flops_per_sec"] / 2
         assert row["peak_share"] == pytest.approx(share)
+
+
+@pytest.mark.ci
+def test_traffic_of_a_network_and_of_a_peer(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setitem(peers.FLAX, "ResNet18_vd", partial(peers.ResNet, (1,)))
+    arguments = [TINY, "--devices=cpu:1", "--model=ResNet18_vd", "--compare=flax", "--images=8"]
+    assert main(["benchmark", "traffic", *arguments, "--json"]) == 0
+    ours, theirs = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (ours["by"], theirs["by"], ours["ratio"]) == ("jaxcls", "flax", 1)
+    assert theirs["ratio"] == ours["bytes"] / theirs["bytes"]
+    for row in (ours, theirs):
+        assert sum(row["kinds"].values()) == pytest.approx(row["bytes"])
+        assert 0.3 < row["bytes"] / row["xla_bytes"] < 3  # a CPU has no scratchpad
+        assert row["collectives"] == 0
+    # multiply-adds by hand: stem of one channel, 16 pixels; then 4 pixels: 1x1, 3x3, 1x1, short
+    macs = 16 * 49 * 64 + 4 * 64 * (64 + 9 * 64 + 256 + 256) + 256_000
+    assert 0.5 < theirs["flops"] / (6 * macs) < 1.5
+    lines = traffic.as_text(ours, kinds=True).splitlines()
+    assert lines[0].split()[:3] == ["ResNet18_vd", "jaxcls", f"{ours['bytes'] / 1e6:.1f}"]
+    assert len(lines) == 1 + len(ours["kinds"])
+
+
+def test_peers_are_the_same_networks():
+    for name in ("ResNet50", "ViT_small_patch16_224"):
+        params, _ = peers.flax(name, (224, 224, 3)).variables
+        ours = count.count(models.build(name), size=224)["params"]
+        assert count.parameters(params) == pytest.approx(ours, rel=1e-3), name
 
 
 def test_train_as_text_with_the_ratio(monkeypatch, capsys):
@@ -446,6 +475,9 @@ def test_a_contender_that_fails(photos):
         (["loop", "--stps=3"], "unknown flag --stps: did you mean steps?"),
         (["loop", "--steps=0"], "--steps=0: 0 is not a positive integer"),
         (["loop", "--data=fale"], "--data=fale: value should be one of <fake|config>"),
+        (["traffic"], "give --topology=v5e:2x4, or --devices=cpu:8"),
+        (["traffic", "--devices=cpu:1", "--compare=timm"], "unknown --compare 'timm'"),
+        (["traffic", "--devices=cpu:1", "--model=ResNet51"], "'ResNet51': did you mean ResNet"),
         (["train", "fast"], "unexpected argument 'fast'"),
         (["train", "--config=nowhere.py"], "--config=nowhere.py: there is no such config file"),
         (["train", "--config.batchsize=8"], "no config.batchsize: write --config.batch_size=8"),
@@ -467,6 +499,12 @@ def test_mistakes_are_one_line(arguments, message, capsys):
     assert err.startswith("jaxcls: ")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_compare_without_keras_is_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "keras", None)
+    assert main(["benchmark", "traffic", "--devices=cpu:1", "--compare=keras"]) == 2
+    assert "--compare=keras needs keras (pip install keras)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("missing", ["torch", "timm"])
@@ -499,4 +537,4 @@ def test_help(command, capsys):
     out = capsys.readouterr().out
     assert "configs/digits.py" in out
     assert "XLA_FLAGS" in out
-    assert ("--repetitions" in out) == (len(command) == 2)
+    assert ("JSON object" in out) == (len(command) == 2)

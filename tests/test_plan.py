@@ -207,7 +207,11 @@ def test_bytes_of_a_text_are_those_of_the_device_memory():
     assert moved["loop"] == moved["back"] == moved["here"] == 0
     assert moved["grad"] == 4000 + 4000
     in_loop = 3 * (2 * 400 + 2 * 400)
-    assert compiled.read(TEXT, 8).bytes == sum(moved.values()) + in_loop
+    reading = compiled.read(TEXT, 8)
+    assert reading.bytes == sum(moved.values()) + in_loop
+    assert reading.kinds["copy, update"] == 4000 + 800 + 200  # near, some, q
+    assert reading.kinds["elementwise, backward"] == moved["grad"]
+    assert sum(reading.kinds.values()) == reading.bytes
 
 
 def test_memory_of_a_text():

@@ -72,6 +72,9 @@ EXTRA = {
     ],
     "-m jaxcls.benchmark serve": ["--seconds=0.2", "--repetitions=1", "--clients=2"],
     "-m jaxcls.benchmark compile": ["--model=SqueezeNet1_1"],
+    "-m jaxcls.benchmark traffic": [
+        "--topology=", "--devices=cpu:1", "--compare=", "--model=SqueezeNet1_1", "--images=1",
+    ],
     "data_prep/imagenet.py": [],
     "tests/fuzz_readers.py": ["--mutations=100"],
     "tests/fuzz_serve.py": ["--mutations=100"],

@@ -22,12 +22,18 @@ train    Images/s of the train step on synthetic images that lie on the device, 
          memory, FLOPs and the share of the device's peak; every combination of the lists given with
          --model, --precision, --batch and --bn_group. --compare=timm times the same network in
          PyTorch besides.
+traffic  Bytes that an image of the train step moves from and to memory, as read from the compiled
+         program, and by XLA's own count; FLOPs, temporaries, collectives; of each --model, on TPUs
+         that need not be here (--topology=v5e:2x4, with the [tpu] extra) or --devices=cpu:8.
+         --compare=flax,keras compiles the same network of plain Flax layers and that of
+         keras.applications besides, with a plain step in bfloat16; "ratio" is ours to theirs.
+         --kinds says which operations move them. Minutes a program, the first time.
 
 What is compared is measured in one run, in repetitions, in turn. Without --config, loop takes
 configs/digits.py (a small ResNet-D, 64 images of 16x16), train and compile configs/resnet50_vd.py,
-and input configs/base.py with --config.data.source=... and what that takes; predict and serve have
-no config: python -m jaxcls.benchmark predict --models=ResNet50_vd,runs/mine. XLA's flags come from
-the environment: XLA_FLAGS='--xla_gpu_...=...' python -m jaxcls.benchmark train. The options of a
-command: python -m jaxcls.benchmark COMMAND --help. Exit code 2: a mistake in command or config, one
-line on stderr.
+traffic configs/base.py, and input that with --config.data.source=... and what it takes; predict and
+serve have no config: python -m jaxcls.benchmark predict --models=ResNet50_vd,runs/mine. XLA's flags
+come from the environment: XLA_FLAGS='--xla_gpu_...=...' python -m jaxcls.benchmark train. The
+options of a command: python -m jaxcls.benchmark COMMAND --help. Exit code 2: a mistake in command
+or config, one line on stderr.
 """

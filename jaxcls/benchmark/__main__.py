@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import flags
 
 from jaxcls import benchmark
-from jaxcls.benchmark import compile, input, loop, predict, serve, train
+from jaxcls.benchmark import compile, input, loop, predict, serve, traffic, train
 from jaxcls.command import define_config, exit_with, parse, told
 from jaxcls.config import check_complete, choose
 
@@ -21,6 +21,7 @@ COMMANDS = {
     "loop": loop,
     "predict": predict,
     "serve": serve,
+    "traffic": traffic,
     "train": train,
 }
 
