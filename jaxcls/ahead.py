@@ -167,13 +167,15 @@ def of_compiler(
     """
     versions = (VERSION, jax.__version__, _libtpu(), os.environ.get("XLA_FLAGS"))
     asked = f"{target.name} {versions} {lowered.as_text()}"
-    kept = files.caches() / "plan" / f"{hashlib.sha256(asked.encode()).hexdigest()}.json"
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads(kept.read_text())
+    kept = f"plan/{hashlib.sha256(asked.encode()).hexdigest()}.json"
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        return json.loads((files.caches() / kept).read_text())
     found = _compiled(lowered, devices, micro_batches)
-    with contextlib.suppress(OSError):  # no home, a full disk: it is found anew the next time
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        files.write_atomically(kept, json.dumps(found))
+    # no home, a full disk: it is found anew the next time
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        path = files.caches() / kept
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_atomically(path, json.dumps(found))
     return found
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcls import trees
+from jaxcls.barrier import when_compiled
 from jaxcls.config import expect, steps_of
 
 PREFERRED = ("swa", "ema")  # which of them is "the average" of a run: the first that has begun
@@ -146,7 +147,8 @@ def settled(state: Any, program: Any, feed: Any, seed: int) -> Any:
     average = state.averages.get("swa", {})
     if not (int(average.get(COUNT, 0)) and jax.tree.leaves(average["batch_stats"])):
         return state
-    stats = estimated(state.variables("swa"), program.statistics_step, program, feed, seed)
+    step = when_compiled(program.statistics_step)
+    stats = estimated(state.variables("swa"), step, program, feed, seed)
     return state.replace(averages=state.averages | {"swa": average | {"batch_stats": stats}})
 
 

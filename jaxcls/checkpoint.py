@@ -20,10 +20,22 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from jaxcls import checksums, files, trees
+from jaxcls import checksums, files, signals, trees
 from jaxcls.checksums import CHECKSUMS, EVALUATION
 from jaxcls.files import any_process
-from jaxcls.signals import AGAIN
+
+
+class _Manager(ocp.CheckpointManager):
+    """Tells at once that a save has failed here; orbax first waits minutes for other processes."""
+
+    tell: Callable[[Exception], Any] = staticmethod(lambda error: None)
+
+    def _wait_for_checkpointers(self) -> None:
+        try:
+            super()._wait_for_checkpointers()
+        except Exception as e:
+            self.tell(e)
+            raise
 
 
 class Checkpoints:
@@ -78,7 +90,10 @@ class Checkpoints:
                 "state": ocp.StandardCheckpointHandler(),
                 "meta": ocp.JsonCheckpointHandler(),
             }
-            return ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
+            manager = _Manager(self._directory, options=options, item_handlers=handlers)
+            if jax.process_count() > 1:
+                manager.tell = self._failed
+            return manager
 
         def patiently(f):
             return files.patiently(f, self._directory, self._report)
@@ -345,11 +360,13 @@ class Checkpoints:
         return state, meta
 
     def _failed(self, error: Exception) -> files.SaveError:
-        """Removes what the failed save wrote and returns the error for the user."""
+        """Removes what the failed save wrote and returns the error for the user.
+
+        One of several processes ends with it, and the others then do: for them orbax would wait.
+        """
         self._save_failed = True
         self._remove_unfinished()
-        self._manager.reload()
-        step = self.latest_step()
+        step = next(iter(checksums.steps(self._directory)), None)
         previous = (
             "there is none before it" if step is None else f"the one of step {step} is intact"
         )
@@ -358,7 +375,10 @@ class Checkpoints:
             f"{files.reason(error)}; {previous}"
         )
         if files.passes(error):
-            failed.exit_code = AGAIN
+            failed.exit_code = signals.AGAIN
+        if jax.process_count() > 1:
+            signals.end_process(f"jaxcls: {failed}", failed.exit_code)
+        self._manager.reload()
         return failed
 
     def _remove_unfinished(self) -> None:

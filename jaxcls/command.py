@@ -255,27 +255,35 @@ def start_jax() -> None:
 
 
 def heal_cache() -> None:
-    """Lets compiled programs go that cannot be read, as a killed process leaves them.
+    """Lets compiled programs go that cannot be read, as a kill or a full disk leaves them.
 
     At every start JAX would say so in several lines, compile the program, and keep the entry.
-    Removed when it says so, it is written anew.
+    Removed when it says so, it is written anew. That they cannot be written is told once.
     """
     import jax
 
     show = warnings.showwarning
+    told = False
 
     def heal(message: Warning | str, *where: Any, **options: Any) -> None:
-        removed = False
-        if found := re.match("Error reading persistent compilation .*'(.*?)'", str(message)):
-            folder = Path(jax.config.jax_compilation_cache_dir)
-            for entry in folder.glob(f"{glob.escape(found[1])}-*-cache"):
-                with contextlib.suppress(OSError):
-                    try:
-                        zlib.decompress(entry.read_bytes())
-                    except zlib.error:  # with the package zstandard JAX packs otherwise: all go
-                        entry.unlink()
-                        removed = True
-        if not removed:
+        nonlocal told
+        said = "Error (reading|writing) persistent compilation .*?'(.*?)': (.*)"
+        if not (found := re.match(said, str(message), re.DOTALL)):
+            return show(message, *where, **options)
+        doing, program, why = found.groups()
+        folder, removed = Path(jax.config.jax_compilation_cache_dir), False
+        for entry in folder.glob(f"{glob.escape(program)}-*-cache"):
+            with contextlib.suppress(OSError):
+                try:
+                    zlib.decompress(entry.read_bytes())
+                except zlib.error:  # with the package zstandard JAX packs otherwise: all go
+                    entry.unlink()
+                    removed = True
+        if doing == "writing" and not told:
+            told = True
+            line = f"compiled programs cannot be kept in {folder} ({output.visible(why)})"
+            print(f"jaxcls: {line}: they are compiled anew each time", file=sys.stderr)
+        elif doing == "reading" and not removed:
             show(message, *where, **options)
 
     warnings.showwarning = heal

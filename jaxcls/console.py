@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from jaxcls import config as configs
 from jaxcls import trees
+from jaxcls.barrier import when_compiled
 
 WIDTH = 100  # columns of a row at most
 
@@ -155,8 +156,11 @@ class Console:
                 self.say(f"{what} ... {took}")
 
     def announced(self, what: str, f: Callable) -> Callable:
-        """Returns `f` that says `what` it is doing when it is called for the first time."""
-        called = False
+        """Returns the jitted `f` that says `what` it is doing when it is called for the first time.
+
+        It computes when all processes have compiled it.
+        """
+        f, called = when_compiled(f), False
 
         def announcing(*args):
             nonlocal called

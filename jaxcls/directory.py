@@ -13,7 +13,6 @@ from pathlib import Path
 import filelock
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from jaxcls import files, signals
 
@@ -59,17 +58,14 @@ def lock(workdir: str | os.PathLike) -> Iterator[Callable[[], None]]:
         except OSError as e:
             problem = f"cannot write to the working directory {workdir}: {e.strerror}"
     try:
-        if files.any_process(bool(problem)):
-            raise ValueError(problem or f"process 0 could not lock the working directory {workdir}")
-        _check_shared(workdir)
-        signals.before_exit.append(undo)
-        yield keep
-    except BaseException:
-        undo()
-        raise
+        with signals.undone(undo):
+            if files.any_process(bool(problem)):
+                raise ValueError(
+                    problem or f"process 0 could not lock the working directory {workdir}"
+                )
+            _check_shared(workdir)
+            yield keep
     finally:
-        if undo in signals.before_exit:
-            signals.before_exit.remove(undo)
         if held is not None:
             os.close(held)
 
@@ -86,12 +82,12 @@ def _check_shared(workdir: str) -> None:
     first = jax.process_index() == 0
     written = _holder(path) if first else ""
     ours = hashlib.sha256(written.encode()).digest()
-    theirs = multihost_utils.broadcast_one_to_all(np.frombuffer(ours, np.uint8)).tobytes()
+    theirs = files.gathered(np.frombuffer(ours, np.uint8))[0].tobytes()
     while not (seen := first or hashlib.sha256(_holder(path).encode()).digest() == theirs):
         if time.monotonic() > until:
             break
         time.sleep(0.2)
-    blind = np.flatnonzero(~np.asarray(multihost_utils.process_allgather(np.bool_(seen))))
+    blind = np.flatnonzero(~files.gathered(np.bool_(seen)))
     if blind.size:
         many = "es" * (blind.size > 1)
         raise ValueError(

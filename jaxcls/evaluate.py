@@ -24,6 +24,7 @@ from jaxcls import (
     weights,
 )
 from jaxcls.averages import PREFERRED
+from jaxcls.barrier import when_compiled
 from jaxcls.config import check_complete, check_eval_batch, choose, consume
 from jaxcls.console import Console
 from jaxcls.data import ops
@@ -131,7 +132,12 @@ def run(config: ConfigDict, workdir: str) -> int:
     if data.eval is None:
         raise ValueError(f"config.data: this {config.data.source} source has no evaluation images")
     check_complete(config)
-    layout = consume(config, "mesh", sharding.make)
+    told = lambda line: print(line, file=sys.stderr)
+    try:
+        layout = consume(config, "mesh", sharding.make)
+    except sharding.DevicesError as e:  # those of a run that was elsewhere
+        files.only_process_0(told)(f"{e}: evaluated on those that are here, with nothing cut")
+        layout = sharding.make(**{**config.mesh, "data": -1, "fsdp": 1, "model": 1})
     batch_size = config.eval.batch_size or config.batch_size
     check_eval_batch(batch_size, layout.mesh.size)
     numbers = consume(config, "precision", precision.make, platform=layout.platform)
@@ -151,7 +157,7 @@ def run(config: ConfigDict, workdir: str) -> int:
         )
     layout = layout.of_classes(net.num_classes)
     console.status("loading the network ...")
-    shapes, told = net.shapes, lambda line: print(line, file=sys.stderr)
+    shapes = net.shapes
     average = (asked.average or None) if asked.ema else ""
     stored = weights.load(path, average=average, report=told)
     variables = weights.initialize(
@@ -266,11 +272,8 @@ class Passes:
 
     def _over(self, net, variables, step, transform, needed=True):
         layout, source = self.feed.layout, self.feed.source
-        step = jax.jit(
-            step,
-            in_shardings=(layout.of(net.shapes), layout.rows),
-            out_shardings=layout.whole,
-        )
+        shardings = {"in_shardings": (layout.of(net.shapes), layout.rows)}
+        step = when_compiled(jax.jit(step, **shardings, out_shardings=layout.whole))
         scores = Scores.of(source, net.num_classes) if needed else None
         [result] = evaluate(
             step,

@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from jaxcls import signals
+from jaxcls import barrier, signals
 
 T = TypeVar("T")
 
@@ -271,29 +271,32 @@ def only_process_0(report: Callable[[str], None]) -> Callable[[str], None]:
     return report if jax.process_index() == 0 else lambda line: None
 
 
+def gathered(values: np.ndarray) -> np.ndarray:
+    """Returns the values of all processes, stacked; every process calls it."""
+    if jax.process_count() == 1:
+        return values[None]
+    barrier.wait()
+    return np.asarray(multihost_utils.process_allgather(values))
+
+
 def any_process(flag: bool) -> bool:
     """Returns whether `flag` is set in any process; every process calls it."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))
+    return bool(np.any(gathered(np.bool_(flag))))
 
 
 def differs(text: str) -> bool:
     """Returns whether the processes have different texts; every process calls it."""
-    if jax.process_count() == 1:
-        return False
-    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
-    gathered = np.asarray(multihost_utils.process_allgather(digest))
-    return bool((gathered != gathered[0]).any())
+    digests = gathered(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8))
+    return bool((digests != digests[0]).any())
 
 
 def union(numbers: Iterable[int]) -> list[int]:
     """Returns the numbers, not negative, that any process has, sorted; every process calls it."""
     here = np.array(sorted(numbers), np.int64)
     if jax.process_count() > 1:
-        most = int(np.max(multihost_utils.process_allgather(np.int32(len(here)))))
+        most = int(np.max(gathered(np.int32(len(here)))))
         # as halves, because JAX cuts off 64 bits
         padded = np.concatenate([here, np.full(most - len(here), -1)]).view(np.int32)
-        gathered = np.ascontiguousarray(multihost_utils.process_allgather(padded), np.int32)
-        here = np.setdiff1d(gathered.view(np.int64), -1)
+        all_there = np.ascontiguousarray(gathered(padded), np.int32)
+        here = np.setdiff1d(all_there.view(np.int64), -1)
     return here.tolist()

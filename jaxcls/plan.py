@@ -21,10 +21,17 @@ The times are a roofline, from the makers' figures (jaxcls/chips.py): no step is
 that waits for nothing comes near. Evaluations, checkpoints and start-up are not in them.
 """
 
+import sys
+
+from jaxcls import output, signals
+
+if __name__ == "__main__":  # before the imports that take a while
+    output.prepare()
+    signals.watch("stopped")
+
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

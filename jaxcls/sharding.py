@@ -17,6 +17,10 @@ HEAD = r"(^|/)head/"  # where the classifiers are, also those of auxiliary heads
 Rule = tuple[str, tuple[str | None, ...]]  # (pattern of names, an axis for each dimension)
 
 
+class DevicesError(ValueError):
+    """There are other devices than `config.mesh` needs."""
+
+
 class Layout(NamedTuple):
     """Devices, and what lies where on them."""
 
@@ -181,8 +185,8 @@ def make(
         those that are.
 
     Raises:
-      ValueError: there are not so many devices, or a process would have none of them; rules that
-        are none.
+      DevicesError: there are not so many devices, or a process would have none of them.
+      ValueError: numbers or rules that are none.
     """
     here = devices is None
     devices = list(jax.devices() if here else devices)
@@ -202,11 +206,11 @@ def make(
         if there % (fsdp * model):
             sizes = (("fsdp", fsdp), ("model", model))
             shared = " x ".join(f"config.mesh.{key} = {n}" for key, n in sizes if n > 1)
-            raise ValueError(f"{shared} does not divide the {there} devices")
+            raise DevicesError(f"{shared} does not divide the {there} devices")
         data = there // (fsdp * model)
     needed = data * fsdp * model
     if needed > there or (here and jax.process_count() > 1 and needed != there):
-        raise ValueError(
+        raise DevicesError(
             f"config.mesh.data = {data} x config.mesh.fsdp = {fsdp}"
             + (f" x config.mesh.model = {model}" if model > 1 else "")
             + f" needs {needed} devices, "

@@ -29,11 +29,12 @@ _watching: "Signals | None" = None
 class Signals:
     """What came so far."""
 
-    def __init__(self, *, at_once: bool, numbers: Sequence[signal.Signals] = NUMBERS):
+    def __init__(self, *, at_once: str, numbers: Sequence[signal.Signals] = NUMBERS):
         """Begins to watch, in the main thread.
 
         Args:
-          at_once: there is nothing to save yet: signals end the process, until `save_first`.
+          at_once: there is nothing to save yet: signals end the process, which says this, until
+            `save_first`; "": they do not.
           numbers: of the signals.
         """
         self.received = 0  # the signal after which the loop is to save and leave
@@ -56,7 +57,7 @@ class Signals:
           pass_on: hand Ctrl-C on as a SIGTERM, which JAX takes itself where there are several
             processes: these agree on the step at which they save. Nothing is remembered here.
         """
-        self._at_once, self._pass_on = False, pass_on
+        self._at_once, self._pass_on = "", pass_on
 
     def over(self) -> None:
         """From now on the first signal is ignored: only the interpreter has to end."""
@@ -82,7 +83,7 @@ class Signals:
     def _react(self, number: signal.Signals) -> None:
         name = NAMES[number]
         if self._at_once:
-            self._end(number, f"{name}: stopped, with nothing to save yet")
+            self._end(number, f"{name}: {self._at_once}")
         before, self._last = self._last, time.monotonic()
         if before and self._last - before < ECHO:
             return
@@ -118,10 +119,27 @@ def say(text: str) -> None:
         os.write(2, f"{before}{text}{after}".encode())
 
 
-def watch() -> None:
-    """Begins to watch for a command, as its first act."""
+def watch(stopped: str = "stopped, with nothing to save yet") -> None:
+    """Begins to watch for a command, as its first act.
+
+    Args:
+      stopped: what it says when a signal ends it at once.
+    """
     global _watching
-    _watching = Signals(at_once=True)
+    _watching = Signals(at_once=stopped)
+
+
+@contextlib.contextmanager
+def undone(undo: Callable[[], None]) -> Iterator[None]:
+    """Calls `undo` if the block fails, or a signal ends the process within it."""
+    before_exit.append(undo)
+    try:
+        yield
+    except BaseException:
+        undo()
+        raise
+    finally:
+        before_exit.remove(undo)
 
 
 @contextlib.contextmanager
@@ -139,7 +157,7 @@ def watched(processes: int) -> Iterator[Signals]:
             _watching.over()
         return
     several = processes > 1
-    here = Signals(at_once=False, numbers=NUMBERS[:1] if several else NUMBERS)
+    here = Signals(at_once="", numbers=NUMBERS[:1] if several else NUMBERS)
     here.save_first(pass_on=several)
     try:
         yield here

@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from jaxcls import averages, checksums, fetched, files, trees
+from jaxcls import averages, checksums, fetched, files, signals, trees
 from jaxcls.checksums import CALIBRATION, CHECKSUMS
 from jaxcls.models import transformer
 
@@ -52,14 +52,20 @@ def export(path: str | os.PathLike, variables: Variables, meta: Mapping[str, Any
     args = ocp.args.Composite(
         state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(json.loads(json.dumps(meta)))
     )
+
+    def undo():
+        for unfinished in checksums.unfinished(path.parent, path.name):
+            unfinished.rmtree(missing_ok=True)
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = ocp.CompositeCheckpointHandler()
-        with ocp.AsyncCheckpointer(handler, async_options=options) as checkpointer:
+        with (
+            signals.undone(undo),
+            ocp.AsyncCheckpointer(handler, async_options=options) as checkpointer,
+        ):
             checkpointer.save(path, args=args)
     except (OSError, ValueError) as e:
-        for unfinished in checksums.unfinished(path.parent, path.name):
-            unfinished.rmtree(missing_ok=True)
         raise files.SaveError(f"{path} could not be written: {files.reason(e)}") from e
 
 

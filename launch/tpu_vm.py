@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -48,7 +49,12 @@ def main(argv: list[str]) -> int:
     except Problem as e:
         say(e)
         return e.code
+    except OSError as e:  # a full disk
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more
+        say(f"{e.filename or 'what is printed'}: {e.strerror}")
+        return 2
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         say("left; a run that was started goes on: the same command shows it, --stop stops it")
         return 130
 

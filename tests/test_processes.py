@@ -4,6 +4,8 @@ JAX itself needs 100 seconds to notice a lost process and then aborts (exit code
 """
 
 import contextlib
+import re
+import resource
 import shutil
 import signal
 import socket
@@ -11,10 +13,11 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 import runs
 
-from jaxcls import processes
+from jaxcls import barrier, processes
 
 PEER = """
 import sys
@@ -243,6 +246,34 @@ def test_the_gpus_of_a_process_of_slurm(monkeypatch, more, devices):
     assert processes.detect()[3] == devices
 
 
+def test_the_others_are_waited_for_until_they_have_compiled(monkeypatch):
+    calls = []
+
+    class Program:
+        def lower(self, x):
+            return self
+
+        def compile(self):
+            calls.append("compile")
+
+        def __call__(self, x):
+            calls.append("compute")
+            return x + 1
+
+    class Client:
+        def wait_at_barrier(self, name, milliseconds):
+            calls.append(name)
+
+    assert barrier.when_compiled(f := Program()) is f
+    monkeypatch.setattr(barrier.distributed.global_state, "client", Client())
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    first, second = barrier.when_compiled(Program()), barrier.when_compiled(Program())
+    assert [first(1), first(2), second(3)] == [2, 3, 4]
+    assert calls[1] != calls[5]  # a barrier has a name of its own
+    waited = ["compile", calls[1], "compute", "compute", "compile", calls[5], "compute"]
+    assert calls == waited
+
+
 LOCKING = """
 import sys
 from jaxcls import directory
@@ -301,3 +332,26 @@ def test_a_process_that_is_killed_in_mid_training(commands, tmp_path):
                 f"jaxcls: process {victim} of 2 was lost (killed, out of memory, or its machine "
                 f"is gone); the same command resumes from step {step}\n"
             )
+
+
+@pytest.mark.ci
+def test_a_save_that_fails_in_one_process_ends_all(commands, tmp_path):
+    shared = (
+        f"--config={runs.TINY}:plain",
+        f"--workdir={tmp_path}",
+        "--config.mesh.data=-1",
+        "--config.duration=100000 steps",
+        f"--coordinator=127.0.0.1:{runs.free_port()}",
+        "--num_processes=2",
+    )
+    peers = [(*shared, f"--process_id={i}") for i in range(2)]
+    with commands.started(*peers[0]) as zero, commands.started(*peers[1]) as one:
+        runs.wait_until(lambda: runs.checkpoints(tmp_path), zero)
+        resource.prlimit(one.pid, resource.RLIMIT_FSIZE, (1000, 1000))  # bytes: a full disk
+        assert (runs.finish(one).returncode, runs.finish(zero).returncode) == (2, 2)
+    step = runs.checkpoints(tmp_path)[-1]
+    folder = tmp_path / "checkpoints"
+    failed = rf"jaxcls: the checkpoint of step \d+ could not be written to {folder}: File too large"
+    assert re.fullmatch(f"{failed}; the one of step {step} is intact\n", one.err)
+    ended = "process 1 of 2 has ended with exit code 2, its own message says why"
+    assert zero.err == f"jaxcls: {ended}; the same command resumes from step {step}\n"

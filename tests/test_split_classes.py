@@ -196,9 +196,13 @@ def test_a_run_goes_on_and_is_evaluated_on_other_meshes(commands, tmp_path):
         assert done.returncode == 0, done.err
     assert runs.logged(tmp_path) == 12
     results = []
-    for mesh in ((1, 1), (2, 4), (1, 2)):
-        done = commands.fork(*command, *on(*mesh), "--mode=eval", devices=8)
+    for devices, *mesh in ((8, 1, 1), (8, 2, 4), (8, 1, 2), (1, 2, 4)):
+        done = commands.fork(*command, *on(*mesh), "--mode=eval", devices=devices)
         assert done.returncode == 0, done.err
+        elsewhere = (
+            "1 process(es): evaluated on those that are here, with nothing cut\n" in done.err
+        )
+        assert elsewhere == (devices == 1)
         results.append(json.loads(done.out.splitlines()[-1]))
     for result in results[1:]:
         assert result["loss"] == pytest.approx(results[0]["loss"], rel=1e-6)

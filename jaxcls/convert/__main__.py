@@ -4,12 +4,19 @@ NAME --from FILE --to DIR converts a file, --fetch NAME one that is published un
 that name, then is what config.init.checkpoint takes. --to-torch DIR --out FILE is the way back.
 """
 
+import sys
+
+from jaxcls import output, signals
+
+if __name__ == "__main__":  # before the imports that take a while
+    output.prepare()
+    signals.watch("stopped")
+
 import argparse
 import ast
 import contextlib
 import os
 import shutil
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -169,8 +176,13 @@ def to_torch(run: str, file: str | None) -> int:
     arrays = convert.to_torch(net.name, variables, **arguments)
     arrays = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
     temporary = Path(f"{file}.tmp")
-    temporary.write_bytes(save(arrays, metadata={"format": "pt"}))
-    temporary.replace(file)
+    try:
+        with signals.undone(lambda: temporary.unlink(missing_ok=True)):
+            temporary.write_bytes(save(arrays, metadata={"format": "pt"}))
+            temporary.replace(file)
+    except OSError as e:
+        e.filename = file  # a full disk does not say whose
+        raise
     made = ", ".join((repr(architecture), *(f"{key}={value!r}" for key, value in theirs.items())))
     print(
         f"{file}: {net.name}, {len(arrays)} tensors; timm.create_model({made})"

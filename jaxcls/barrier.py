@@ -1,0 +1,41 @@
+"""Where the processes of a run wait for each other before they compute together.
+
+On CPUs Gloo opens connections when a program first needs them, and gives up after 30 seconds
+without the others, which may still be reading data or compiling. Later they wait without end.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax._src import distributed
+
+PATIENCE = 24 * 3600.0  # seconds; a process that ends is noticed otherwise (jaxcls.processes)
+
+_names = (f"jaxcls {number}" for number in itertools.count())
+
+
+def wait() -> None:
+    """Returns when all processes have called this equally often."""
+    if distributed.global_state.client is not None:
+        distributed.global_state.client.wait_at_barrier(next(_names), int(1e3 * PATIENCE))
+
+
+def when_compiled(f: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the jitted `f`, whose first call computes when all processes have compiled it."""
+    if jax.process_count() == 1:
+        return f
+    waited = False
+
+    @functools.wraps(f)
+    def call(*arguments):
+        nonlocal waited
+        if not waited:
+            f.lower(*arguments).compile()  # which the call finds
+            wait()
+            waited = True
+        return f(*arguments)
+
+    return call
