@@ -118,25 +118,33 @@ class Slow:
             time.sleep(60)
 
 sys.meta_path.insert(0, Slow())
-_, slow, *arguments = sys.argv
-sys.argv = ["jaxcls.main", *arguments]
-runpy.run_module("jaxcls.main", run_name="__main__")
+_, slow, command, *arguments = sys.argv
+sys.argv = [command, *arguments]
+runpy.run_module(command, run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("module", ["absl", "jax", "jaxcls.train"])
-def test_a_command_ends_from_its_first_line_on(module, tmp_path):
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [
+        *(("main", "absl"), ("main", "jax"), ("main", "jaxcls.train")),
+        *(("plan", "jax"), ("plan", "jaxcls.program"), ("convert", "jaxcls.convert.fetch")),
+    ],
+)
+def test_a_command_ends_from_its_first_line_on(command, module, tmp_path):
+    where = {"main": f"--workdir={tmp_path / 'run'}", "plan": "--devices=cpu:2"}.get(command, "")
     done = subprocess.run(
         [
-            *(sys.executable, "-c", IMPORTING, module, f"--config={runs.TINY}"),
-            f"--workdir={tmp_path / 'run'}",
+            *(sys.executable, "-c", IMPORTING, module, f"jaxcls.{command}"),
+            *(f"--config={runs.TINY}", where),
         ],
         env={**os.environ, "PYTHONPATH": str(runs.ROOT)},
         capture_output=True,
         text=True,
     )
     assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr == "Ctrl-C: stopped, with nothing to save yet\n"
+    nothing = ", with nothing to save yet" if command == "main" else ""
+    assert done.stderr == f"Ctrl-C: stopped{nothing}\n"
     assert not (tmp_path / "run").exists()
 
 

@@ -188,6 +188,14 @@ for i in {1..600}; do sleep 0.1; done
 """
 
 
+def test_a_dry_run_onto_a_full_disk():
+    command = [LAUNCH / "tpu_vm.sh", "my-tpu", "us-west4-a", *RUN.split(), "--dry-run"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    said = "tpu_vm.sh: what is printed: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, said)
+
+
 @pytest.fixture
 def host(tmp_path):
     """Calls tpu_worker.sh in a home directory that has an installation."""
