@@ -285,10 +285,10 @@ class Processes:
             word, _, text = answers.readline(LINE).strip().partition(" ")
         except OSError:
             word, text = "", ""
-        if not word:
-            raise LostError(f"process 0 at {self._where} has ended, or is not of a run")
-        if word != "go":
+        if word in ("no", "again"):
             raise (LostError if word == "again" else ValueError)(text)
+        if word != "go":  # nothing, or another program's answer
+            raise LostError(f"process 0 at {self._where} has ended, or is not of a run")
         line.settimeout(None)
         self._lines[0] = line
         relay.thread(self._follow, answers)

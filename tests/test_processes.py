@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -175,6 +176,10 @@ def test_nobody_is_at_the_coordinator_and_the_port_is_in_use():
         server.listen()
         with pytest.raises(ValueError, match=rf":{port}: process 0 cannot listen .*: choose"):
             processes.Processes(("127.0.0.1", port), 2, 0, patience=0)
+        answer = lambda: server.accept()[0].sendall(b"HTTP/1.1 400 Bad Request\r\n")
+        threading.Thread(target=answer).start()
+        with pytest.raises(processes.LostError, match=rf":{port} has ended, or is not of a run$"):
+            processes.Processes(("127.0.0.1", port), 2, 1, patience=0)
 
 
 @pytest.mark.parametrize(
