@@ -27,7 +27,7 @@ from jaxcls.data.access import MAX_CLASSES
 
 # Arguments of networks that precision and the train step set.
 OURS = ("c", "train", "parent", "dtype", "feature_dtype", "param_dtype", "norm_dtype",
-        "head_dtype", "frozen", "folded", "by_platform", "kernels")  # fmt: skip
+        "head_dtype", "frozen", "folded", "by_platform", "platform", "kernels")  # fmt: skip
 Variables = Mapping[str, Any]
 
 

@@ -74,6 +74,7 @@ def build(
         precision=numbers.name,
         multi_label=multi_label,
     )
+    model = model.clone(c=model.c.replace(platform=layout.platform))
     layout = layout.of_classes(net.num_classes)
     objectives.check_labels(config.loss.name, config.checkpoint.best, num_classes, multi_label)
     given = {"class_names": class_names, "class_counts": class_counts, "module": model}

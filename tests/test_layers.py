@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxcls.models import layers
+from jaxcls.models.count import equations
 from jaxcls.models.googlenet import pool_to_3x3
 from jaxcls.models.inception import mean_3x3
 from jaxcls.models.layers import (
@@ -262,3 +263,23 @@ def test_depthwise_sums_of_half_precision_are_in_float32():
     y = layers.shifted(x, w, (1, 1), ((0, 0), (0, 0)), 1)
     assert y.dtype == jnp.bfloat16
     assert y.astype(float).ravel().tolist() == [280.0, 280.0]  # 256 + 1 is 256 in bfloat16
+
+
+@pytest.mark.parametrize("platform", [None, "cpu", "tpu", "gpu"])
+def test_only_programs_for_cpus_have_barriers(platform):
+    """Also where they are compiled on a CPU: elsewhere statistics come with the convolution."""
+    conv = layers.ConvBN(Ctx(dtype=jnp.bfloat16, feature_dtype=jnp.bfloat16, platform=platform), 4)
+    program = str(jax.make_jaxpr(conv.init)(jax.random.key(0), jnp.zeros((2, 8, 8, 3))))
+    assert ("optimization_barrier" in program) == (platform in (None, "cpu"))
+
+
+def test_only_one_image_of_a_group_is_made_wide_for_the_shift():
+    """Of 16 bits: otherwise XLA for TPUs keeps the wide features of a whole layer."""
+    c = Ctx(train=True, dtype=jnp.bfloat16, feature_dtype=jnp.bfloat16, bn_group=4)
+    norm, x = layers.BatchNorm(c), jnp.zeros((8, 6, 6, 3), jnp.bfloat16)
+    variables = norm.init(jax.random.key(0), x)
+    apply = lambda x: norm.apply(variables, x, mutable=["batch_stats"])
+    slices = [e for e in equations(jax.make_jaxpr(apply)(x).jaxpr) if e.primitive.name == "slice"]
+    assert [(e.invars[0].aval.dtype, e.outvars[0].aval.shape) for e in slices] == [
+        (jnp.bfloat16, (2, 1, 6, 6, 3))
+    ]

@@ -42,7 +42,7 @@ def attend(
         )
     else:
         y = _attend(q, k, v, bias, scale or q.shape[-1] ** -0.5)
-    return unfused(y).astype(c.feature_dtype)
+    return unfused(y, c).astype(c.feature_dtype)
 
 
 def _attend(q: Array, k: Array, v: Array, bias: Array | None, scale: float) -> Array:

@@ -23,13 +23,14 @@ def uniform_fan_in(key: Array, shape: Sequence[int], dtype: Any) -> Array:
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def unfused(x: Array) -> Array:
+def unfused(x: Array, c: Ctx) -> Array:
     """Returns `x`, the result of a convolution or matrix product, to be computed by itself.
 
     XLA:CPU of jaxlib 0.12 fuses chains of them, and means that follow, into one kernel, which makes
-    NaN and infinity of the bfloat16 between them.
+    NaN and infinity of the bfloat16 between them. Elsewhere it must not be: statistics come with
+    the convolution before them.
     """
-    if x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+    if x.dtype == jnp.bfloat16 and (c.platform or jax.default_backend()) == "cpu":
         x = jax.lax.optimization_barrier(x)
     return x
 
@@ -109,7 +110,7 @@ class Conv(nn.Module):
             y = jax.lax.platform_dependent(*operands, cpu=of_shifts, default=conv)
         else:
             y = conv(*operands)
-        y = unfused(y).astype(c.feature_dtype)
+        y = unfused(y, c).astype(c.feature_dtype)
         if self.bias:
             b = self.param("bias", nn.initializers.zeros, (self.features,), c.param_dtype)
             y += b.astype(c.feature_dtype)
@@ -171,16 +172,17 @@ class BatchNorm(nn.Module):
         running_mean, running_var = stat("mean", jnp.zeros), stat("var", jnp.ones)
 
         frozen = c.frozen is not None and c.frozen("/".join(self.path))
-        values = x.astype(dtype)
         if not c.train or frozen:
-            mean, var = running_mean.value, running_var.value
+            values, mean, var = x.astype(dtype), running_mean.value, running_var.value
         else:
             group = c.bn_group or x.shape[0]
             assert x.shape[0] % group == 0, f"{x.shape[0]} images in groups of {group}"
-            values = values.reshape(-1, group, *x.shape[1:])
-            axes = tuple(range(1, values.ndim - 1))
-            near = jax.lax.stop_gradient(values[:, :1].mean(axes, keepdims=True))
-            values -= near
+            grouped = x.reshape(-1, group, *x.shape[1:])
+            axes = tuple(range(1, grouped.ndim - 1))
+            # cut out before it is made wide: XLA for TPUs would keep all of the wide features
+            first = jax.lax.stop_gradient(grouped[:, :1])
+            near = first.astype(dtype).mean(axes, keepdims=True)
+            values = grouped.astype(dtype) - near
             mean = values.mean(axes, keepdims=True)
             # rounding can leave a constant channel a hair below zero
             var = jnp.maximum((values * values).mean(axes, keepdims=True) - mean * mean, 0)

@@ -55,7 +55,7 @@ class Linear(nn.Module):
         w = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), c.param_dtype)
         if c.quantise:
             x, w = quantised(x), quantised(w, -1)
-        y = unfused(x.astype(c.head_dtype) @ w.astype(c.head_dtype))
+        y = unfused(x.astype(c.head_dtype) @ w.astype(c.head_dtype), c)
         if self.bias:
             b = self.param("bias", nn.initializers.zeros, (self.features,), c.param_dtype)
             y += b.astype(c.head_dtype)

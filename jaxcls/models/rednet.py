@@ -60,7 +60,7 @@ class Involution(nn.Module):
             jnp.einsum("bhwgj,bhwjgc->bhwgc", kernels[..., i, :], shifted(columns, 1, i, height))
             for i in range(k)
         )
-        y = sum(unfused(row).astype(c.feature_dtype) for row in rows)
+        y = sum(unfused(row, c).astype(c.feature_dtype) for row in rows)
         return y.reshape(*y.shape[:3], channels)
 
 

@@ -35,6 +35,7 @@ class Ctx:
     folded: bool = False  # BatchNorm into the convolution before it, see `layers.fold`
     quantise: bool = False  # train as `export.quantise` stores it, see `layers.quantised`
     by_platform: bool = False  # depthwise convolutions as a platform is fast at, see `layers.Conv`
+    platform: str | None = None  # that programs are for, see `conv.unfused`; None: what is here
     kernels: bool = True  # attention by the kernels of the device there is, see transformer.attend
     remat: bool = False  # recompute each stage in the backward pass instead of keeping its inside
 

@@ -63,7 +63,7 @@ class Dense(nn.Module):
         w = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), c.param_dtype)
         if c.quantise:
             x, w = quantised(x), quantised(w, -1)
-        y = unfused(x.astype(c.dtype) @ w.astype(c.dtype)).astype(c.feature_dtype)
+        y = unfused(x.astype(c.dtype) @ w.astype(c.dtype), c).astype(c.feature_dtype)
         if self.bias:
             b = self.param("bias", nn.initializers.zeros, (self.features,), c.param_dtype)
             y += b.astype(c.feature_dtype)
