@@ -191,7 +191,7 @@ class Program:
 
     def executed(self, where: str, times: int) -> Iterator[tuple[str, Instruction, int]]:
         """Yields (computation, instruction, how often it runs) of all that a computation runs."""
-        channels: set[str] = set()  # beginning, steps and end of one collective are fusions on TPUs
+        chains: set[str] = set()  # beginning, steps and end of one collective are fusions on TPUs
         for line in self.computations.get(where, ()):
             yield where, line, times
             if line.op == "while":
@@ -206,11 +206,11 @@ class Program:
             elif line.op in ("async-start", "fusion", "call"):  # for their collectives
                 for name in line.called("calls", "to_apply"):
                     for inner in self.computations.get(name, ()):
-                        channel = re.search(r"channel_id=\d+", inner.attributes)
-                        channel = channel and channel[0]
-                        if inner.op.removesuffix("-start") in KINDS and channel not in channels:
+                        chain = re.findall(r'channel_id=\d+|chain_id="\d+"', inner.attributes)
+                        chain = None if name.startswith("all-reduce-scatter") else " ".join(chain)
+                        if inner.op.removesuffix("-start") in KINDS and chain not in chains:
                             yield name, inner, times
-                            channels |= {channel} - {None}
+                            chains |= {chain} - {None, ""}
 
     def traffic(self, where: str, line: Instruction) -> float:
         """Returns the bytes that an instruction moves from and to the device's memory."""

@@ -172,14 +172,29 @@ PARTS = """HloModule jit_step, is_scheduled=true
   ROOT %g2 = f32[80]{0} all-gather(%b), channel_id=7, replica_groups=mesh['x'=8] {'x'}
 }
 
+%second (d: f32[20]) -> f32[160] {
+  %d = f32[20]{0} parameter(0)
+  ROOT %g3 = f32[160]{0} all-gather(%d), channel_id=7, replica_groups=mesh['x'=8] {'x'}, \
+frontend_attributes={chain_id="1"}
+}
+
 %all-reduce-scatter.1 (c: f32[80]) -> f32[10] {
   %c = f32[80]{0} parameter(0)
   %sum = f32[80]{0} all-reduce(%c), channel_id=8, replica_groups={{0,1,2,3,4,5,6,7}}
   ROOT %mine = f32[10]{0} dynamic-slice(%sum, %c), dynamic_slice_sizes={10}
 }
 
-ENTRY %main (p: f32[10]) -> f32[10] {
+%all-reduce-scatter.2 (e: f32[160]) -> f32[20] {
+  %e = f32[160]{0} parameter(0)
+  %more = f32[160]{0} all-reduce(%e), channel_id=8, replica_groups={{0,1,2,3,4,5,6,7}}
+  ROOT %part = f32[20]{0} dynamic-slice(%more, %e), dynamic_slice_sizes={20}
+}
+
+ENTRY %main (p: f32[10], q: f32[20]) -> f32[10] {
   %p = f32[10]{0} parameter(0)
+  %q = f32[20]{0} parameter(1)
+  %wide = f32[160]{0} fusion(%q), kind=kCustom, calls=%second
+  %narrow = f32[20]{0} fusion(%wide), kind=kCustom, calls=%all-reduce-scatter.2
   %async-collective-start = f32[80]{0} fusion(%p), kind=kCustom, calls=%begin
   %async-collective-done = f32[80]{0} fusion(%p), kind=kCustom, calls=%end
   ROOT %fusion = f32[10]{0} fusion(%async-collective-done), kind=kCustom, \
@@ -191,10 +206,10 @@ calls=%all-reduce-scatter.1
 def test_collectives_in_parts_as_on_tpus():
     reading = compiled.read(PARTS, 8)
     assert reading.collectives == {
-        "all-gather": {"count": 1, "bytes": 40},
-        "reduce-scatter": {"count": 1, "bytes": 320},
+        "all-gather": {"count": 2, "bytes": 40 + 80},  # of one channel, but two chains
+        "reduce-scatter": {"count": 2, "bytes": 320 + 640},
     }
-    assert reading.sent == 40 * 7 + 320 * 7 / 8
+    assert reading.sent == 120 * 7 + 960 * 7 / 8
 
 
 def test_bytes_of_a_text_are_those_of_the_device_memory():

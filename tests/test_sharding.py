@@ -5,14 +5,17 @@ import subprocess
 import sys
 import types
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 import runs
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxcls import choices, program, sharding, trees
+from jaxcls import choices, compiled, program, sharding, trees
 from jaxcls.data.feed import Feed
+from jaxcls.models.conv import Conv
+from jaxcls.models.spec import Ctx
 
 PARAMS = {
     "stem": {"conv": {"kernel": (3, 3, 2, 8), "bias": (8,)}},
@@ -90,6 +93,29 @@ def test_the_columns_of_classifiers_are_cut_by_class():
     for other in (make(data=1, fsdp=2, model=4), make(data=4, fsdp=2).of_classes(12)):
         spec = other.of(tree)["head"]["fc"]["kernel"].spec
         assert tuple(spec) == (None, "fsdp")  # of other classes, and without the axis
+
+
+@pytest.mark.parametrize(
+    ("groups", "data", "fsdp"), [(1, 2, 4), (4, 8, 1), (4, 1, 8), (4, 2, 4), (16, 2, 4)]
+)
+def test_convolutions_exchange_kernels_and_nothing_else(groups, data, fsdp):
+    """Of two kernels the gradient, each part once; cut ones are gathered, never the features."""
+    layout = make(data=data, fsdp=fsdp)
+    net = nn.Sequential([Conv(Ctx(), 16, 3, groups=groups), Conv(Ctx(), 16, 3, 2, groups=groups)])
+    x = jax.random.normal(jax.random.key(0), (16, 8, 8, 16))
+    params = net.init(jax.random.key(1), x)["params"]
+    gradient = jax.grad(lambda params, x: (net.apply({"params": params}, x) ** 2).sum())
+    cut = layout.of(params)
+    f = jax.jit(layout.by_image(gradient, 16), in_shardings=(cut, layout.rows), out_shardings=cut)
+    moved = compiled.read(f.lower(params, x).compile().as_text(), 8).collectives
+    size = sum(x.nbytes for x in jax.tree.leaves(params))
+    sizes = {kind: found["bytes"] for kind, found in moved.items()}
+    gathered = sizes.pop("all-gather", 0)
+    assert gathered == 0 if fsdp == 1 else size / fsdp <= gathered <= 2 * size / fsdp
+    expected = {"reduce-scatter": size} if fsdp > 1 else {}
+    assert sizes == expected | ({"all-reduce": size / fsdp} if data > 1 else {})
+    for ours, whole in zip(*map(jax.tree.leaves, (f(params, x), gradient(params, x)))):
+        np.testing.assert_allclose(ours, whole, atol=1e-5 * np.abs(whole).max())
 
 
 def check_and_cut(layout):

@@ -79,6 +79,42 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c = self.c
+        kernel, stride, padding = self._sizes()
+        shape = (*kernel, x.shape[-1] // self.groups, self.features)
+        w = self.param("kernel", self.kernel_init, shape, c.param_dtype)
+        if c.quantise:
+            x, w = quantised(x), quantised(w, -1)
+
+        def of_shifts(x: Array, w: Array) -> Array:
+            return shifted(x, w, stride, padding, self.dilation)
+
+        operands = x.astype(c.dtype), w.astype(c.dtype)
+        if c.by_platform and 1 < self.groups == self.features == x.shape[-1]:
+            y = jax.lax.platform_dependent(*operands, cpu=of_shifts, default=self.convolve)
+        else:
+            y = self.convolve(*operands)
+        y = unfused(y, c).astype(c.feature_dtype)
+        if self.bias:
+            b = self.param("bias", nn.initializers.zeros, (self.features,), c.param_dtype)
+            y += b.astype(c.feature_dtype)
+        return y
+
+    def convolve(self, x: Array, w: Array) -> Array:
+        """Returns features convolved with a kernel; where devices share images, it is wrapped."""
+        _, stride, padding = self._sizes()
+        return jax.lax.conv_general_dilated(
+            x,
+            w,
+            stride,
+            padding,
+            rhs_dilation=(self.dilation, self.dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
+        )
+
+    @nn.nowrap
+    def _sizes(self) -> tuple[tuple[int, int], tuple[int, int], Padding]:
+        """Returns kernel, stride and padding as the convolution takes them."""
         kernel = (self.kernel,) * 2 if isinstance(self.kernel, int) else tuple(self.kernel)
         stride = (self.stride,) * 2 if isinstance(self.stride, int) else tuple(self.stride)
         padding = self.padding
@@ -86,35 +122,7 @@ class Conv(nn.Module):
             padding = [((k - 1) // 2 * self.dilation,) * 2 for k in kernel]
         if isinstance(padding, int):
             padding = [(padding, padding)] * 2
-        shape = (*kernel, x.shape[-1] // self.groups, self.features)
-        w = self.param("kernel", self.kernel_init, shape, c.param_dtype)
-        if c.quantise:
-            x, w = quantised(x), quantised(w, -1)
-
-        def conv(x: Array, w: Array) -> Array:
-            return jax.lax.conv_general_dilated(
-                x,
-                w,
-                stride,
-                padding,
-                rhs_dilation=(self.dilation, self.dilation),
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                feature_group_count=self.groups,
-            )
-
-        def of_shifts(x: Array, w: Array) -> Array:
-            return shifted(x, w, stride, padding, self.dilation)
-
-        operands = x.astype(c.dtype), w.astype(c.dtype)
-        if c.by_platform and 1 < self.groups == self.features == x.shape[-1]:
-            y = jax.lax.platform_dependent(*operands, cpu=of_shifts, default=conv)
-        else:
-            y = conv(*operands)
-        y = unfused(y, c).astype(c.feature_dtype)
-        if self.bias:
-            b = self.param("bias", nn.initializers.zeros, (self.features,), c.param_dtype)
-            y += b.astype(c.feature_dtype)
-        return y
+        return kernel, stride, padding
 
 
 def shifted(x: Array, w: Array, stride: tuple[int, int], padding: Padding, dilation: int) -> Array:
