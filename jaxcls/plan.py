@@ -149,8 +149,11 @@ def advice(
     micro, group = built.optimizer.accumulate_steps, config.model.bn_group or 1
     if not result["fits"] and memory["limit"] and memory["total"]:
         state = sum(memory[kind] for kind in ("parameters", "optimizer", "averages"))
-        share = (memory["limit"] - state) / (memory["total"] - state)  # of what the batch needs
-        if share > 0:
+        highest = precision.matmul(built.network.precision) == "highest"
+        # gradients, and what is computed with, in half precision
+        fixed = state + memory["parameters"] * (1 if highest else 1.5)
+        if memory["total"] > fixed < memory["limit"]:
+            share = (memory["limit"] - fixed) / (memory["total"] - fixed)  # of what the batch needs
             unit = devices * micro * (group if batch // (devices * micro) % group == 0 else 1)
             if fitting := int(batch * share) // unit * unit:
                 lines.append(f"a smaller batch, about --config.batch_size={fitting}")
@@ -166,7 +169,7 @@ def advice(
             )
         if devices > 1 and state > 0.2 * memory["limit"]:
             lines += _cut(config, built, devices)
-        if precision.matmul(built.network.precision) == "highest":
+        if highest:
             lines.append("half precision, --config.precision.name=bfloat16")
     reduces = (result["collectives"] or {}).get("all-reduce", {"count": 0})["count"]
     if config.model.bn_group is None and reduces > 10 and built.abstract_state.batch_stats:
@@ -187,15 +190,23 @@ def advice(
 
 def _cut(config: ConfigDict, built: program.Program, devices: int) -> list[str]:
     """Returns how to cut what most of the state is of: a large classifier by class."""
-    classes = built.network.num_classes
+    classes, mesh = built.network.num_classes, config.mesh
     sizes = [(x.size, x.shape[-1:]) for x in jax.tree.leaves(built.abstract_state.params)]
     of_classes = sum(size for size, last in sizes if last == (classes,))
-    model = math.gcd(classes, devices // config.mesh.fsdp)
-    if config.mesh.model == 1 < model and 2 * of_classes > sum(size for size, _ in sizes):
-        return [f"the classifier and the scores cut by class, --config.mesh.model={model}"]
-    if config.mesh.fsdp == config.mesh.model == 1:
-        return [f"parameters and optimizer cut, --config.mesh.fsdp={devices}"]
-    return []
+    model, lines = math.gcd(classes, devices // mesh.fsdp), []
+    if 2 * of_classes > sum(size for size, _ in sizes):
+        if mesh.model == 1 < model:
+            lines.append(f"the classifier and the scores cut by class, --config.mesh.model={model}")
+        options, features = dict(config.model.options), of_classes // classes // 4
+        if features and not options.get("bottleneck"):
+            options = (*config.model.options, ("bottleneck", features))
+            lines.append(
+                "a classifier that sees a quarter as many features, "
+                f'--config.model.options="{options}"'
+            )
+    if mesh.fsdp == mesh.model == 1 and not any("mesh" in line for line in lines):
+        lines.append(f"parameters and optimizer cut, --config.mesh.fsdp={devices}")
+    return lines
 
 
 def measured_rate(training: Any, transform: Callable, seconds: float = 2.0) -> float:

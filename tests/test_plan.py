@@ -452,6 +452,8 @@ def test_a_state_that_is_too_large(command, figures, arguments, said):
     text = command("--devices=cpu:2", *classes, *arguments)[1]
     found = [line for line in text.splitlines() if "--config.mesh." in line]
     assert found == ([f"to change: {said}"] if said else []), text
+    assert "a quarter as many features" in text
+    assert "a smaller batch" not in text  # it is not the batch
 
 
 @pytest.mark.ci
