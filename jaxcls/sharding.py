@@ -126,7 +126,15 @@ class Layout(NamedTuple):
                     w = jax.lax.all_gather(w, axis, axis=d, tiled=True)
             return convolve(x, w)
 
-        own = jax.checkpoint(of_part) if any(spec) else convolve
+        def backward(kept, gradient):
+            x, w = kept
+            w = jax.lax.optimization_barrier(w)  # else it would be kept as it was gathered
+            return jax.vjp(of_part, x, w)[1](gradient)
+
+        own = convolve
+        if any(spec):
+            own = jax.custom_vjp(of_part)
+            own.defvjp(lambda x, w: (of_part(x, w), (x, w)), backward)
         return jax.shard_map(own, mesh=self.mesh, in_specs=(rows, spec), out_specs=rows)
 
     def of(self, tree: Any) -> Any:
