@@ -23,6 +23,7 @@ import time
 import traceback
 from pathlib import Path
 
+import jax
 import numpy as np
 import runs
 
@@ -147,8 +148,7 @@ def main() -> int:
     options = parser.parse_args()
     os.environ |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(runs.ROOT)}
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-    if options.elastic:
-        os.environ["JAX_ENABLE_X64"] = "1"
+    jax.config.update("jax_enable_x64", options.elastic)  # it is imported: no variable counts
     import sklearn.datasets  # noqa: F401  once, before all forks
 
     import jaxcls.train  # noqa: F401
