@@ -75,11 +75,16 @@ def rule_of(theirs, ours, overrides):
     return module, next(s.rule for s in sources if theirs.partition(".")[0] in s.names)
 
 
+def image_for(ours, module, channels=3):
+    """Returns the shape of an image, of the network's size where that matters to its tensors."""
+    size = models.MODELS[ours].size if getattr(module, "sized", False) else 96
+    return jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+
+
 def tensors_of(theirs, ours, overrides, in_channels=3):
     """Returns {their name: (shape, kind)} for all tensors of ours; linear weights are [out, in]."""
     module, rule = rule_of(theirs, ours, overrides)
-    size = models.MODELS[ours].size if getattr(module, "sized", False) else 96
-    image = jax.ShapeDtypeStruct((1, size, size, in_channels), jnp.float32)
+    image = image_for(ours, module, in_channels)
     target = flatten_dict(dict(jax.eval_shape(module.init, jax.random.key(0), image)))
     tensors = {}
     for path, leaf in target.items():
@@ -134,8 +139,7 @@ def test_the_way_back_is_the_inverse(theirs):
     entry = GOLDEN[theirs]
     ours, overrides = entry["ours"], overrides_of(entry)
     module = models.build(ours, **overrides)
-    image = jax.ShapeDtypeStruct((1, 96, 96, 3), jnp.float32)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), image)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), image_for(ours, module))
     # numbers that are all different, but in the largest
     count = itertools.count(1)
     variables = {"batch_stats": {}} | jax.tree.map(

@@ -5,7 +5,8 @@ torchvision (of which only the Python part is used), gives random weights and ra
 statistics to each network below, converts them and compares the logits of two images; it converts
 them back, into the network that `convert.timm_model` names, and compares once more. Then it checks
 that networks that compute something else are refused. With `--golden`, it also writes what it found
-into `golden/torch.json`, from which `test_convert_torch.py` checks the same without PyTorch.
+into `golden/torch.json`, from which `test_convert_torch.py` checks the same without PyTorch. What a
+file given with `--kept` has from an earlier call is not computed again.
 
 With `--step` it trains instead: of a small network of each family, loss and gradients of a batch in
 training, and the loss after a step of gradient descent, in float64 and in float32. There ReLU's
@@ -17,7 +18,7 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -70,6 +71,7 @@ SYMMETRIC_TF = {"padding": None, "bn_epsilon": 1e-3}
 PAPER_ONLY = {"paper": True}
 BY_HEAD = {"by_head": True}
 D = {"stem_width": 32, "stem_type": "deep", "avg_down": True}  # timm's arguments for resnet*d
+X32, X64 = ({"cardinality": groups, "base_width": 4} for groups in (32, 64))
 # Ours, theirs, our arguments, image size, their arguments. Odd sizes tell apart how pools end, and
 # even ones the two paddings of convolutions.
 ROWS = (
@@ -85,15 +87,26 @@ ROWS = (
     ("ResNet50_vd", "timm.resnet50d", {}, 97, {}),
     ("ResNet101_vd", "timm.resnet101d", {}, 64, {}),
     ("ResNet152_vd", "timm.resnet152d", {}, 64, {}),
+    ("ResNet200_vd", "timm.resnet50", {}, 64, D | {"layers": (3, 12, 48, 3)}),
     ("ResNeXt50_32x4d", "timm.resnext50_32x4d", {}, 96, {}),
     ("ResNeXt101_32x4d", "timm.resnext101_32x4d", {}, 64, {}),
     ("ResNeXt101_64x4d", "torchvision.resnext101_64x4d", {}, 64, {}),
+    ("ResNeXt50_64x4d", "timm.resnet50", {}, 64, X64),
+    ("ResNeXt152_32x4d", "timm.resnet152", {}, 64, X32),
+    ("ResNeXt152_64x4d", "timm.resnet152", {}, 64, X64),
     ("ResNeXt50_vd_32x4d", "timm.resnext50d_32x4d", {}, 96, {}),
+    ("ResNeXt50_vd_64x4d", "timm.resnet50", {}, 64, D | X64),
+    ("ResNeXt101_vd_32x4d", "timm.resnet101", {}, 64, D | X32),
+    ("ResNeXt101_vd_64x4d", "timm.resnet101", {}, 64, D | X64),
+    ("ResNeXt152_vd_32x4d", "timm.resnet152", {}, 64, D | X32),
+    ("ResNeXt152_vd_64x4d", "timm.resnet152", {}, 64, D | X64),
     ("ResNeXt101_32x8d_wsl", "timm.resnext101_32x8d", {}, 64, {}),
     ("ResNeXt101_32x16d_wsl", "timm.resnext101_32x16d", {}, 64, {}),
     ("SE_ResNeXt50_32x4d", "timm.seresnext50_32x4d", {}, 96, {}),
     ("SE_ResNeXt101_32x4d", "timm.seresnext101_32x4d", {}, 64, {}),
     ("SE_ResNet50_vd", "timm.seresnet50", {}, 96, D),
+    ("SE_ResNeXt50_vd_32x4d", "timm.seresnext50_32x4d", {}, 64, D | {"stem_width": 64}),
+    ("SENet154_vd", "timm.seresnet152", {}, 64, D | X64 | {"stem_width": 64}),
     ("ResNeSt50", "timm.resnest50d", ORIGINAL, 97, {}),
     ("ResNeSt50_fast_1s1x64d", "timm.resnest50d", ORIGINAL, 64, RESNEST_FAST),
     ("ResNeSt101", "timm.resnest101e", ORIGINAL, 64, {}),
@@ -117,6 +130,10 @@ ROWS = (
     ("MobileNetV2", "timm.mobilenetv2_100", NO_FIRST, 97, {}),
     ("MobileNetV2", "torchvision.mobilenet_v2", NO_FIRST, 96, {}),
     ("MobileNetV2_x2_0", "torchvision.mobilenet_v2", NO_FIRST, 96, {"width_mult": 2.0}),
+    ("MobileNetV2_x0_25", "torchvision.mobilenet_v2", NO_FIRST, 64, {"width_mult": 0.25}),
+    ("MobileNetV2_x0_5", "torchvision.mobilenet_v2", NO_FIRST, 64, {"width_mult": 0.5}),
+    ("MobileNetV2_x0_75", "torchvision.mobilenet_v2", NO_FIRST, 64, {"width_mult": 0.75}),
+    ("MobileNetV2_x1_5", "torchvision.mobilenet_v2", NO_FIRST, 64, {"width_mult": 1.5}),
     ("MobileNetV3_large_x1_0", "timm.mobilenetv3_large_100", MOBILE, 96, {}),
     ("MobileNetV3_small_x1_0", "timm.mobilenetv3_small_100", MOBILE | SMALL, 96, {}),
     ("MobileNetV3_large_x1_0", "timm.tf_mobilenetv3_large_100", MOBILE_TF, 96, {}),
@@ -125,12 +142,17 @@ ROWS = (
     ("MobileNetV3_small_x1_0", "torchvision.mobilenet_v3_small", MOBILE_TV | SMALL, 96, {}),
     ("ShuffleNetV2_x0_5", "torchvision.shufflenet_v2_x0_5", {}, 97, {}),
     ("ShuffleNetV2", "torchvision.shufflenet_v2_x1_0", {}, 96, {}),
+    ("ShuffleNetV2_x1_5", "torchvision.shufflenet_v2_x1_5", {}, 64, {}),
     ("ShuffleNetV2_x2_0", "torchvision.shufflenet_v2_x2_0", {}, 96, {}),
     ("EfficientNetB0", "timm.tf_efficientnet_b0", SAME, 96, {}),
     ("EfficientNetB0", "timm.efficientnet_b0", SYMMETRIC, 96, {}),
     ("EfficientNetB0", "torchvision.efficientnet_b0", SYMMETRIC, 96, {}),
+    ("EfficientNetB1", "timm.tf_efficientnet_b1", SAME, 64, {}),
+    ("EfficientNetB2", "timm.efficientnet_b2", SYMMETRIC, 64, {}),
     ("EfficientNetB3", "timm.tf_efficientnet_b3", SAME, 96, {}),
+    ("EfficientNetB4", "timm.efficientnet_b4", SYMMETRIC, 64, {}),
     ("EfficientNetB5", "torchvision.efficientnet_b5", {"padding": None}, 64, {}),
+    ("EfficientNetB6", "timm.tf_efficientnet_b6", SAME, 64, {}),
     ("EfficientNetB7", "timm.tf_efficientnet_b7", SAME, 64, {}),
     ("DenseNet121", "timm.densenet121", {}, 97, {}),
     ("DenseNet161", "torchvision.densenet161", {}, 64, {}),
@@ -147,6 +169,7 @@ ROWS = (
     ("Xception65_deeplab", "timm.xception65", XCEPTION, 97, {}),
     ("HRNet_W18_C", "timm.hrnet_w18", {}, 64, {}),
     ("HRNet_W18_C", "timm.hrnet_w18_ssld", {}, 96, {}),
+    *((f"HRNet_W{width}_C", f"timm.hrnet_w{width}", {}, 64, {}) for width in (30, 32, 40, 44)),
     ("HRNet_W48_C", "timm.hrnet_w48", {}, 64, {}),
     ("HRNet_W64_C", "timm.hrnet_w64", {}, 64, {}),
     ("DPN68", "timm.dpn68", DPN, 97, {}),
@@ -163,8 +186,12 @@ ROWS = (
     ("ConvNeXt_base_224", "timm.convnext_base", {}, 64, {}),
     ("ConvNeXt_large_224", "timm.convnext_large", {}, 64, {}),
     ("ConvNeXt_base_384", "torchvision.convnext_base", {}, 64, {}),
+    ("ConvNeXt_large_384", "timm.convnext_large.fb_in22k_ft_in1k_384", {}, 64, {}),
     ("NextViT_small_224", "timm.nextvit_small", {}, 96, {}),
     ("NextViT_base_224", "timm.nextvit_base", {}, 64, {}),
+    ("NextViT_large_224", "timm.nextvit_large.bd_in1k", {}, 64, {}),
+    ("NextViT_small_384", "timm.nextvit_small.bd_in1k_384", {}, 64, {}),
+    ("NextViT_base_384", "timm.nextvit_base.bd_in1k_384", {}, 64, {}),
     ("NextViT_large_384", "timm.nextvit_large", {}, 64, {}),
     ("PPHGNet_tiny", "timm.hgnet_tiny", {}, 96, {}),
     ("PPHGNet_small", "timm.hgnet_small", {}, 64, {}),
@@ -386,7 +413,7 @@ STORED = {  # networks whose logits are in the golden file: small, and quick to 
     "timm.mobilenetv4_conv_small",
 }
 
-STEPS = (  # a small network of each family; nothing is drawn in training
+STEPS = (  # a small network of each family
     *("ResNet18", "Res2Net50_14w_8s", "ResNeSt50", "DLA46_c", "HRNet_W18_C", "DarkNet53"),
     *("CSPDarkNet53", "PPHGNetV2_B0", "ConvNeXt_tiny", "NextViT_small_224", "MobileNetV2"),
     *("MobileNetV3_small_x1_0", "InceptionV3", "Xception41_deeplab", "DPN68", "DenseNet121"),
@@ -396,8 +423,9 @@ STEPS = (  # a small network of each family; nothing is drawn in training
     *("SwinTransformer_tiny_patch4_window7_224", "SwinTransformerV2_tiny_patch4_window8_256"),
     *("pcpvt_small", "alt_gvt_small", "TNT_small", "PVT_V2_B0", "MobileViT_XXS"),
     *("MobileViTV2_x0_5", "CLIP_vit_base_patch32_224"),
+    *("AlexNet", "SqueezeNet1_1", "ShuffleNetV2_x0_5"),
 )
-IMAGES, RATE = 4, 0.01  # of a step
+IMAGES, RATE, KINDS = 4, 0.01, ("float64", "float32")  # of a step
 
 
 def create(theirs: str, arguments: dict) -> torch.nn.Module:
@@ -520,7 +548,7 @@ def step(
     """Returns how far losses (relatively) and gradients (of their norm) of a batch are apart.
 
     Args:
-      kind: "float64", which JAX has to be allowed, or "float32".
+      kind: one of `KINDS`.
     """
     images = oracle.images(size, IMAGES)
     labels = np.arange(IMAGES) * 7
@@ -532,6 +560,9 @@ def step(
     variables = convert.from_torch(ours, state, **overrides)
     variables = jax.tree.map(lambda leaf: leaf.astype(kind), variables)
     model = model.to(getattr(torch, kind)).train()
+    for part in model.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
     images, batch = images.astype(kind), batch.to(getattr(torch, kind))
 
     def their_loss() -> torch.Tensor:
@@ -556,7 +587,8 @@ def step(
         chances = jax.nn.log_softmax(outputs["logits"])
         return -chances[np.arange(IMAGES), labels].mean()
 
-    loss, found = jax.jit(jax.value_and_grad(our_loss))(variables["params"])
+    evaluate = jax.jit(jax.value_and_grad(our_loss))
+    loss, found = evaluate(variables["params"])
     trained = jax.tree.map(lambda p, g: p - RATE * g, variables["params"], found)
     square = lambda tree: sum(float(np.square(np.float64(x)).sum()) for x in jax.tree.leaves(tree))
     apart = square(jax.tree.map(lambda a, b: np.float64(a) - np.float64(b), found, expected))
@@ -564,8 +596,17 @@ def step(
     return {
         "loss": relative(loss, before),
         "gradients": float(np.sqrt(apart / square(expected))),
-        "after": relative(jax.jit(our_loss)(trained), after),
+        "after": relative(evaluate(trained)[0], after),
     }
+
+
+def in_both(row: tuple) -> dict[str, dict[str, float]]:
+    """Returns what `step` does for a row of `ROWS` in each of `KINDS`."""
+    found = {}
+    for kind in KINDS:
+        with jax.enable_x64(kind == "float64"):
+            found[kind] = step(*row, kind=kind)
+    return found
 
 
 def refusal(ours: str, theirs: str, overrides: dict) -> str:
@@ -579,17 +620,29 @@ def refusal(ours: str, theirs: str, overrides: dict) -> str:
     return ""
 
 
-def steps(names: Sequence[str]) -> int:
+def kept(file: Path | None, key: str, compute: Callable[[], dict]) -> dict:
+    """Returns what a file of results has for a key, or computes it and adds it to the file."""
+    lines = file.read_text().splitlines() if file and file.exists() else []
+    results = dict(map(json.loads, lines))
+    if key not in results:
+        start = time.time()
+        results[key] = compute() | {"seconds": time.time() - start}
+        if file:
+            with file.open("a") as opened:
+                opened.write(json.dumps([key, results[key]]) + "\n")
+    return results[key]
+
+
+def steps(names: Sequence[str], file: Path | None) -> int:
     """Prints the table of `step`; returns the exit code."""
     titles = f"{'loss':>8} {'gradients':>9} {'after':>8}"
     print(f"{'ours':40} {'theirs':34} float64 {titles} float32 {titles}")
     limits = {"loss": 1e-7, "gradients": 1e-6, "after": 1e-7}
     failed = []
     for name in names:
-        row = next(row for row in ROWS if row[0] == name and row[1].startswith("timm."))
-        with jax.enable_x64(True):
-            double = step(*row, kind="float64")
-        single = step(*row, kind="float32")
+        row = next(row for row in ROWS if row[0] == name)
+        both = kept(file, f"{name} --step", functools.partial(in_both, row))
+        double, single = (both[kind] for kind in KINDS)
         wrong = not all(double[key] < limit for key, limit in limits.items())
         failed += [name] * wrong
         text = "".join(
@@ -606,22 +659,22 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="of ours or theirs; all without")
     parser.add_argument("--golden", action="store_true", help=f"write those into {GOLDEN.name}")
     parser.add_argument("--step", action="store_true", help="train a step instead")
+    parser.add_argument("--kept", type=Path, metavar="FILE", help="go on with what it has")
     args = parser.parse_args()
     if args.step:
-        return steps(args.names or STEPS)
+        return steps(args.names or STEPS, args.kept)
     chosen = lambda ours, theirs: (
         not args.names or {ours, theirs, theirs.partition(".")[2]} & {*args.names}
     )
-    failed, golden, compared = [], {}, 0
+    failed, golden, compared = [], {}, []
     titles = f"{'parameters':>11} {'size':>4} {'error':>8} {'back':>8}  s  arguments"
     print(f"{'ours':24} {'theirs':32} {titles}")
     for row in ROWS:
         ours, theirs, overrides, size, _ = row
         if not chosen(ours, theirs):
             continue
-        start = time.time()
-        compared += 1
-        result = compare(*row)
+        compared.append(ours)
+        result = kept(args.kept, key_of(row), functools.partial(compare, *row))
         golden[key_of(row)] = result["entry"]
         wrong = not max(result["error"], result["back"]) < LIMIT
         failed += [theirs] * wrong
@@ -629,7 +682,7 @@ def main() -> int:
         print(
             f"{ours:24} {theirs:32} {result['parameters']:11,} {size:4} {result['error']:8.1e} "
             f"{result['back']:8.1e} "
-            f"{time.time() - start:2.0f}  {given}{'  WRONG' * wrong}",
+            f"{result['seconds']:2.0f}  {given}{'  WRONG' * wrong}",
             flush=True,
         )
     for ours, theirs, overrides, says in REFUSED:
@@ -646,7 +699,12 @@ def main() -> int:
         keys = [key for key in map(key_of, ROWS) if key in golden]
         lines = [f"{compact(key)}: {compact(golden[key])}" for key in keys]
         GOLDEN.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    print(f"{compared} compared; " + (f"WRONG: {', '.join(failed)}" if failed else "all agree"))
+    found = {models.MODELS[name].alias_of or name for name in compared}
+    names = [name for name, spec in models.MODELS.items() if (spec.alias_of or name) in found]
+    print(
+        f"{len(compared)} networks compared, of {len(found)} architectures that {len(names)} names "
+        "have; " + (f"WRONG: {', '.join(failed)}" if failed else "all agree")
+    )
     return bool(failed)
 
 
