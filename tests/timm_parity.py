@@ -419,7 +419,7 @@ STEPS = (  # a small network of each family
     *("SwinTransformer_tiny_patch4_window7_224", "SwinTransformerV2_tiny_patch4_window8_256"),
     *("pcpvt_small", "alt_gvt_small", "TNT_small", "PVT_V2_B0", "MobileViT_XXS"),
     *("MobileViTV2_x0_5", "CLIP_vit_base_patch32_224"),
-    *("AlexNet", "SqueezeNet1_1", "ShuffleNetV2_x0_5"),
+    *("AlexNet", "SqueezeNet1_1", "ShuffleNetV2_x0_5", "LeViT_128S"),
 )
 IMAGES, RATE, KINDS = 4, 0.01, ("float64", "float32")  # of a step
 
