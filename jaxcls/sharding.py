@@ -84,7 +84,7 @@ class Layout(NamedTuple):
 
         What goes into a module and comes out of it stays where its image is, so that parameters cut
         over `fsdp` are what is exchanged. Left to itself the compiler gathers features for layers
-        whose columns are cut (of a ViT-large 20 GB a step, not 2.4), and, on CPUs and GPUs, for the
+        whose columns are cut (of a ViT-large 20 GB a step, not 2.4), and, on CPUs, for the
         gradient of grouped kernels, also whole ones: see `_convolving`.
         """
         if self.mesh.size == 1:
