@@ -174,6 +174,14 @@ def main() -> int:
         print(f"  undisturbed: {took:.1f} s", flush=True)
         arguments.append(f"--workdir={workdir}")
         done, share = 0, took / options.steps
+
+        def end(run: Run) -> bool:
+            """Tells whether something is wrong with a run that has come to its end."""
+            found = [] if {*run.codes.values()} == {0} else [f"exit codes {run.codes}", run.said(0)]
+            found += problems_of_the_end(workdir, whole, options.steps, options.elastic)
+            print(f"{'!' if found else ' '} the end: {'; '.join(found) or 'equal'}", flush=True)
+            return bool(found)
+
         while done < options.kills:
             few = [n for n in (1, 2, options.processes) if n <= options.processes]
             count = dice.choice(few) if options.elastic else options.processes
@@ -192,6 +200,7 @@ def main() -> int:
             if len(run.running()) < count:  # it has come to its end before
                 run.wait(PATIENCE)
                 if 75 not in run.codes.values():
+                    bad += end(run)
                     shutil.rmtree(workdir, ignore_errors=True)
                 continue
             victim = dice.randrange(count)
@@ -207,13 +216,11 @@ def main() -> int:
                 flush=True,
             )
         run, _ = to_the_end(folder, arguments, options.processes)
-        problems = [] if {*run.codes.values()} == {0} else [f"exit codes {run.codes}", run.said(0)]
-        problems += problems_of_the_end(workdir, whole, options.steps, options.elastic)
+        bad += end(run)
         summary = runs.summary(workdir)
         times = ("restarts", "seconds", "lost_seconds", "down_seconds", "goodput")
-        print(f"{'!' if problems else ' '} the end: {'; '.join(problems) or 'equal'}")
         print("  " + ", ".join(f"{key} {summary[key]}" for key in times))
-        return 1 if bad or problems else 0
+        return 1 if bad else 0
 
 
 if __name__ == "__main__":
