@@ -25,11 +25,12 @@ def steady(shapes):
     """Returns values with which signals keep their size and most ReLUs are open.
 
     Networks whose ReLUs are closed at random are chaotic: they enlarge rounding by orders of
-    magnitude with every few layers. Those with LayerNorms have others: there what is added
+    magnitude with every few layers. Those with LayerNorms alone have others: there what is added
     everywhere would drown what images differ in.
     """
     rng = np.random.default_rng(0)
-    added = 0.0 if any("/norm" in path for path in trees.paths(shapes)) else 1.0
+    layer_norms = any("/norm" in path for path in trees.paths(shapes))
+    added = 0.0 if layer_norms and not shapes.get("batch_stats") else 1.0
 
     def values(path, leaf):
         normal = rng.standard_normal(leaf.shape, dtype=np.float32)
