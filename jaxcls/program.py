@@ -92,10 +92,8 @@ def build(
     mix = use("mix", mixing.make, group=model.c.bn_group, images=rows)
 
     def init():
-        scale, extra = numbers.initial_loss_scale(), objective.extra
-        return steps.init_state(
-            model, optimizer.tx, scale, image.shape, seed=config.seed, average=average, extra=extra
-        )
+        scale, more = numbers.initial_loss_scale(), {"average": average, "extra": objective.extra}
+        return steps.init_state(model, optimizer.tx, scale, image.shape, seed=config.seed, **more)
 
     if config.teacher.stored:
         teachers.check_unchanged(transform, erase, mix)
