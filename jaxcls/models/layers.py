@@ -55,11 +55,17 @@ class Linear(nn.Module):
         w = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), c.param_dtype)
         if c.quantise:
             x, w = quantised(x), quantised(w, -1)
-        y = unfused(x.astype(c.head_dtype) @ w.astype(c.head_dtype), c)
+        computed, kept = self.dtypes()
+        y = unfused(x.astype(computed) @ w.astype(computed), c).astype(kept)
         if self.bias:
             b = self.param("bias", nn.initializers.zeros, (self.features,), c.param_dtype)
-            y += b.astype(c.head_dtype)
+            y += b.astype(kept)
         return y
+
+    @nn.nowrap
+    def dtypes(self) -> tuple[Any, Any]:
+        """Returns what it computes in, and what comes out."""
+        return self.c.head_dtype, self.c.head_dtype
 
 
 class Dropout(nn.Module):

@@ -12,7 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jaxcls.models.layers import BatchNorm, quantised, unfused
+from jaxcls.models.layers import BatchNorm, Linear
 from jaxcls.models.spec import Ctx
 
 Array = jax.Array
@@ -49,25 +49,15 @@ class Value(nn.Module):
         return self.param("value", self.init, self.shape, self.c.param_dtype)
 
 
-class Dense(nn.Module):
+class Dense(Linear):
     """Linear layer on the last axis, in the precision of convolutions."""
 
-    c: Ctx
-    features: int
-    bias: bool = True
     kernel_init: Callable = normal_02
 
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        c = self.c
-        w = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), c.param_dtype)
-        if c.quantise:
-            x, w = quantised(x), quantised(w, -1)
-        y = unfused(x.astype(c.dtype) @ w.astype(c.dtype), c).astype(c.feature_dtype)
-        if self.bias:
-            b = self.param("bias", nn.initializers.zeros, (self.features,), c.param_dtype)
-            y += b.astype(c.feature_dtype)
-        return y
+    @nn.nowrap
+    def dtypes(self) -> tuple[Any, Any]:
+        """Returns what it computes in, and what comes out."""
+        return self.c.dtype, self.c.feature_dtype
 
 
 class DenseBN(nn.Module):
