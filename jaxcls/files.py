@@ -122,9 +122,7 @@ def reason(error: Exception) -> str:
     """Returns why something could not be written."""
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
         return "the disk is full"
-    # TensorStore: "INTERNAL: Error writing ...: Failed to ...: Disk quota exceeded [os_error_code="
-    found = re.search(r"([^:]+) \[os_error_code", str(error))
-    return found[1].strip() if found else line(error)
+    return storage_problem(error) or line(error)
 
 
 def digest(path: str | os.PathLike, kind: str = "sha256") -> str:
