@@ -1,11 +1,13 @@
 """Networks against PaddleClas's own answers, shapes, names and errors."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
+import pinned
 import pytest
 
 from jaxcls import convert, models, trees
@@ -305,6 +307,13 @@ def test_names_by_family(capsys):
     found = json.loads(capsys.readouterr().out)
     assert list(found) == list(models.FAMILIES)
     assert sorted(name for its in found.values() for name in its) == sorted(models.names())
+
+
+def test_the_picture_of_the_readme_is_of_these_networks(tmp_path):
+    kept = pinned.ROOT / "tests" / "golden" / "pareto.svg"
+    assert main([f"--plot={tmp_path / kept.name}"]) == 0
+    marks = lambda path: re.findall(r"<use xlink:href=|>\w+</text>", path.read_text())
+    assert marks(kept) == marks(tmp_path / kept.name), f"python -m jaxcls.models --plot={kept}"
 
 
 def test_what_is_best_for_its_cost(tmp_path, capsys):
