@@ -95,7 +95,7 @@ def patiently(
 def storage_problem(error: BaseException) -> str | None:
     """Returns what the storage says in an error of the system or of TensorStore; None in others."""
     if isinstance(error, OSError):
-        return error.strerror or str(error) or type(error).__name__
+        return error.strerror or line(error)
     # "...: Failed to ...: Disk quota exceeded [os_error_code='EDQUOT'", "UNAVAILABLE: ..."
     if found := re.search(r"([^:]+) \[os_error_code", str(error)):
         return found[1].strip()

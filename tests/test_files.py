@@ -271,3 +271,17 @@ def test_a_file_where_the_report_will_be_is_told_before_training(tmp_path):
     (tmp_path / "report").touch()
     with pytest.raises(ValueError, match="report is no folder, where the run keeps a folder: move"):
         check_kinds(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.EFBIG, "File too large", "a/b"), "File too large"),
+        (RuntimeError("INTERNAL: Error: File too large [os_error_code='EFBIG']"), "File too large"),
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+        (OSError("of a bucket\n<html>"), "of a bucket"),
+        (OSError(), "OSError"),
+    ],
+)
+def test_why_nothing_was_written_is_a_line_whoever_says_so(error, said):
+    assert files.reason(error) == said

@@ -194,6 +194,7 @@ class BatchNorm(nn.Module):
             axes = tuple(range(1, grouped.ndim - 1))
             near = running_mean.value
             if x.dtype != jnp.bfloat16:
+                # cut out before it is made wide: XLA for TPUs would keep all of the wide features
                 first = jax.lax.stop_gradient(grouped[:, :1]).astype(dtype)
                 near = first.mean(axes, keepdims=True)
             values = grouped.astype(dtype) - near
