@@ -123,7 +123,10 @@ def this_cpu(devices: int) -> chips.Chip:
 
 
 def examine(
-    built: program.Program, target: Target, extra: dict[str, tuple[tuple[int, ...], Any]]
+    built: program.Program,
+    target: Target,
+    extra: dict[str, tuple[tuple[int, ...], Any]],
+    quick: bool = False,
 ) -> dict[str, Any]:
     """Returns what `of_compiler` does, of a program's train step.
 
@@ -131,6 +134,7 @@ def examine(
       built: for the devices of `target`.
       target: what it is compiled for.
       extra: what a batch has beside images and labels: name -> shape of a row, dtype.
+      quick: as of `of_compiler`.
     """
     batch = built.plan.batch_size
     rows = {"image": (built.network.image.shape, jnp.uint8), "label": ((), jnp.int32)}
@@ -145,11 +149,16 @@ def examine(
     show(f"tracing the step at a batch of {batch} ...")
     lowered = built.train_step.lower(*arguments)
     show(f"compiling it for {target.name} at a batch of {batch}: takes minutes ...")
-    return of_compiler(lowered, target, built.layout.mesh.size, built.optimizer.accumulate_steps)
+    micro = built.optimizer.accumulate_steps
+    found = of_compiler(lowered, target, built.layout.mesh.size, micro, quick)
+    if target.sides and "flops" in found and target.chip:
+        # libtpu refuses what does not fit; its sum leaves out which buffers share memory
+        found["total"] = min(found["total"], int(target.chip.memory))
+    return found
 
 
 def of_compiler(
-    lowered: Any, target: Target, devices: int, micro_batches: int = 1
+    lowered: Any, target: Target, devices: int, micro_batches: int = 1, quick: bool = False
 ) -> dict[str, Any]:
     """Returns what the compiler says of a program, of one device; keeps it for next time.
 
@@ -158,6 +167,7 @@ def of_compiler(
       target: what it is compiled for.
       devices: that it runs on.
       micro_batches: of its loop over them, which the compiler counts once.
+      quick: with the compiler's least effort: another program, that fits as the real one does.
 
     Returns:
       {"flops", "bytes", "xla_bytes", "kinds", "sent", "collectives", "activations", "temporaries",
@@ -166,11 +176,16 @@ def of_compiler(
       more than there is.
     """
     versions = (VERSION, jax.__version__, _libtpu(), os.environ.get("XLA_FLAGS"))
+    versions += ("quick",) * quick
     asked = f"{target.name} {versions} {lowered.as_text()}"
     kept = f"plan/{hashlib.sha256(asked.encode()).hexdigest()}.json"
     with contextlib.suppress(OSError, ValueError, RuntimeError):
         return json.loads((files.caches() / kept).read_text())
-    found = _compiled(lowered, devices, micro_batches)
+    try:
+        jax.config.update("jax_exec_time_optimization_effort", -1.0 if quick else 0.0)
+        found = _compiled(lowered, devices, micro_batches)
+    finally:
+        jax.config.update("jax_exec_time_optimization_effort", 0.0)
     # no home, a full disk: it is found anew the next time
     with contextlib.suppress(OSError, ValueError, RuntimeError):
         path = files.caches() / kept

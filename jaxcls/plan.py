@@ -8,6 +8,8 @@ and minutes the first time; what was found is kept by the program's hash.
   --devices=cpu:8       so many virtual devices of this CPU, or gpu:1, of those that are here
   --price=1.2           dollars for a chip and hour: what the run costs
   --largest_batch       also the largest batch that fits: compiles several times
+  --quick               only whether it fits: a fourth of the time, with the compiler's least
+                        effort, which takes some percent more memory; no bytes and times
   --input_rate=610      images/s that one core prepares (python -m jaxcls.benchmark input), or
                         "measure" it here: whether the hosts feed the devices
   --vcpus=224           of all hosts, where they are not those of the topology
@@ -124,7 +126,7 @@ def estimate(
     result |= {f"{key}_per_image": of_image(found.get(key)) for key in ("flops", "bytes")}
     result |= {"collectives": found.get("collectives")}
     result |= dict.fromkeys(("bound", "step_ms", "images_per_sec", "hours"))
-    if not (chip and chip.flops) or "flops" not in found:
+    if not (chip and chip.flops) or "bytes" not in found:
         return result, {}
     work = {key: found[key] for key in ("flops", "bytes", "sent")}
     seconds = chips.bounds(
@@ -243,10 +245,9 @@ def as_text(
     limit = f"of {memory['limit'] / scale:.2f}: " if memory["limit"] else ""
     out[-1] += f" {limit}{'fits' if result['fits'] else 'does not fit'}"
     if result["flops_per_image"] is not None:
-        out.append(
-            f"an image: {result['flops_per_image'] / 1e9:.3g} GFLOP, "
-            f"{result['bytes_per_image'] / 1e6:.1f} MB from and to memory"
-        )
+        read = result["bytes_per_image"]
+        moves = "" if read is None else f", {read / 1e6:.1f} MB from and to memory"
+        out.append(f"an image: {result['flops_per_image'] / 1e9:.3g} GFLOP{moves}")
         moved = [
             f"{kind} {of['count']} ({of['bytes'] / 1e6:.3g} MB)"
             for kind, of in result["collectives"].items()
@@ -274,6 +275,7 @@ def main(argv: Sequence[str] = sys.argv) -> int:
     flags.DEFINE_string("devices", None, "cpu:8, or gpu:1 of this machine", flag_values=values)
     flags.DEFINE_float("price", None, "dollars for a chip and hour", 0.0, flag_values=values)
     flags.DEFINE_bool("largest_batch", False, "find it: slow", flag_values=values)
+    flags.DEFINE_bool("quick", False, "only whether it fits", flag_values=values)
     flags.DEFINE_string("input_rate", "", "images/s of a core, or measure", flag_values=values)
     flags.DEFINE_integer("vcpus", None, "of all hosts", 1, flag_values=values)
     flags.DEFINE_integer("num_train", None, "training images", 1, flag_values=values)
@@ -305,7 +307,9 @@ def main(argv: Sequence[str] = sys.argv) -> int:
     rate = measured_rate(data.training, built.transform) if given == "measure" else _number(given)
     highest = precision.matmul(built.network.precision) == "highest"
     passes = {"tpu": 6, "gpu": 16}.get(built.layout.platform, 1) if highest else 1
-    found = ahead.examine(built, target, data.extra)
+    found = ahead.examine(built, target, data.extra, values.quick)
+    if values.quick:  # it moves more than the program that would run
+        found = {key: value for key, value in found.items() if key != "bytes"}
     result, milliseconds = estimate(found, built, target, passes, (rate or 0) * vcpus)
     if values.price is not None:
         chips_rented = size / (target.chip.per_chip if target.chip else 1)
@@ -320,7 +324,7 @@ def main(argv: Sequence[str] = sys.argv) -> int:
                 other = build(batch)
             except ValueError:  # more than there are images
                 return None
-            return ahead.examine(other, target, data.extra)["total"]
+            return ahead.examine(other, target, data.extra, values.quick)["total"]
 
         rows, group = size * micro, config.model.bn_group or UNIT
         result["largest_batch"] = ahead.largest_batch(

@@ -7,6 +7,7 @@ every config differs from `configs/base.py`.
 `python tests/pinned.py` writes both again, and what `models/counts.tsv` lacks.
 """
 
+import argparse
 import difflib
 import hashlib
 import importlib
@@ -25,7 +26,9 @@ from jaxcls.models.__main__ import COUNTS, counts
 from jaxcls.models.count import count, parameters
 
 ROOT = Path(__file__).parents[1]
-MODELS, CONFIGS = (ROOT / "tests" / "golden" / name for name in ("models.tsv", "configs.txt"))
+MODELS, CONFIGS, PLANS = (
+    ROOT / "tests" / "golden" / name for name in ("models.tsv", "configs.txt", "plans.tsv")
+)
 NETWORKS = [name for name in models.names() if not models.MODELS[name].alias_of]
 COUNTED = [  # networks, and names of them with images of another size
     name
@@ -99,6 +102,7 @@ def assert_pinned(path: Path, now: str) -> None:
 
 def main() -> None:
     """Writes the golden files."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     of_networks = {name: row(trace(name)[1]) for name in NETWORKS}
     MODELS.write_text(
         table({name: of_networks[spec.alias_of or name] for name, spec in models.MODELS.items()})

@@ -413,6 +413,9 @@ def test_figures_by_hand(command, figures):
     assert "collectives of a step: all-reduce 40 (2 MB)\n" in text
     assert "to change: BatchNorm without communication (40 all-reduces" in text
     assert "to change: fewer devices" in text
+    quick = json.loads(command("--devices=cpu:2", "--json", "--quick")[1])
+    not_known = ("bytes_per_image", "bound", "step_ms", "images_per_sec", "hours")
+    assert quick == {k: None if k in not_known else result[k] for k in KEYS}
 
 
 def test_more_than_there_is(command, figures):

@@ -64,6 +64,30 @@ def test_attention_by_its_formula():
     np.testing.assert_allclose(found[..., :4], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("train", [False, True])
+def test_attention_in_bfloat16_and_its_gradients(train):
+    bfloat16 = lambda x: np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64)  # no rounding later
+    q, k, v, ct = (bfloat16(normal((2, 65, 3, 16), seed)) for seed in range(4))
+    bias = bfloat16(normal((1, 3, 65, 65), 4))
+    logits = np.einsum("btnh,bsnh->bnts", q, k) / 4 + bias
+    w = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    of_w = np.einsum("btnh,bsnh->bnts", ct, v)
+    of_logits = w * (of_w - (w * of_w).sum(-1, keepdims=True))
+    expected = [
+        np.einsum("bnts,bsnh->btnh", w, v),
+        np.einsum("bnts,bsnh->btnh", of_logits, k) / 4,
+        np.einsum("bnts,btnh->bsnh", of_logits, q) / 4,
+        np.einsum("bnts,btnh->bsnh", w, ct),
+        of_logits.sum(0, keepdims=True),
+    ]
+    c = Ctx(train=train, dtype=jnp.bfloat16, feature_dtype=jnp.bfloat16)
+    half = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)]
+    y, pullback = jax.vjp(lambda *args: transformer.attend(c, *args), *half, jnp.asarray(bias))
+    found = [np.asarray(x, np.float64) for x in (y, *pullback(jnp.asarray(ct, y.dtype)))]
+    for a, b in zip(found, expected):  # bfloat16 has steps of 2^-8
+        assert np.sqrt(np.mean((a - b) ** 2) / np.mean(b**2)) < 2**-7
+
+
 def test_windows_and_back():
     x = normal((2, 6, 4, 10))
     parts = transformer.windows_of(x, (3, 2), 5)

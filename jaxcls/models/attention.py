@@ -1,6 +1,8 @@
 """Attention of all places to all."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,7 +26,9 @@ def attend(
     """Returns softmax(scale q k + bias) v of each head: [B, T, N, H], [B, S, N, H] -> [B, T, N, H].
 
     Products are of `c.dtype`, the softmax is in float32. On GPUs in half precision it is cuDNN's
-    kernel, which keeps no T x S array, where that takes the shapes and there is no bias.
+    kernel, which keeps no T x S array, where that takes the shapes and there is no bias. Elsewhere
+    training in bfloat16 rounds the products before the softmax, as PaddleClas's and PyTorch's mixed
+    precision do: T x S arrays are most of what attention moves.
 
     Args:
       c: the context.
@@ -35,22 +39,47 @@ def attend(
     q, k, v = (x.astype(c.dtype) for x in (q, k, v))
     bits, equal = jnp.finfo(c.dtype).bits, q.shape[-1] == v.shape[-1]
     kernel = c.kernels and bias is None and bits == 16 and equal and _flash(q.shape[-1])
+    lean = c.train and c.dtype == jnp.bfloat16
     # JAX's function refuses float16 on CPUs and rounds float64
-    if kernel or (equal and c.dtype in (jnp.bfloat16, jnp.float32)):
+    if kernel or (equal and not lean and c.dtype in (jnp.bfloat16, jnp.float32)):
         y = jax.nn.dot_product_attention(
             q, k, v, bias, scale=scale, implementation="cudnn" if kernel else None
         )
     else:
-        y = _attend(q, k, v, bias, scale or q.shape[-1] ** -0.5)
+        y = _attend(q, k, v, bias, scale or q.shape[-1] ** -0.5, lean)
     return unfused(y, c).astype(c.feature_dtype)
 
 
-def _attend(q: Array, k: Array, v: Array, bias: Array | None, scale: float) -> Array:
-    """Returns what `attend` does by its formula, of any widths."""
+def _attend(q: Array, k: Array, v: Array, bias: Array | None, scale: float, lean: bool) -> Array:
+    """Returns what `attend` does by its formula, of any widths; lean: for training in bfloat16."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    logits = jnp.einsum("btnh,bsnh->bnts", q, k, preferred_element_type=wide) * scale
-    weights = jax.nn.softmax(logits if bias is None else logits + bias).astype(v.dtype)
+    if lean:
+        logits = jnp.einsum("btnh,bsnh->bnts", q * jnp.asarray(scale, q.dtype), k).astype(wide)
+    else:
+        logits = jnp.einsum("btnh,bsnh->bnts", q, k, preferred_element_type=wide) * scale
+    logits = logits if bias is None else logits + bias
+    weights = _weights(logits, v.dtype) if lean else jax.nn.softmax(logits).astype(v.dtype)
     return jnp.einsum("bnts,bsnh->btnh", weights, v)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _weights(logits: Array, dtype: Any) -> Array:
+    """Returns the softmax in `dtype`, of which nothing wider is kept for the backward pass."""
+    return jax.nn.softmax(logits).astype(dtype)
+
+
+def _weights_forward(logits: Array, dtype: Any) -> tuple[Array, Array]:
+    weights = _weights(logits, dtype)
+    return weights, weights
+
+
+def _weights_backward(dtype: Any, weights: Array, gradient: Array) -> tuple[Array]:
+    wide = jnp.promote_types(dtype, jnp.float32)
+    weights, gradient = weights.astype(wide), gradient.astype(wide)
+    return (weights * (gradient - (weights * gradient).sum(-1, keepdims=True)),)
+
+
+_weights.defvjp(_weights_forward, _weights_backward)
 
 
 def _flash(width: int) -> bool:
