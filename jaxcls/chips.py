@@ -89,8 +89,9 @@ def shape(name: str) -> tuple[str, tuple[int, ...]]:
 def unknown(name: str) -> ValueError:
     """Returns the error for the name of a slice that does not exist."""
     text = name.strip().lower()
-    # as gcloud calls it: v5litepod-8
-    near = [n for n in NAMES if accelerator_type(n.partition(":")[0], size(n)) == text]
+    # as gcloud calls it: v5litepod-8, or others do: v5e-8
+    named = text.replace("v5e-", "v5litepod-")
+    near = [n for n in NAMES if accelerator_type(n.partition(":")[0], size(n)) == named]
     kind, _, sides = text.partition(":")
     if not near and kind in SHAPES:
         chips = math.prod(map(int, re.findall(r"\d+", sides) or [1]))

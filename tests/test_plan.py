@@ -47,6 +47,7 @@ def test_devices_by_their_kind():
         ("v5e", r"v5e:1x1"),
         ("v5e:16x32", r"v5e:16x16"),
         ("v5litepod-8", r"v5e:2x4\?"),
+        ("v5e-16", r"v5e:4x4\?"),
         ("v5p-8", r"v5p:2x2x1\?"),
         ("v4:2x2", r"v4:2x2x1"),
         ("v9e:2x4", r"v6e:2x4"),

@@ -20,26 +20,11 @@ OTHERWISE = {"ResNeXt101_32x16d_wsl": "ResNeXt101_32x16_wsl_pretrained"} | {
     f"PPHGNetV2_B{i}": f"legendary_models/PPHGNetV2_B{i}_ssld_pretrained" for i in range(7)
 }
 NOWHERE = {  # names without a file, or with one of PaddlePaddle 1.x alone
-    *(
-        "ResNet50_ACNet",
-        "ResNet50_ACNet_deploy",
-        "ResNet50_vd_v2",
-        "ResNet50_vd_ssld_v2",
-        "Fix_ResNet50_vd_ssld",
-    ),
-    *("Fix_ResNet50_vd_ssld_v2", "HRNet_W60_C", "SE_HRNet_W64_C", "PPHGNet_base"),
-    *(f"NextViT_{size}_{n}_ssld" for size in ("small", "base", "large") for n in (224, 384)),
-    *("MobileNetV3_large_x1_0_ssld_int8", "ShuffleNetV2", "MobileNeXt_x0_35", "MobileNeXt_x0_5"),
-    *("MobileNeXt_x0_75", "MobileNeXt_x1_4", "MobileViTV2_x0_75", "MobileViTV2_x1_25"),
-    "MobileViTV2_x1_75",
-    *(
-        f"SwinTransformerV2_{size}_22kto1k"
-        for size in (
-            "base_patch4_window24_384",
-            "large_patch4_window16_256",
-            "large_patch4_window24_384",
-        )
-    ),
+    *("ResNet50_ACNet", "ResNet50_ACNet_deploy", "ResNet50_vd_v2", "ResNet50_vd_ssld_v2"),
+    *("Fix_ResNet50_vd_ssld", "Fix_ResNet50_vd_ssld_v2", "HRNet_W60_C", "SE_HRNet_W64_C"),
+    *("PPHGNet_base", "MobileNetV3_large_x1_0_ssld_int8", "ShuffleNetV2", "MobileNeXt_x0_35"),
+    *("MobileNeXt_x0_5", "MobileNeXt_x0_75", "MobileNeXt_x1_4", "MobileViTV2_x0_75"),
+    *("MobileViTV2_x1_25", "MobileViTV2_x1_75"),
 }
 # Converted by PaddleClas from weights whose authors allow no commercial use.
 NON_COMMERCIAL = re.compile(r"(Fix_)?ResNeXt101_32x\d+d_wsl|MAE_\w+|MOCOV3_\w+")
