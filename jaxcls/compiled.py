@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 KINDS = (
     "all-reduce",
     "all-gather",
@@ -60,6 +62,10 @@ class Instruction(NamedTuple):
                 found += [name.strip("% ") for name in match[1].strip("{}").split(",")]
         return found
 
+    def number(self, key: str) -> str:
+        """Returns the number that it has under an attribute."""
+        return re.search(rf"\b{key}=(\d+)", self.attributes)[1]
+
     @property
     def alias(self) -> bool:
         """Whether the result is in the operands' place."""
@@ -89,6 +95,7 @@ class Reading(NamedTuple):
     kinds: dict[str, float]  # those by operation and part of the step: "convolution, backward"
     activations: float  # bytes that the forward pass has left, when most is in memory
     temporaries: float  # and other bytes, without the program's arguments and results
+    flops: float  # of matrix products and convolutions
 
 
 def read(text: str, devices: int) -> Reading:
@@ -162,9 +169,10 @@ class Program:
 
     def read(self) -> Reading:
         """Returns what it tells."""
-        kinds, moved = collections.defaultdict(collections.Counter), 0.0
+        kinds, moved, flops = collections.defaultdict(collections.Counter), 0.0, 0.0
         by_kind: collections.Counter[str] = collections.Counter()
         for where, line, times in self.executed(self.entry, 1):
+            flops += times * self.flops(where, line)
             kind = line.op.removesuffix("-start")
             if where.startswith("all-reduce-scatter"):  # of TPUs, with a slice of the sum
                 kind = "reduce-scatter" if kind == "all-reduce" else kind
@@ -177,7 +185,8 @@ class Program:
             if size := times * self.traffic(where, line):
                 by_kind[f"{self.operation(line)}, {line.part}"] += size
         collectives = {kind: {**kinds[kind]} for kind in KINDS if kind in kinds}
-        return Reading(collectives, moved, by_kind.total(), {**by_kind}, *self.peak(self.entry))
+        peak = self.peak(self.entry)
+        return Reading(collectives, moved, by_kind.total(), {**by_kind}, *peak, flops)
 
     def operation(self, line: Instruction) -> str:
         """Returns what moves an instruction's bytes: the first of `OPERATIONS` that is in it."""
@@ -195,10 +204,9 @@ class Program:
         for line in self.computations.get(where, ()):
             yield where, line, times
             if line.op == "while":
-                count = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line.attributes)
-                count = int(count[1]) if count else 1
+                turns = self.turns(where, line)
                 for name in line.called("body", "condition"):
-                    yield from self.executed(name, times * count)
+                    yield from self.executed(name, times * turns)
             elif line.op == "conditional":
                 branches = ("branch_computations", "true_computation", "false_computation")
                 for name in line.called(*branches):
@@ -211,6 +219,71 @@ class Program:
                         if inner.op.removesuffix("-start") in KINDS and chain not in chains:
                             yield name, inner, times
                             chains |= {chain} - {None, ""}
+
+    def turns(self, where: str, loop: Instruction) -> int:
+        """Returns how often a loop runs; 1 where the text does not tell.
+
+        Programs for CPUs and GPUs say it; in those for TPUs a counter is compared with a constant.
+        """
+        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
+            return int(known[1])
+        (body,), (condition,) = loop.called("body"), loop.called("condition")
+        test = next((x for x in self.computations[condition] if x.root), None)
+        if test is None or test.op != "compare" or "direction=LT" not in test.attributes:
+            return 1
+        place = self.element(condition, test.operands[0])
+        given = next((x for x in self.computations[body] if x.root and x.op == "tuple"), None)
+        start = self.line(where, loop.operands[0])
+        if place is None or given is None or start is None or start.op != "tuple":
+            return 1
+
+        def constant(inside: str, name: str) -> int | None:
+            line = self.line(inside, name)
+            if line is not None and line.op == "constant":
+                found = re.match(r"-?\d+\)", line.attributes)
+                return int(found[0][:-1]) if found else None
+            passed = self.element(inside, name)  # the loop hands it through
+            return None if passed is None else constant(where, start.operands[passed])
+
+        step = self.line(body, given.operands[place])
+        if step is None or step.op != "add":
+            return 1
+        by = [constant(body, name) for name in step.operands if self.element(body, name) != place]
+        first, end = constant(where, start.operands[place]), constant(condition, test.operands[1])
+        if not by or not by[0] or first is None or end is None:
+            return 1
+        return max(-(-(end - first) // by[0]), 0)
+
+    def line(self, where: str, name: str) -> Instruction | None:
+        """Returns the instruction of that name, or what it is a copy of."""
+        found = next((x for x in self.computations[where] if x.name == name), None)
+        if found is not None and found.op in ("copy", "bitcast"):
+            return self.line(where, found.operands[0])
+        return found
+
+    def element(self, where: str, name: str) -> int | None:
+        """Returns which element of its computation's one tuple an instruction takes."""
+        line = self.line(where, name)
+        if line is None or line.op != "get-tuple-element":
+            return None
+        of = self.line(where, line.operands[0])
+        return int(line.number("index")) if of is not None and of.op == "parameter" else None
+
+    def flops(self, where: str, line: Instruction) -> float:
+        """Returns the FLOPs of the matrix products and convolutions of an instruction."""
+        if line.op == "fusion":
+            names = line.called("calls")
+            return sum(self.flops(name, x) for name in names for x in self.computations[name])
+        if line.op not in ("dot", "convolution"):
+            return 0.0
+        result, left, right = (
+            _dims(type) for type in (line.type, *(self.types[where, x] for x in line.operands))
+        )
+        if line.op == "dot":
+            axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.attributes)
+            inner = [left[int(axis)] for axis in axes[1].split(",") if axis]
+            return 2.0 * math.prod(result) * math.prod(inner)
+        return 2.0 * _products(line.attributes, result, left, right)
 
     def traffic(self, where: str, line: Instruction) -> float:
         """Returns the bytes that an instruction moves from and to the device's memory."""
@@ -277,6 +350,35 @@ class Program:
         return most
 
 
+def _dims(type: str) -> list[int]:
+    """Returns the dimensions of an array's type."""
+    return [int(n) for n in SHAPE.search(type)[2].split(",") if n]
+
+
+def _products(attributes: str, result: list[int], left: list[int], right: list[int]) -> int:
+    """Returns the multiplications of a convolution, without those with zeros of its padding.
+
+    Args:
+      attributes: of the instruction.
+      result, left, right: dimensions of the result, the images and the kernel.
+    """
+    images, kernel, out = re.split("_|->", re.search(r"dim_labels=(\S+?)(?:,|$)", attributes)[1])
+    window = re.search(r"window=\{([^}]*)\}", attributes)
+    given = dict(part.split("=") for part in window[1].split()) if window else {}
+    numbers = lambda key: given[key].split("x") if key in given else None
+    count = result[out.index("b")] * result[out.index("f")] * right[kernel.index("i")]
+    for axis in range(len(images) - 2):
+        label = str(axis)
+        one = lambda key, axis=axis: int(numbers(key)[axis]) if numbers(key) else 1
+        low = int(numbers("pad")[axis].split("_")[0]) if numbers("pad") else 0
+        length, spread = left[images.index(label)], one("lhs_dilate")
+        place = np.arange(result[out.index(label)])[:, None] * one("stride") - low
+        place = place + np.arange(right[kernel.index(label)]) * one("rhs_dilate")
+        inside = (place >= 0) & (place <= (length - 1) * spread) & (place % spread == 0)
+        count *= int(inside.sum())
+    return count
+
+
 def _own(line: Instruction) -> int:
     """Returns the bytes in memory that the result of an instruction takes."""
     if line.op == "copy-start":  # (to, from, context)
@@ -318,7 +420,7 @@ def _instruction(name: str, text: str, root: bool) -> Instruction:
     op, _, rest = text[end:].lstrip().partition("(")
     close = _closing("(" + rest) - 1
     inside, attributes = rest[:close], rest[close + 1 :]
-    if op == "parameter":  # its number
+    if op in ("parameter", "constant"):  # its number
         return Instruction(name, text[:end], op, (), f"{inside}){attributes}", root)
     return Instruction(name, text[:end], op, tuple(NAME.findall(inside)), attributes, root)
 

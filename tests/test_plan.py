@@ -8,6 +8,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import runs
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -272,6 +273,79 @@ def test_the_peak_is_the_one_of_the_compiler():
     assert reading.activations + reading.temporaries == pytest.approx(theirs, rel=0.05)
     kept = 6 * 4096 * 64 * 4  # the outputs of tanh, from which its gradient is computed
     assert reading.activations == pytest.approx(kept, rel=0.2)
+
+
+LOOP = """HloModule jit_step, is_scheduled=true
+
+%turn (t: (s32[], s32[], f32[8,4], f32[4,6])) -> (s32[], s32[], f32[8,4], f32[4,6]) {
+  %t = (s32[]{:T(128)}, s32[]{:T(128)}, f32[8,4]{1,0}, f32[4,6]{1,0}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%t), index=0
+  %end = s32[]{:T(128)} get-tuple-element(%t), index=1
+  %x = f32[8,4]{1,0} get-tuple-element(%t), index=2
+  %w = f32[4,6]{1,0} get-tuple-element(%t), index=3
+  %two = s32[]{:T(128)} constant(2)
+  %next = s32[]{:T(128)} add(%i, %two), control-predecessors={%x}
+  %y = f32[8,6]{1,0} fusion(%x, %w), kind=kOutput, calls=%product
+  ROOT %out = (s32[], s32[], f32[8,4]{1,0}, f32[4,6]{1,0}) tuple(%next, %end, %x, %w)
+}
+
+%product (a: f32[8,4], b: f32[4,6]) -> f32[8,6] {
+  %a = f32[8,4]{1,0} parameter(0)
+  %b = f32[4,6]{1,0} parameter(1)
+  ROOT %c = f32[8,6]{1,0} convolution(%a, %b), dim_labels=bf_io->bf
+}
+
+%test (u: (s32[], s32[], f32[8,4], f32[4,6])) -> pred[] {
+  %u = (s32[]{:T(128)}, s32[]{:T(128)}, f32[8,4]{1,0}, f32[4,6]{1,0}) parameter(0)
+  %at = s32[]{:T(128)} get-tuple-element(%u), index=0
+  %last = s32[]{:T(128)} get-tuple-element(%u), index=1
+  ROOT %less = pred[]{:T(512)} compare(%at, %last), direction=LT
+}
+
+ENTRY %main (p0: f32[8,4], p1: f32[4,6]) -> f32[8,4] {
+  %p0 = f32[8,4]{1,0} parameter(0)
+  %p1 = f32[4,6]{1,0} parameter(1)
+  %from = s32[]{:T(128)} constant(1)
+  %to = s32[]{:T(128)} constant(8)
+  %init = (s32[], s32[], f32[8,4]{1,0}, f32[4,6]{1,0}) tuple(%from, %to, %p0, %p1)
+  %loop = (s32[], s32[], f32[8,4]{1,0}, f32[4,6]{1,0}) while(%init), condition=%test, body=%turn
+  ROOT %back = f32[8,4]{1,0} get-tuple-element(%loop), index=2
+}
+"""
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+    """TPUs' programs do not say it: from 1 to below 8 by twos."""
+    assert compiled.read(LOOP, 8).flops == 4 * 2 * 8 * 6 * 4
+    said = 'body=%turn, backend_config={"known_trip_count":{"n":"5"}}'
+    assert compiled.read(LOOP.replace("body=%turn", said), 8).flops == 5 * 2 * 8 * 6 * 4
+    other = LOOP.replace("direction=LT", "direction=NE")
+    assert compiled.read(other, 8).flops == 2 * 8 * 6 * 4  # nothing is known
+
+
+@pytest.mark.parametrize(
+    ("strides", "padding", "dilations", "groups"),
+    [
+        ((1, 1), "SAME", (1, 1), 1),
+        ((2, 2), "SAME", (1, 1), 1),
+        ((2, 1), [(3, 1), (0, 2)], (1, 2), 1),
+        ((1, 1), "VALID", (2, 2), 1),
+        ((2, 2), "SAME", (1, 1), 4),
+    ],
+)
+def test_the_products_of_convolutions(strides, padding, dilations, groups):
+    """Of ones their results add up to how many there were, but for those with padding."""
+    x, w = np.ones((2, 9, 12, 8), np.float32), np.ones((3, 3, 8 // groups, 16), np.float32)
+    f = lambda x, w: jax.lax.conv_general_dilated(
+        x, w, strides, padding, rhs_dilation=dilations, dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )  # fmt: skip
+    y = f(x, w)
+    pull = lambda x, w, ct: jax.vjp(f, x, w)[1](ct)
+    text = jax.jit(f).lower(x, w).compile().as_text()
+    assert compiled.read(text, 1).flops == 2 * float(y.sum())
+    text = jax.jit(pull).lower(x, w, y).compile().as_text()
+    assert compiled.read(text, 1).flops == 2 * 2 * float(y.sum())
 
 
 # -- Batches and messages ------------------------------------------------------------------------
