@@ -150,11 +150,7 @@ def examine(
     lowered = built.train_step.lower(*arguments)
     show(f"compiling it for {target.name} at a batch of {batch}: takes minutes ...")
     micro = built.optimizer.accumulate_steps
-    found = of_compiler(lowered, target, built.layout.mesh.size, micro, quick)
-    if target.sides and "flops" in found and target.chip:
-        # libtpu refuses what does not fit; its sum leaves out which buffers share memory
-        found["total"] = min(found["total"], int(target.chip.memory))
-    return found
+    return of_compiler(lowered, target, built.layout.mesh.size, micro, quick)
 
 
 def of_compiler(
@@ -167,13 +163,15 @@ def of_compiler(
       target: what it is compiled for.
       devices: that it runs on.
       micro_batches: of its loop over them, which the compiler counts once.
-      quick: with the compiler's least effort: another program, that fits as the real one does.
+      quick: with the least effort of TPUs' compiler: another program, that takes more memory and
+        moves more.
 
     Returns:
       {"flops", "bytes", "xla_bytes", "kinds", "sent", "collectives", "activations", "temporaries",
       "total"}, of which "bytes", by "kinds", is as `compiled` reads the program and "xla_bytes" as
       XLA says; where there is not enough memory {"total"} alone, as far as the compiler tells, and
-      more than there is.
+      more than there is. In a slice "total" is at most the chip's memory otherwise: libtpu refuses
+      what does not fit, and its sum does not know which buffers share memory.
     """
     versions = (VERSION, jax.__version__, _libtpu(), os.environ.get("XLA_FLAGS"))
     versions += ("quick",) * quick
@@ -181,11 +179,14 @@ def of_compiler(
     kept = f"plan/{hashlib.sha256(asked.encode()).hexdigest()}.json"
     with contextlib.suppress(OSError, ValueError, RuntimeError):
         return json.loads((files.caches() / kept).read_text())
+    effort = jax.config.jax_exec_time_optimization_effort
     try:
-        jax.config.update("jax_exec_time_optimization_effort", -1.0 if quick else 0.0)
+        jax.config.update("jax_exec_time_optimization_effort", -1.0 if quick else effort)
         found = _compiled(lowered, devices, micro_batches)
     finally:
-        jax.config.update("jax_exec_time_optimization_effort", 0.0)
+        jax.config.update("jax_exec_time_optimization_effort", effort)
+    if target.sides and target.chip and "flops" in found:
+        found["total"] = min(found["total"], int(target.chip.memory))
     # no home, a full disk: it is found anew the next time
     with contextlib.suppress(OSError, ValueError, RuntimeError):
         path = files.caches() / kept
@@ -218,7 +219,7 @@ def _compiled(lowered: Any, devices: int, micro_batches: int) -> dict[str, Any]:
     total = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     cost = done.cost_analysis() or {}
     return {
-        # of loops XLA's count has one turn, the reading all; it knows no library's products
+        # XLA counts one turn of a loop; the reading counts all, but not what a library computes
         "flops": max(cost.get("flops", 0.0) * micro_batches, reading.flops),
         "bytes": reading.bytes,
         "xla_bytes": cost.get("bytes accessed", 0.0) * micro_batches,

@@ -62,10 +62,6 @@ class Instruction(NamedTuple):
                 found += [name.strip("% ") for name in match[1].strip("{}").split(",")]
         return found
 
-    def number(self, key: str) -> str:
-        """Returns the number that it has under an attribute."""
-        return re.search(rf"\b{key}=(\d+)", self.attributes)[1]
-
     @property
     def alias(self) -> bool:
         """Whether the result is in the operands' place."""
@@ -95,7 +91,7 @@ class Reading(NamedTuple):
     kinds: dict[str, float]  # those by operation and part of the step: "convolution, backward"
     activations: float  # bytes that the forward pass has left, when most is in memory
     temporaries: float  # and other bytes, without the program's arguments and results
-    flops: float  # of matrix products and convolutions
+    flops: float  # of matrix products and convolutions, of a condition's branches the most
 
 
 def read(text: str, devices: int) -> Reading:
@@ -169,10 +165,9 @@ class Program:
 
     def read(self) -> Reading:
         """Returns what it tells."""
-        kinds, moved, flops = collections.defaultdict(collections.Counter), 0.0, 0.0
+        kinds, moved = collections.defaultdict(collections.Counter), 0.0
         by_kind: collections.Counter[str] = collections.Counter()
         for where, line, times in self.executed(self.entry, 1):
-            flops += times * self.flops(where, line)
             kind = line.op.removesuffix("-start")
             if where.startswith("all-reduce-scatter"):  # of TPUs, with a slice of the sum
                 kind = "reduce-scatter" if kind == "all-reduce" else kind
@@ -185,7 +180,7 @@ class Program:
             if size := times * self.traffic(where, line):
                 by_kind[f"{self.operation(line)}, {line.part}"] += size
         collectives = {kind: {**kinds[kind]} for kind in KINDS if kind in kinds}
-        peak = self.peak(self.entry)
+        peak, flops = self.peak(self.entry), self.flops(self.entry)
         return Reading(collectives, moved, by_kind.total(), {**by_kind}, *peak, flops)
 
     def operation(self, line: Instruction) -> str:
@@ -223,67 +218,81 @@ class Program:
     def turns(self, where: str, loop: Instruction) -> int:
         """Returns how often a loop runs; 1 where the text does not tell.
 
-        Programs for CPUs and GPUs say it; in those for TPUs a counter is compared with a constant.
+        Programs for CPUs and GPUs say it; in those for TPUs a counter, to which each turn adds a
+        constant, is compared with a constant.
         """
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
             return int(known[1])
-        (body,), (condition,) = loop.called("body"), loop.called("condition")
-        test = next((x for x in self.computations[condition] if x.root), None)
-        if test is None or test.op != "compare" or "direction=LT" not in test.attributes:
-            return 1
-        place = self.element(condition, test.operands[0])
-        given = next((x for x in self.computations[body] if x.root and x.op == "tuple"), None)
+        body, condition = "".join(loop.called("body")), "".join(loop.called("condition"))
+        test, result = self.root(condition), self.root(body)
         start = self.line(where, loop.operands[0])
-        if place is None or given is None or start is None or start.op != "tuple":
+        if not (test and result and start and result.op == start.op == "tuple"):
             return 1
 
         def constant(inside: str, name: str) -> int | None:
-            line = self.line(inside, name)
-            if line is not None and line.op == "constant":
-                found = re.match(r"-?\d+\)", line.attributes)
-                return int(found[0][:-1]) if found else None
-            passed = self.element(inside, name)  # the loop hands it through
-            return None if passed is None else constant(where, start.operands[passed])
+            """Returns the value of a constant, there or handed through by the loop."""
+            if (value := self.constant(inside, name)) is not None:
+                return value
+            place = self.element(inside, name)
+            if place is None or self.element(body, result.operands[place]) != place:
+                return None
+            return self.constant(where, start.operands[place])
 
-        step = self.line(body, given.operands[place])
+        place = self.element(condition, test.operands[0]) if test.op == "compare" else None
+        if place is None or "direction=LT" not in test.attributes:
+            return 1
+        step = self.line(body, result.operands[place])
         if step is None or step.op != "add":
             return 1
         by = [constant(body, name) for name in step.operands if self.element(body, name) != place]
-        first, end = constant(where, start.operands[place]), constant(condition, test.operands[1])
-        if not by or not by[0] or first is None or end is None:
+        first, end = (
+            self.constant(where, start.operands[place]),
+            constant(condition, test.operands[1]),
+        )
+        if None in (first, end, *by) or len(by) != 1 or by[0] < 1:
             return 1
         return max(-(-(end - first) // by[0]), 0)
 
+    def root(self, where: str) -> Instruction | None:
+        """Returns the instruction whose result a computation returns."""
+        return next((x for x in self.computations.get(where, ()) if x.root), None)
+
     def line(self, where: str, name: str) -> Instruction | None:
         """Returns the instruction of that name, or what it is a copy of."""
-        found = next((x for x in self.computations[where] if x.name == name), None)
+        found = next((x for x in self.computations.get(where, ()) if x.name == name), None)
         if found is not None and found.op in ("copy", "bitcast"):
             return self.line(where, found.operands[0])
         return found
 
+    def constant(self, where: str, name: str) -> int | None:
+        """Returns the value of a whole number that is written in the program."""
+        line = self.line(where, name)
+        found = line and line.op == "constant" and re.match(r"(-?\d+)\)", line.attributes)
+        return int(found[1]) if found else None
+
     def element(self, where: str, name: str) -> int | None:
-        """Returns which element of its computation's one tuple an instruction takes."""
+        """Returns which element of its computation's one argument an instruction takes."""
         line = self.line(where, name)
         if line is None or line.op != "get-tuple-element":
             return None
-        of = self.line(where, line.operands[0])
-        return int(line.number("index")) if of is not None and of.op == "parameter" else None
+        of, index = self.line(where, line.operands[0]), re.search(r"\bindex=(\d+)", line.attributes)
+        return int(index[1]) if index and of is not None and of.op == "parameter" else None
 
-    def flops(self, where: str, line: Instruction) -> float:
-        """Returns the FLOPs of the matrix products and convolutions of an instruction."""
-        if line.op == "fusion":
-            names = line.called("calls")
-            return sum(self.flops(name, x) for name in names for x in self.computations[name])
-        if line.op not in ("dot", "convolution"):
-            return 0.0
-        result, left, right = (
-            _dims(type) for type in (line.type, *(self.types[where, x] for x in line.operands))
-        )
-        if line.op == "dot":
-            axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.attributes)
-            inner = [left[int(axis)] for axis in axes[1].split(",") if axis]
-            return 2.0 * math.prod(result) * math.prod(inner)
-        return 2.0 * _products(line.attributes, result, left, right)
+    def flops(self, where: str) -> float:
+        """Returns the FLOPs of a computation's matrix products and convolutions."""
+        total = 0.0
+        for line in self.computations.get(where, ()):
+            if line.op == "while":
+                total += self.turns(where, line) * sum(map(self.flops, line.called("body")))
+            elif line.op == "conditional":
+                keys = ("branch_computations", "true_computation", "false_computation")
+                total += max(map(self.flops, line.called(*keys)), default=0.0)
+            elif line.op in ("dot", "convolution"):
+                types = (line.type, *(self.types[where, name] for name in line.operands[:2]))
+                total += 2.0 * _products(line, *map(_dims, types))
+            else:
+                total += sum(map(self.flops, line.called("calls", "to_apply")))
+        return total
 
     def traffic(self, where: str, line: Instruction) -> float:
         """Returns the bytes that an instruction moves from and to the device's memory."""
@@ -355,28 +364,52 @@ def _dims(type: str) -> list[int]:
     return [int(n) for n in SHAPE.search(type)[2].split(",") if n]
 
 
-def _products(attributes: str, result: list[int], left: list[int], right: list[int]) -> int:
-    """Returns the multiplications of a convolution, without those with zeros of its padding.
+def _products(line: Instruction, result: list[int], left: list[int], right: list[int]) -> int:
+    """Returns the multiplications of a product, without a convolution's with zeros of its padding.
 
     Args:
-      attributes: of the instruction.
-      result, left, right: dimensions of the result, the images and the kernel.
+      line: a dot or a convolution.
+      result, left, right: dimensions of the result and the operands.
     """
-    images, kernel, out = re.split("_|->", re.search(r"dim_labels=(\S+?)(?:,|$)", attributes)[1])
-    window = re.search(r"window=\{([^}]*)\}", attributes)
+    if line.op == "dot":
+        axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.attributes)
+        inner = [left[int(axis)] for axis in axes[1].split(",") if axis] if axes else []
+        return math.prod(result) * math.prod(inner)
+    images, kernel, out = re.split(
+        "_|->", re.search(r"dim_labels=(\S+?)(?:,|$)", line.attributes)[1]
+    )
+    window = re.search(r"window=\{([^}]*)\}", line.attributes)
     given = dict(part.split("=") for part in window[1].split()) if window else {}
-    numbers = lambda key: given[key].split("x") if key in given else None
     count = result[out.index("b")] * result[out.index("f")] * right[kernel.index("i")]
     for axis in range(len(images) - 2):
+        of = lambda key, other, axis=axis: given[key].split("x")[axis] if key in given else other
         label = str(axis)
-        one = lambda key, axis=axis: int(numbers(key)[axis]) if numbers(key) else 1
-        low = int(numbers("pad")[axis].split("_")[0]) if numbers("pad") else 0
-        length, spread = left[images.index(label)], one("lhs_dilate")
-        place = np.arange(result[out.index(label)])[:, None] * one("stride") - low
-        place = place + np.arange(right[kernel.index(label)]) * one("rhs_dilate")
-        inside = (place >= 0) & (place <= (length - 1) * spread) & (place % spread == 0)
-        count *= int(inside.sum())
+        count *= _taps(
+            result[out.index(label)],
+            right[kernel.index(label)],
+            left[images.index(label)],
+            low=int(of("pad", "0_0").split("_")[0]),
+            **{key: int(of(key, 1)) for key in ("stride", "lhs_dilate", "rhs_dilate")},
+        )
     return count
+
+
+def _taps(
+    out: int, size: int, length: int, *, low: int, stride: int, lhs_dilate: int, rhs_dilate: int
+) -> int:
+    """Returns how often, over all places of one axis, the kernel meets what is no zero.
+
+    TPUs' batches of products are convolutions whose kernel is as long as the batch, so that it is
+    not tried but solved: start + k rhs_dilate is a multiple of lhs_dilate for every m-th k.
+    """
+    start = np.arange(out, dtype=np.int64) * stride - low
+    common = math.gcd(rhs_dilate, lhs_dilate)
+    m = lhs_dilate // common
+    first = -(start // common) * pow(rhs_dilate // common, -1, m) % m if m > 1 else 0 * start
+    least = np.maximum(0, -(start // rhs_dilate))
+    most = np.minimum(size - 1, ((length - 1) * lhs_dilate - start) // rhs_dilate)
+    met = (most - first) // m - (least - 1 - first) // m
+    return int((np.maximum(met, 0) * (start % common == 0)).sum())
 
 
 def _own(line: Instruction) -> int:

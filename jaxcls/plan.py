@@ -8,8 +8,9 @@ and minutes the first time; what was found is kept by the program's hash.
   --devices=cpu:8       so many virtual devices of this CPU, or gpu:1, of those that are here
   --price=1.2           dollars for a chip and hour: what the run costs
   --largest_batch       also the largest batch that fits: compiles several times
-  --quick               only whether it fits: a fourth of the time, with the compiler's least
-                        effort, which takes some percent more memory; no bytes and times
+  --quick               of TPUs, in half the time or less: no bytes and times, as the compiler takes
+                        its least effort. What fits so fits; as much as a fifth of the memory
+                        may be for that, so ask again without where it does not fit
   --input_rate=610      images/s that one core prepares (python -m jaxcls.benchmark input), or
                         "measure" it here: whether the hosts feed the devices
   --vcpus=224           of all hosts, where they are not those of the topology
@@ -287,6 +288,8 @@ def main(argv: Sequence[str] = sys.argv) -> int:
     given = values.input_rate
     if given not in ("", "measure") and not (_number(given) or 0) > 0:
         raise ValueError(f"--input_rate={given}: write images/s of one core, or measure")
+    if values.quick and (values.price is not None or given):
+        raise ValueError("--quick tells no times: leave --price and --input_rate out, or --quick")
     target = ahead.topology(values.topology) if values.topology else ahead.here(values.devices)
     start_jax()
     config, data = look(values.config, values, target.devices)

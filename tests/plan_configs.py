@@ -9,7 +9,7 @@ takes half a minute, in a process of its own: all of them four hours on two core
 fewest parameters first. Prints a line of JSON each, {"config", "fits", ...} or {"config", "error"};
 with --table it is added to that file, and configs that have a line there are left out: the same
 command goes on. With --golden tests/golden/plans.tsv is written of that file at the end: config,
-GiB a device and whether it fits.
+GiB a device (quick, so at most) and whether it fits.
 """
 
 import argparse
@@ -58,6 +58,10 @@ def main():
     parser.add_argument("--table", default=Path("/dev/null"), type=Path, metavar="FILE")
     parser.add_argument("--golden", action="store_true")
     options, overrides = parser.parse_known_args()
+    if wrong := [a for a in overrides if not a.startswith("--config.")]:
+        parser.error(f"not known: {' '.join(wrong)}")
+    if options.golden and not options.table.is_file():
+        parser.error("--golden needs the --table that it is made of")
     lines = (line.split("\t") for line in pinned.MODELS.read_text().splitlines())
     sizes = {name: int(parameters) for name, parameters, _ in lines}
     table = options.table

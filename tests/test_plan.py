@@ -319,8 +319,45 @@ def test_a_loop_counts_as_often_as_it_runs():
     assert compiled.read(LOOP, 8).flops == 4 * 2 * 8 * 6 * 4
     said = 'body=%turn, backend_config={"known_trip_count":{"n":"5"}}'
     assert compiled.read(LOOP.replace("body=%turn", said), 8).flops == 5 * 2 * 8 * 6 * 4
-    other = LOOP.replace("direction=LT", "direction=NE")
-    assert compiled.read(other, 8).flops == 2 * 8 * 6 * 4  # nothing is known
+    for here, there in (
+        ("direction=LT", "direction=NE"),
+        ("tuple(%next, %end,", "tuple(%next, %next,"),  # the end moves
+        ("constant(8)", "parameter(2)"),
+        ("constant(2)", "constant(0)"),
+    ):
+        assert here in LOOP
+        other = LOOP.replace(here, there)
+        assert compiled.read(other, 8).flops == 2 * 8 * 6 * 4  # nothing is known
+
+
+@pytest.mark.parametrize("inner", [lambda i, n: n, lambda i, n: i, lambda i, n: 3])
+def test_loops_in_loops(inner):
+    """Of the compiler's own programs, also where it does not tell how often."""
+    turn = lambda i, x, n: jax.lax.fori_loop(0, inner(i, n), lambda _, x: jnp.tanh(x @ x), x)
+    f = jax.jit(lambda x, n: jax.lax.fori_loop(0, 5, lambda i, x: turn(i, x, n), x))
+    n = jax.ShapeDtypeStruct((), "int32")
+    flops = {}
+    for size in (4, 64):  # small loops of CPUs are in functions of their own
+        x = jax.ShapeDtypeStruct((size, size), "float32")
+        text = f.lower(x, n).compile().as_text()
+        flops[size] = compiled.read(text, 1).flops / (2 * size**3)
+    known = inner(1, None) == 3
+    assert flops == dict.fromkeys((4, 64), 15 if known else 5)
+
+
+def test_many_products_at_once():
+    """TPUs write them as a convolution along the batch, of a kernel that long."""
+    batch = 300_000
+    text = f"""HloModule jit_step, is_scheduled=true
+
+ENTRY %main (p0: f32[{batch},8,4], p1: f32[{batch},6,4]) -> f32[{batch},8,6] {{
+  %p0 = f32[{batch},8,4]{{2,1,0}} parameter(0)
+  %p1 = f32[{batch},6,4]{{2,1,0}} parameter(1)
+  ROOT %c = f32[{batch},8,6]{{2,1,0}} convolution(%p0, %p1), window={{size={batch} \
+stride={batch - 1} lhs_dilate={batch}}}, dim_labels=0bf_0oi->0bf
+}}
+"""
+    assert compiled.read(text, 1).flops == 2 * batch * 8 * 6 * 4
 
 
 @pytest.mark.parametrize(
@@ -493,6 +530,23 @@ def test_figures_by_hand(command, figures):
     assert quick == {k: None if k in not_known else result[k] for k in KEYS}
 
 
+@pytest.mark.parametrize(
+    ("sides", "needed", "fits", "total"),
+    [
+        ((), 3 * 10**6, False, 3 * 10**6),
+        ((1, 2), 3 * 10**6, True, 2 * 10**6),
+        ((1, 2), 10**6, True, 10**6),
+    ],
+)
+def test_what_libtpu_takes_fits(command, figures, monkeypatch, sides, needed, fits, total):
+    """It refuses what does not fit, and knows which buffers share memory."""
+    figures["total"] = needed
+    here = ahead.here
+    monkeypatch.setattr(ahead, "here", lambda name: here(name)._replace(sides=sides))
+    result = json.loads(command("--devices=cpu:2", "--json")[1])
+    assert (result["fits"], result["memory"]["total"]) == (fits, total)
+
+
 def test_more_than_there_is(command, figures):
     """The compiler refuses: it says how much it would need, and nothing else is known."""
     figures.clear()
@@ -577,6 +631,8 @@ def test_data_that_are_not_here_are_assumed(command):
         (("--devices=cpu:8", "--config.batch_size=12"), r"batch_size = 12 does not divide over 8"),
         (("--devices=cpu:8", "--input_rate=fast"), r"--input_rate=fast: write images/s"),
         (("--devices=cpu:8", "--price=-1"), r"price"),
+        (("--devices=cpu:8", "--quick", "--price=1"), r"--quick tells no times"),
+        (("--devices=cpu:8", "--quick", "--input_rate=9"), r"--quick tells no times"),
     ],
 )
 def test_mistakes(command, arguments, message):

@@ -27,8 +27,9 @@ def attend(
 
     Products are of `c.dtype`, the softmax is in float32. On GPUs in half precision it is cuDNN's
     kernel, which keeps no T x S array, where that takes the shapes and there is no bias. Elsewhere
-    training in bfloat16 rounds the products before the softmax, as PaddleClas's and PyTorch's mixed
-    precision do: T x S arrays are most of what attention moves.
+    training in bfloat16 rounds the scaled queries and the scores before the softmax, as the mixed
+    precision of PaddleClas and PyTorch does: T x S arrays are most of what attention moves. There
+    it has no forward-mode derivative.
 
     Args:
       c: the context.
@@ -53,8 +54,9 @@ def attend(
 def _attend(q: Array, k: Array, v: Array, bias: Array | None, scale: float, lean: bool) -> Array:
     """Returns what `attend` does by its formula, of any widths; lean: for training in bfloat16."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    if lean:
-        logits = jnp.einsum("btnh,bsnh->bnts", q * jnp.asarray(scale, q.dtype), k).astype(wide)
+    if lean:  # scaled before, so that scores are written once, in 16 bits
+        q = (q.astype(wide) * scale).astype(q.dtype)
+        logits = jnp.einsum("btnh,bsnh->bnts", q, k).astype(wide)
     else:
         logits = jnp.einsum("btnh,bsnh->bnts", q, k, preferred_element_type=wide) * scale
     logits = logits if bias is None else logits + bias
