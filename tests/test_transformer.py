@@ -82,9 +82,14 @@ def test_attention_in_bfloat16_and_its_gradients(train):
     ]
     c = Ctx(train=train, dtype=jnp.bfloat16, feature_dtype=jnp.bfloat16)
     half = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)]
-    y, pullback = jax.vjp(lambda *args: transformer.attend(c, *args), *half, jnp.asarray(bias))
-    found = [np.asarray(x, np.float64) for x in (y, *pullback(jnp.asarray(ct, y.dtype)))]
-    for a, b in zip(found, expected):  # bfloat16 has steps of 2^-8
+
+    @jax.jit
+    def value_and_gradients(ct, *args):
+        y, pullback = jax.vjp(lambda *args: transformer.attend(c, *args), *args)
+        return y, *pullback(ct.astype(y.dtype))
+
+    found = value_and_gradients(jnp.asarray(ct), *half, jnp.asarray(bias))
+    for a, b in zip(map(bfloat16, found), expected, strict=True):  # it has steps of 2^-8
         assert np.sqrt(np.mean((a - b) ** 2) / np.mean(b**2)) < 2**-7
 
 
