@@ -179,12 +179,12 @@ def of_compiler(
     kept = f"plan/{hashlib.sha256(asked.encode()).hexdigest()}.json"
     with contextlib.suppress(OSError, ValueError, RuntimeError):
         return json.loads((files.caches() / kept).read_text())
-    effort = jax.config.jax_exec_time_optimization_effort
+    level = jax.config.jax_optimization_level
     try:
-        jax.config.update("jax_exec_time_optimization_effort", -1.0 if quick else effort)
+        jax.config.update("jax_optimization_level", "O0" if quick else level)
         found = _compiled(lowered, devices, micro_batches)
     finally:
-        jax.config.update("jax_exec_time_optimization_effort", effort)
+        jax.config.update("jax_optimization_level", level)
     if target.sides and target.chip and "flops" in found:
         found["total"] = min(found["total"], int(target.chip.memory))
     # no home, a full disk: it is found anew the next time

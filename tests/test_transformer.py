@@ -89,8 +89,9 @@ def test_attention_in_bfloat16_and_its_gradients(train):
         return y, *pullback(ct.astype(y.dtype))
 
     found = value_and_gradients(jnp.asarray(ct), *half, jnp.asarray(bias))
-    for a, b in zip(map(bfloat16, found), expected, strict=True):  # it has steps of 2^-8
-        assert np.sqrt(np.mean((a - b) ** 2) / np.mean(b**2)) < 2**-7
+    # queries, scores, weights and results are rounded, each by less than a step of 2^-8
+    for a, b in zip(map(bfloat16, found), expected, strict=True):
+        assert np.sqrt(np.mean((a - b) ** 2) / np.mean(b**2)) < 4 * 2**-8
 
 
 def test_windows_and_back():
