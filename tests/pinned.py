@@ -2,9 +2,9 @@
 
 `golden/models.tsv` has, for each name, the number of trainable parameters and a hash of the paths
 and shapes of parameters and statistics, on which checkpoints depend. `golden/configs.txt` has how
-every config differs from `configs/base.py`.
+every config differs from `configs/base.py`. `golden/plans.tsv` is of `plan_configs.py`.
 
-`python tests/pinned.py` writes both again, and what `models/counts.tsv` lacks.
+`python tests/pinned.py` writes the first two again, and what `models/counts.tsv` lacks.
 """
 
 import argparse

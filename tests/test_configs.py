@@ -51,6 +51,15 @@ def test_differences_from_base_are_those_of_the_golden_text():
     pinned.assert_pinned(pinned.CONFIGS, pinned.text(ALL))
 
 
+def test_what_was_planned_is_there():
+    """The table of `tests/plan_configs.py`: a line for a config, and none of one that is gone."""
+    lines = [line.split("\t") for line in pinned.PLANS.read_text().splitlines()]
+    names = [name for name, _, _ in lines]
+    assert len(names) == len({*names})
+    assert {*names} <= {*ALL}
+    assert all(float(size) > 0 for _, size, _ in lines if size)
+
+
 def test_an_argument_is_the_model():
     assert all(name == f"configs/imagenet.py:{c.model.name}" for name, c in RECIPES.items())
 

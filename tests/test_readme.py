@@ -88,6 +88,7 @@ NOT_HERE = (
     "tests/matrix.py",
     "tests/claims.py",
     "tests/soak.py",
+    "tests/plan_configs.py",
     "tests/plan_memory.py",
     "jaxcls.plan",
 )
