@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
+from jaxcls import products
 
 KINDS = (
     "all-reduce",
@@ -36,6 +36,7 @@ ALIASES = {
     "constant", "partition-id", "replica-id", "domain", "while", "conditional", "async-done",
     "async-update",
 }  # fmt: skip
+BRANCHES = ("branch_computations", "true_computation", "false_computation")  # of a condition
 SLICES = {"slice", "dynamic-slice", "gather"}  # read no more of an operand than they return
 BITS = re.compile(r"[a-z]+(\d+)")
 SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
@@ -203,8 +204,7 @@ class Program:
                 for name in line.called("body", "condition"):
                     yield from self.executed(name, times * turns)
             elif line.op == "conditional":
-                branches = ("branch_computations", "true_computation", "false_computation")
-                for name in line.called(*branches):
+                for name in line.called(*BRANCHES):
                     yield from self.executed(name, times)
             elif line.op in ("async-start", "fusion", "call"):  # for their collectives
                 for name in line.called("calls", "to_apply"):
@@ -285,11 +285,10 @@ class Program:
             if line.op == "while":
                 total += self.turns(where, line) * sum(map(self.flops, line.called("body")))
             elif line.op == "conditional":
-                keys = ("branch_computations", "true_computation", "false_computation")
-                total += max(map(self.flops, line.called(*keys)), default=0.0)
+                total += max(map(self.flops, line.called(*BRANCHES)), default=0.0)
             elif line.op in ("dot", "convolution"):
                 types = (line.type, *(self.types[where, name] for name in line.operands[:2]))
-                total += 2.0 * _products(line, *map(_dims, types))
+                total += 2.0 * products.count(line.op, line.attributes, *map(_dims, types))
             else:
                 total += sum(map(self.flops, line.called("calls", "to_apply")))
         return total
@@ -330,7 +329,7 @@ class Program:
             given = set().union(*(buffers.get(name, ()) for name in line.operands))
             if line.alias:
                 buffers[line.name] = given
-                names = line.called("body", "branch_computations", "true_computation")
+                names = line.called("body", *BRANCHES)
                 inside[i] = max(map(self.peak, names), key=sum, default=(0.0, 0.0))
             else:
                 buffers[line.name] = {line.name}
@@ -362,54 +361,6 @@ class Program:
 def _dims(type: str) -> list[int]:
     """Returns the dimensions of an array's type."""
     return [int(n) for n in SHAPE.search(type)[2].split(",") if n]
-
-
-def _products(line: Instruction, result: list[int], left: list[int], right: list[int]) -> int:
-    """Returns the multiplications of a product, without a convolution's with zeros of its padding.
-
-    Args:
-      line: a dot or a convolution.
-      result, left, right: dimensions of the result and the operands.
-    """
-    if line.op == "dot":
-        axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.attributes)
-        inner = [left[int(axis)] for axis in axes[1].split(",") if axis] if axes else []
-        return math.prod(result) * math.prod(inner)
-    images, kernel, out = re.split(
-        "_|->", re.search(r"dim_labels=(\S+?)(?:,|$)", line.attributes)[1]
-    )
-    window = re.search(r"window=\{([^}]*)\}", line.attributes)
-    given = dict(part.split("=") for part in window[1].split()) if window else {}
-    count = result[out.index("b")] * result[out.index("f")] * right[kernel.index("i")]
-    for axis in range(len(images) - 2):
-        of = lambda key, other, axis=axis: given[key].split("x")[axis] if key in given else other
-        label = str(axis)
-        count *= _taps(
-            result[out.index(label)],
-            right[kernel.index(label)],
-            left[images.index(label)],
-            low=int(of("pad", "0_0").split("_")[0]),
-            **{key: int(of(key, 1)) for key in ("stride", "lhs_dilate", "rhs_dilate")},
-        )
-    return count
-
-
-def _taps(
-    out: int, size: int, length: int, *, low: int, stride: int, lhs_dilate: int, rhs_dilate: int
-) -> int:
-    """Returns how often, over all places of one axis, the kernel meets what is no zero.
-
-    TPUs' batches of products are convolutions whose kernel is as long as the batch, so that it is
-    not tried but solved: start + k rhs_dilate is a multiple of lhs_dilate for every m-th k.
-    """
-    start = np.arange(out, dtype=np.int64) * stride - low
-    common = math.gcd(rhs_dilate, lhs_dilate)
-    m = lhs_dilate // common
-    first = -(start // common) * pow(rhs_dilate // common, -1, m) % m if m > 1 else 0 * start
-    least = np.maximum(0, -(start // rhs_dilate))
-    most = np.minimum(size - 1, ((length - 1) * lhs_dilate - start) // rhs_dilate)
-    met = (most - first) // m - (least - 1 - first) // m
-    return int((np.maximum(met, 0) * (start % common == 0)).sum())
 
 
 def _own(line: Instruction) -> int:

@@ -52,12 +52,13 @@ def test_differences_from_base_are_those_of_the_golden_text():
 
 
 def test_what_was_planned_is_there():
-    """The table of `tests/plan_configs.py`: a line for a config, and none of one that is gone."""
+    """The table of `tests/plan_configs.py`: of configs that there are, and as the README says."""
     lines = [line.split("\t") for line in pinned.PLANS.read_text().splitlines()]
     names = [name for name, _, _ in lines]
     assert len(names) == len({*names})
     assert {*names} <= {*ALL}
-    assert all(float(size) > 0 for _, size, _ in lines if size)
+    assert {fits for _, _, fits in lines} == {"fits"}
+    assert f" {len(names)} of the {len(ALL)} configs" in (pinned.ROOT / "README.md").read_text()
 
 
 def test_an_argument_is_the_model():
