@@ -11,16 +11,26 @@ from typing import Any
 
 import jax
 from jax._src import distributed
+from jax.experimental import multihost_utils
 
 PATIENCE = 24 * 3600.0  # seconds; a process that ends is noticed otherwise (jaxcls.processes)
 
 _names = (f"jaxcls {number}" for number in itertools.count())
+_stops = itertools.count()
 
 
 def wait() -> None:
     """Returns when all processes have called this equally often."""
     if distributed.global_state.client is not None:
         distributed.global_state.client.wait_at_barrier(next(_names), int(1e3 * PATIENCE))
+
+
+def reached_preemption() -> bool:
+    """Returns whether all processes are to save and leave here, since one has received SIGTERM.
+
+    True once, of the call that JAX has them agree on; all call this equally often.
+    """
+    return multihost_utils.reached_preemption_sync_point(next(_stops))
 
 
 def when_compiled(f: Callable[..., Any]) -> Callable[..., Any]:

@@ -26,7 +26,11 @@ from jaxcls.files import any_process
 
 
 class _Manager(ocp.CheckpointManager):
-    """Tells at once that a save has failed here; orbax first waits minutes for other processes."""
+    """Orbax's, but for what it does where there are several processes.
+
+    It tells at once that a save has failed here: orbax first waits minutes for the others. And it
+    asks JAX nothing about preemption, which counts the questions: see `barrier`.
+    """
 
     tell: Callable[[Exception], Any] = staticmethod(lambda error: None)
 
@@ -36,6 +40,9 @@ class _Manager(ocp.CheckpointManager):
         except Exception as e:
             self.tell(e)
             raise
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 class Checkpoints:
@@ -146,10 +153,6 @@ class Checkpoints:
         self.last = evaluation
         self.best = better(self.best, evaluation, self._metric)
 
-    def reached_preemption(self, step: int) -> bool:
-        """Returns whether all processes are to save at `step`, since one received SIGTERM."""
-        return self._manager.reached_preemption(step)
-
     def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> bool:
         """Begins to save and returns when `state` may be donated; True unless `step` is saved.
 
@@ -172,7 +175,9 @@ class Checkpoints:
         self._saving, self._kept = step, (state, json.loads(json.dumps(meta, allow_nan=False)))
         try:
             self._begin()
-        except OSError as e:
+        except Exception as e:
+            if files.storage_problem(e) is None:
+                raise
             self._try_again(e)
         if self._gave_up:  # on the one before: this one is not left behind before it is there
             self._gave_up = False

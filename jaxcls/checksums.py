@@ -78,10 +78,9 @@ def verify(path: epath.Path, report: Callable[[str], None]) -> bool:
             verified = _verify_here(path, report)
         except (DamageError, files.StorageError) as e:
             problem = e
-    if any_process(isinstance(problem, files.StorageError)):
-        raise problem or files.StorageError(f"process 0 cannot read {path}")
-    if any_process(problem is not None):
-        raise problem or DamageError("found by process 0")
+    text = f"process 0 cannot read {path}"
+    files.raise_together(problem, text, files.PassingError, files.StorageError)
+    files.raise_together(problem, "found by process 0", DamageError)
     return any_process(verified)
 
 

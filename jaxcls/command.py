@@ -206,6 +206,13 @@ def told(main: Callable[..., int]) -> Callable[..., int]:
         except FloatingPointError as e:
             complain(e)
             return 1
+        except Exception as e:
+            from jaxcls import files
+
+            if files.storage_problem(e) is None:
+                raise
+            complain(e)
+            return signals.AGAIN if files.passes(e) else 2
 
     return run
 
@@ -313,6 +320,8 @@ def together(
     asked = {"--mode": values.mode} if "mode" in values else {}
     flat = configs.flatten(json.loads(values.config.to_json_best_effort()))
     asked |= {f"config.{key}": value for key, value in flat.items()}
+    if "workdir" in values and "://" in values.workdir:  # a folder is seen to be shared later
+        asked["--workdir"] = values.workdir
     options = {"runs": asked, "resume": resume, "patience": patience}
     here = processes.Processes(address, *numbers, devices, **options)
 

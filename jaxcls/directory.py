@@ -34,9 +34,10 @@ def lock(workdir: str | os.PathLike) -> Iterator[Callable[[], None]]:
 
     Raises:
       ValueError: another run holds it, or it cannot be written.
+      files.PassingError: storage does not answer.
     """
     workdir = os.fspath(workdir)
-    held, made, problem = None, [], ""
+    held, made, problem = None, [], None
 
     def undo():
         if held is not None and made:
@@ -49,20 +50,19 @@ def lock(workdir: str | os.PathLike) -> Iterator[Callable[[], None]]:
         paths = (Path(workdir), *Path(workdir).parents)
         made = [path for path in paths if not os.path.exists(path)]
         try:
-            held = _acquire(workdir)
+            held = files.patiently(lambda: _acquire(workdir), workdir, print, "written")
         except ValueError as e:
-            problem = str(e)
+            problem = e
         except FileExistsError as e:
             kind = "a broken link" if os.path.islink(e.filename) else "a file, not a folder"
-            problem = f"the working directory {workdir}: {e.filename} is {kind}"
+            problem = ValueError(f"the working directory {workdir}: {e.filename} is {kind}")
         except OSError as e:
-            problem = f"cannot write to the working directory {workdir}: {e.strerror}"
+            text = f"cannot write to the working directory {workdir}: {e.strerror}"
+            problem = ValueError(text)
     try:
         with signals.undone(undo):
-            if files.any_process(bool(problem)):
-                raise ValueError(
-                    problem or f"process 0 could not lock the working directory {workdir}"
-                )
+            text = f"process 0 could not lock the working directory {workdir}"
+            files.raise_together(problem, text, files.PassingError, ValueError)
             _check_shared(workdir)
             yield keep
     finally:
@@ -119,7 +119,7 @@ def _acquire(workdir: str) -> int:
             if e.errno not in files.NO_LOCKS:
                 os.close(file)
                 raise
-            return file
+            locked = True
         if not locked:
             os.close(file)
             holder = _holder(Path(workdir, LOCK)) or "another process"

@@ -25,10 +25,14 @@ LISTED = 10  # things in a message; it says how many more there are
 DELAYS = (0.5, 1, 2, 4, 8)  # seconds until storage that failed is tried again
 # What trying again does not change. All other errors (ESTALE, EIO, ETIMEDOUT, EMFILE, errors of
 # remote file systems, which have no number) may pass.
-KINDS = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+KINDS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 LASTING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG)
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # Lustre mounted without them, ...
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a write does not succeed later
+# Packages of object stores, whose errors are not the system's, and what HTTP's codes from 400 to
+# 499 may mean that passes: a time-out, too many requests.
+STORES = ("gcsfs", "aiohttp", "google")
+BUSY = (408, 429)
 
 
 class SaveError(ValueError):
@@ -66,8 +70,8 @@ def patiently(
     Raises:
       PassingError: it still fails.
       StorageError: at once where waiting does not help (no permission).
-      FileNotFoundError, NotADirectoryError, IsADirectoryError: as `call` does, at once; so does
-        a write that waiting does not help (a full disk).
+      FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError: as `call` does, at
+        once; so does a write that waiting does not help (a full disk).
     """
     for delay in (*DELAYS, None):
         try:
@@ -76,11 +80,12 @@ def patiently(
             raise
         except Exception as e:
             problem = storage_problem(e)
-            if problem is None or (what == "written" and not passes(e)):
+            number = getattr(e, "errno", None)
+            if problem is None or (what == "written" and number and not passes(e)):
                 raise
             name = getattr(e, "filename", None) or os.fspath(path)
             said = f"{name} cannot be {what}: {problem}"
-            if getattr(e, "errno", None) in LASTING:
+            if not passes(e):
                 raise StorageError(said) from e
             error = e
         if delay is not None:
@@ -93,9 +98,11 @@ def patiently(
 
 
 def storage_problem(error: BaseException) -> str | None:
-    """Returns what the storage says in an error of the system or of TensorStore; None in others."""
+    """Returns what storage says in an error: the system, TensorStore, a bucket; None in others."""
     if isinstance(error, OSError):
         return error.strerror or line(error)
+    if type(error).__module__.partition(".")[0] in STORES:
+        return line(error)
     # "...: Failed to ...: Disk quota exceeded [os_error_code='EDQUOT'", "UNAVAILABLE: ..."
     if found := re.search(r"([^:]+) \[os_error_code", str(error)):
         return found[1].strip()
@@ -110,7 +117,10 @@ def passes(error: BaseException) -> bool:
     if storage_problem(error) is None or isinstance(error, KINDS):
         return False
     said = any(os.strerror(number) in str(error) for number in lasting)  # by TensorStore
-    return getattr(error, "errno", None) not in lasting and not said
+    code = str(getattr(error, "code", ""))  # of HTTP
+    refused = code.isdigit() and 400 <= int(code) < 500 and int(code) not in BUSY
+    refused = refused or str(error).startswith("Forbidden: ")  # by gcsfs, without a code
+    return getattr(error, "errno", None) not in lasting and not said and not refused
 
 
 def line(error: Exception | None) -> str:
@@ -275,6 +285,19 @@ def gathered(values: np.ndarray) -> np.ndarray:
         return values[None]
     barrier.wait()
     return np.asarray(multihost_utils.process_allgather(values))
+
+
+def raise_together(problem: Exception | None, text: str, *kinds: type[Exception]) -> None:
+    """Raises the problem that any process has in all of them; every process calls it.
+
+    Args:
+      problem: of this process; None: it has none.
+      text: what those say that have none.
+      kinds: of problems, of which they raise the first that there is.
+    """
+    for kind in kinds:
+        if any_process(isinstance(problem, kind)):
+            raise problem or kind(text)
 
 
 def any_process(flag: bool) -> bool:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,10 @@ from jaxcls.signals import AGAIN
 
 PATIENCE = 60.0  # seconds until all processes are there
 CLUSTER_PATIENCE = 300.0  # on a cluster, whose machines start at different times
-NAME_PATIENCE = 30.0  # seconds until the coordinator's name is known: Kubernetes takes a while
+SAID = 10.0  # seconds of waiting until a line says what for
+LOOK = 2.0  # seconds that the last line of a process waits for storage
 GRACE = 3.0  # seconds for a process to end by itself when another one has ended with an error
-GOOD = (0, 130, 143)  # exit codes after which the others end by themselves, in the same way
+GOOD = (0, 129, 130, 143)  # exit codes after which the others end by themselves, in the same way
 LINE = 1 << 20  # characters of a line at most
 REFUSED = 5.0  # seconds for the others to come and hear, too, why the run does not begin
 
@@ -191,18 +192,30 @@ class Processes:
     # -- Meeting ---------------------------------------------------------------------------------
 
     def _resolve(self) -> None:
-        until = min(self._until, time.monotonic() + NAME_PATIENCE)
-        while True:
+        """Waits until the coordinator's name is known: on Kubernetes when its pod has begun."""
+        for _ in self._waiting("for the name"):
             try:
                 socket.getaddrinfo(*self._address)
                 return
             except (OSError, UnicodeError) as e:
-                if time.monotonic() > until:
-                    reason = getattr(e, "strerror", None) or e
-                    raise LostError(
-                        f"--coordinator={self._where}: the host is not known ({reason})"
-                    ) from e
-            time.sleep(0.5)
+                error = e
+        reason = getattr(error, "strerror", None) or error
+        raise LostError(f"--coordinator={self._where}: the host is not known ({reason})") from error
+
+    def _waiting(self, what: str) -> Iterator[None]:
+        """Gives turns, the first one at once, as long as there is patience; says so after a while.
+
+        Args:
+          what: is waited for, at the coordinator's address.
+        """
+        began, said = time.monotonic(), False
+        yield
+        while (now := time.monotonic()) <= self._until:
+            if now > began + SAID and not said:
+                signals.say(f"jaxcls: process {self._number} waits {what} at {self._where}")
+                said = True
+            time.sleep(0.2)
+            yield
 
     def _start_relay(self, host: str, port: int, *targets: str) -> int:
         """Returns the port of a new relay, which lives a little longer than this process."""
@@ -234,7 +247,7 @@ class Processes:
             return self._problem or there()
 
         with self._changed:
-            if not self._changed.wait_for(complete, min(10, self._until - time.monotonic())):
+            if not self._changed.wait_for(complete, min(SAID, self._until - time.monotonic())):
                 signals.say(f"jaxcls: process 0 waits at {self._where} for {self._names(everyone)}")
             if not self._changed.wait_for(complete, self._until - time.monotonic()):
                 text = (
@@ -256,24 +269,17 @@ class Processes:
 
     def _join(self) -> None:
         """Any other process comes to process 0 and waits for all."""
-        began, said = time.monotonic(), False
-        while True:
+        for _ in self._waiting("for process 0"):
             try:
                 line = socket.create_connection(self._address, timeout=5)
                 break
             except OSError as e:
-                now = time.monotonic()
-                if now > self._until:
-                    raise LostError(
-                        f"process {self._number} of {self._count} does not reach process 0 at "
-                        f"--coordinator={self._where} ({e.strerror or e}): is it started there?"
-                    ) from e
-                if now > began + 10 and not said:
-                    signals.say(
-                        f"jaxcls: process {self._number} waits for process 0 at {self._where}"
-                    )
-                    said = True
-            time.sleep(0.2)
+                error = e
+        else:
+            raise LostError(
+                f"process {self._number} of {self._count} does not reach process 0 at "
+                f"--coordinator={self._where} ({error.strerror or error}): is it started there?"
+            ) from error
         relay.keep_alive(line)
         self._tell(
             f"{relay.HELLO.decode()}hello {self._number} {self._count} {json.dumps(self._what)}",
@@ -297,6 +303,8 @@ class Processes:
         os.environ.setdefault("no_grpc_proxy", "127.0.0.1")  # JAX's connections end in our relay
         import jax
 
+        from jaxcls import barrier
+
         jax.config.update("jax_check_proxy_envs", False)
         if jax.config.jax_platforms == "cpu":
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -307,7 +315,7 @@ class Processes:
                 self._count,
                 self._number,
                 local_device_ids=devices,
-                shutdown_timeout_seconds=60,
+                shutdown_timeout_seconds=int(barrier.PATIENCE),  # process 0 writes the report
                 **bind,
             )
         except RuntimeError as e:
@@ -391,9 +399,14 @@ class Processes:
         self._end(text, code)
 
     def _end(self, text: str, code: int) -> None:
-        if self._code is not None:
+        # Process 0 may still be at work for all, on the report, when the others have done theirs.
+        if self._code is not None and (self._number == 0 or 0 in self._ended):
             os._exit(self._code)
-        text = "; ".join(filter(None, (text, self._resume())))
+        answers: list[str] = []
+        look = threading.Thread(target=lambda: answers.append(self._resume()), daemon=True)
+        look.start()
+        look.join(LOOK)  # storage may be what is lost
+        text = "; ".join(filter(None, (text, *answers)))
         signals.end_process(f"jaxcls: {text}", code)
 
     def _tell_end(self, code: int) -> None:

@@ -22,6 +22,7 @@ def describe(config: Mapping[str, Any]) -> dict[str, Any]:
     code = {
         path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:12]
         for path in sorted(root.rglob("*.py"))
+        if path.is_file()  # editors leave broken links
     }
     return {
         "host": socket.gethostname(),

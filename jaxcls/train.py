@@ -9,7 +9,19 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxcls import checkpoint, choices, files, meta, metrics, names, record, signals, steps, weights
+from jaxcls import (
+    barrier,
+    checkpoint,
+    choices,
+    files,
+    meta,
+    metrics,
+    names,
+    record,
+    signals,
+    steps,
+    weights,
+)
 from jaxcls.averages import preferred, settled
 from jaxcls.config import consume, due
 from jaxcls.console import Console
@@ -80,7 +92,7 @@ def _run(
     stop: signals.Signals,
     keep: Callable[[], None],
 ) -> int:
-    main_process, clock = jax.process_index() == 0, Clock(workdir)
+    main_process, clock, preempted = jax.process_index() == 0, Clock(workdir), False
     plan, total = program.plan, program.plan.total_steps
     check_kinds(workdir)
     report = Report(config, workdir, program.network, data, console)
@@ -114,6 +126,11 @@ def _run(
 
     def evaluated(step):
         return saved.last is not None and saved.last["step"] == step
+
+    def leaving():  # of several processes each asks equally often: they agree on one answer
+        nonlocal preempted
+        preempted = preempted or barrier.reached_preemption()
+        return preempted or bool(stop.received)
 
     def finish(step):
         if main_process:
@@ -169,7 +186,7 @@ def _run(
                 data.eval is not None and due(step, plan.eval_every, total) and not evaluated(step)
             )
             saving = due(step, plan.save_every, total) or evaluating
-            stopping = bool(stop.received) or saved.reached_preemption(step)
+            stopping = leaving()
             log.drain(keep=0 if saving or stopping else 1)
             if saving and (step == total or not stopping):  # a last save has no other after it
                 with log.paused("averaging"):
@@ -189,7 +206,7 @@ def _run(
                         eval_feed,
                         variables,
                         batch_size=plan.eval_batch_size,
-                        stop=lambda: bool(stop.received),
+                        stop=leaving,
                         progress=log.evaluating,
                         scores=report.scores(last=step == total),
                     )
@@ -200,7 +217,7 @@ def _run(
                         report.write(step, results[0], variables)
                         saved.evaluated(step, metrics.plain(results[0]))
                         state = program.optimizer.watched(state, saved.last)
-                stopping = bool(stop.received)
+                stopping = leaving()
             console.saved(saved.finished())
             if stopping or step == total:
                 break
@@ -227,4 +244,4 @@ def _run(
         batches.close()
         saved.close()
     finish(step)
-    return 0 if complete(step) else 128 + (stop.received or signal.SIGTERM)
+    return 0 if complete(step) else 128 + (stop.received or stop.passed_on or signal.SIGTERM)

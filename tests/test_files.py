@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcls import files, weights
+from jaxcls import command, files, weights
 from jaxcls.directory import check_kinds, lock
 
 ROOT = Path(__file__).parents[1]
@@ -96,7 +96,27 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, number):
 
     monkeypatch.setattr(filelock, "lock_descriptor", refuse)
     with lock(tmp_path), lock(tmp_path):
-        pass
+        assert f"process {os.getpid()} on " in (tmp_path / ".lock").read_text()  # for the others
+
+
+def test_a_working_directory_whose_storage_does_not_answer(tmp_path, monkeypatch):
+    opened, tried = os.open, []
+
+    def stale(path, *arguments):
+        if str(path).endswith(".lock") and len(tried) < fails:
+            tried.append(path)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+        return opened(path, *arguments)
+
+    monkeypatch.setattr(os, "open", stale)
+    monkeypatch.setattr(files, "DELAYS", (0, 0))
+    fails = 2
+    with lock(tmp_path):
+        assert len(tried) == 2
+    fails = 100
+    with pytest.raises(files.PassingError, match=r"\.lock cannot be written: Stale file") as caught:
+        lock(tmp_path).__enter__()
+    assert caught.value.exit_code == 75
 
 
 def test_remote_workdirs_are_not_locked():
@@ -170,6 +190,47 @@ def test_what_waiting_does_not_change_is_not_tried_again(monkeypatch, number, ti
     assert (len(tried), len(said)) == (times, times - 1)
 
 
+class HttpError(Exception):
+    """As gcsfs has it."""
+
+    __module__ = "gcsfs.retry"
+
+    def __init__(self, code):
+        super().__init__(f"of the bucket, {code}")
+        self.code = code
+
+
+@pytest.mark.parametrize("what", ["read", "written"])
+@pytest.mark.parametrize(
+    ("error", "kind", "times"),
+    [
+        (HttpError(503), files.PassingError, 3),
+        (HttpError(429), files.PassingError, 3),
+        (HttpError("500"), files.PassingError, 3),
+        (HttpError(401), files.StorageError, 1),
+        (OSError("Forbidden: b/o\nno permission"), files.StorageError, 1),
+    ],
+)
+def test_what_a_bucket_says(monkeypatch, capsys, error, kind, times, what):
+    tried = []
+
+    def call():
+        tried.append(what)
+        raise error
+
+    monkeypatch.setattr(files, "DELAYS", (0, 0))
+    with pytest.raises(files.StorageError, match=rf"^gs://b/o cannot be {what}: ") as caught:
+        files.patiently(call, "gs://b/o", what=what)
+    assert (type(caught.value), len(tried)) == (kind, times)
+    if isinstance(error, HttpError):  # where nobody tries again
+
+        def fails():
+            raise error
+
+        assert command.told(fails)() == (75 if kind is files.PassingError else 2)
+        assert capsys.readouterr().err == f"jaxcls: {error}\n"
+
+
 def test_a_start_that_was_successful_keeps_its_directory(tmp_path):
     with contextlib.suppress(RuntimeError), lock(tmp_path / "new") as keep:
         keep()
@@ -223,6 +284,13 @@ def processes(monkeypatch):
     return call
 
 
+def raised(problem):
+    try:
+        files.raise_together(problem, "of process 0", files.PassingError, ValueError, OSError)
+    except (ValueError, OSError) as e:
+        return e
+
+
 def test_what_processes_tell_one_another(processes):
     for texts in (("a", "a", "a"), ("", ""), ("a",)):
         assert processes(files.differs, *texts) == [False] * len(texts)
@@ -230,6 +298,12 @@ def test_what_processes_tell_one_another(processes):
         assert processes(files.differs, *texts) == [True] * len(texts)
     assert processes(files.any_process, False, True) == [True, True]
     assert processes(files.any_process, False, False) == [False, False]
+    for problem, kind in ((files.PassingError("a"), files.PassingError), (OSError(), OSError)):
+        found = processes(raised, problem, None, None)
+        assert [type(e) for e in found] == [kind] * 3
+        assert found[0] is problem
+        assert str(found[1]) == "of process 0"
+    assert processes(raised, None, None) == [None] * 2
     large = 2**40 + 3  # of an image
     for sets in (({5, 3}, set(), {large, 5}), (set(), set()), ({0}, {0}), ({7, 1},)):
         assert processes(files.union, *sets) == [sorted(set().union(*sets))] * len(sets)

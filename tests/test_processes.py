@@ -120,6 +120,31 @@ def test_the_mistake_of_one_ends_the_others_and_a_normal_end_is_none():
 
 
 @pytest.mark.ci
+def test_process_0_is_lost_while_it_works_for_all_at_the_end():
+    """As on the report; the others have nothing more to do, but the run is not complete."""
+    with peers(0, 1, count=2) as (zero, one):
+        for process in (zero, one):
+            assert process.stdout.readline() == "here\n"
+        one.stdin.write("\n")
+        one.stdin.flush()
+        time.sleep(0.5)
+        zero.kill()
+        text = "jaxcls: process 0 of 2 was lost (killed, out of memory, or its machine is gone)"
+        assert end(one) == (75, f"{text}; go on\n")
+
+
+def test_the_end_does_not_wait_for_storage(monkeypatch):
+    here = object.__new__(processes.Processes)
+    here._code, here._number, here._ended = None, 0, {}
+    here._resume = threading.Event().wait  # a server that does not answer
+    monkeypatch.setattr(processes, "LOOK", 0.1)
+    ended = []
+    monkeypatch.setattr(processes.signals, "end_process", lambda *said: ended.append(said))
+    here._end("process 1 was lost", 75)
+    assert ended == [("jaxcls: process 1 was lost", 75)]
+
+
+@pytest.mark.ci
 def test_who_is_missing_is_named():
     port = runs.free_port()
     with peers(0, 2, count=4, port=port, patience=(12, 60)) as started:
@@ -144,6 +169,7 @@ def test_processes_that_do_not_fit(tmp_path):
 
 def test_other_code_or_another_config_is_refused(tmp_path):
     shutil.copytree(runs.ROOT / "jaxcls", tmp_path / "jaxcls")
+    (tmp_path / "jaxcls" / ".#steps.py").symlink_to("somebody@host.1")  # which Emacs edits
     with open(tmp_path / "jaxcls" / "steps.py", "a") as file:
         file.write("# another version\n")
     host = socket.gethostname()
@@ -212,13 +238,31 @@ def test_flags_that_fit():
 
 
 def test_a_coordinator_that_does_not_resolve(commands, tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "NAME_PATIENCE", 0)
     with pytest.raises(ValueError, match=r"--coordinator=no.such:1234: the host is not known \("):
-        processes.Processes(("no.such", 1234), 2, 0)
+        processes.Processes(("no.such", 1234), 2, 0, patience=0)
     done = commands.fork(f"--config={runs.TINY}", f"--workdir={tmp_path}", "--num_processes=2")
     assert done.returncode == 2
     assert done.err.startswith("jaxcls: --num_processes=2 needs --coordinator")
     assert done.err.count("\n") == 1
+
+
+def test_a_name_that_is_known_later_is_waited_for(monkeypatch, capfd):
+    answers = iter([OSError("not yet")] * 3 + [[]])
+
+    def look(*address):
+        answer = next(answers)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(processes.socket, "getaddrinfo", look)
+    monkeypatch.setattr(processes, "SAID", 0.3)
+    here = object.__new__(processes.Processes)
+    here._address, here._number, here._where = ("pod-0", 1234), 1, "pod-0:1234"
+    here._until = time.monotonic() + 900  # --wait=900
+    here._resolve()
+    assert next(answers, None) is None
+    assert capfd.readouterr().err == "jaxcls: process 1 waits for the name at pod-0:1234\n"
 
 
 def test_slurm_is_detected(monkeypatch):
