@@ -119,7 +119,7 @@ def this_cpu(devices: int) -> chips.Chip:
     memory = 0
     if hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / devices
-    return chips.Chip("cpu", flops, memory, bandwidth, bandwidth)
+    return chips.Chip("cpu", flops, memory, bandwidth, bandwidth, passes=1)
 
 
 def examine(
@@ -173,12 +173,15 @@ def of_compiler(
       more than there is. In a slice "total" is at most the chip's memory otherwise: libtpu refuses
       what does not fit, and its sum does not know which buffers share memory.
     """
-    versions = (VERSION, jax.__version__, _libtpu(), os.environ.get("XLA_FLAGS"))
+    flags = map(os.environ.get, ("XLA_FLAGS", "LIBTPU_INIT_ARGS"))
+    versions = (VERSION, jax.__version__, _libtpu(), *flags)
     versions += ("quick",) * quick
     asked = f"{target.name} {versions} {lowered.as_text()}"
     kept = f"plan/{hashlib.sha256(asked.encode()).hexdigest()}.json"
-    with contextlib.suppress(OSError, ValueError, RuntimeError):
-        return json.loads((files.caches() / kept).read_text())
+    with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):
+        found = json.loads((files.caches() / kept).read_text())
+        if found.keys() >= {"total", "collectives"} or found.keys() == {"total"}:
+            return found
     level = jax.config.jax_optimization_level
     try:
         jax.config.update("jax_optimization_level", "O0" if quick else level)

@@ -27,17 +27,18 @@ class Chip(NamedTuple):
     vcpus: float = 0.0  # its share of the host's
     slices: str = ""  # "v5e": its slices are called v5e:2x4 and the like
     per_chip: int = 1  # devices in a chip, which is what is rented
+    passes: float = 6  # of half precision in the time of a multiplication in float32
 
 
 # The first whose `kind` begins a device's counts.
 CHIPS = (
-    Chip("Tesla V100", 125e12, 16 * GIB, 900e9, 300e9),  # float16 only
-    Chip("NVIDIA A100-SXM4-80GB", 312e12, 80 * GIB, 2039e9, 600e9),
-    Chip("NVIDIA A100", 312e12, 40 * GIB, 1555e9, 600e9),
-    Chip("NVIDIA H100 PCIe", 756e12, 80 * GIB, 2000e9, 600e9),
-    Chip("NVIDIA H100", 989e12, 80 * GIB, 3350e9, 900e9),
-    Chip("NVIDIA H200", 989e12, 141e9, 4800e9, 900e9),
-    Chip("NVIDIA B200", 2250e12, 180e9, 8000e9, 1800e9),
+    Chip("Tesla V100", 125e12, 16 * GIB, 900e9, 300e9, passes=125 / 15.7),  # float16 only
+    Chip("NVIDIA A100-SXM4-80GB", 312e12, 80 * GIB, 2039e9, 600e9, passes=312 / 19.5),
+    Chip("NVIDIA A100", 312e12, 40 * GIB, 1555e9, 600e9, passes=312 / 19.5),
+    Chip("NVIDIA H100 PCIe", 756e12, 80 * GIB, 2000e9, 600e9, passes=756 / 51),
+    Chip("NVIDIA H100", 989e12, 80 * GIB, 3350e9, 900e9, passes=989 / 67),
+    Chip("NVIDIA H200", 989e12, 141e9, 4800e9, 900e9, passes=989 / 67),
+    Chip("NVIDIA B200", 2250e12, 180e9, 8000e9, 1800e9, passes=2250 / 80),
     Chip("TPU v2", 22.5e12, 7.48 * GIB, 350e9, 0, 4, 12, "v2", 2),
     Chip("TPU v3", 61.5e12, 15.48 * GIB, 450e9, 332e9, 4, 12, "v3", 2),
     Chip("TPU v4 lite", 138e12),
@@ -127,7 +128,7 @@ def network(chip: Chip, sides: tuple[int, ...] = ()) -> float:
 def bounds(
     *,
     flops: float,
-    passes: int,
+    passes: float,
     bytes: float,
     sent: float,
     images: int,

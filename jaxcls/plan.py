@@ -46,7 +46,8 @@ from ml_collections import ConfigDict
 
 from jaxcls import ahead, chips, choices, precision, program
 from jaxcls.command import define_config, exit_with, parse, start_jax, told
-from jaxcls.config import left_open
+from jaxcls.config import choose, left_open
+from jaxcls.data import sources
 from jaxcls.data.access import TEACHER
 
 IMAGENET = 1_281_167, 1000  # training images and classes, where nothing says another number
@@ -65,17 +66,26 @@ class Data(NamedTuple):
 def look(
     config: ConfigDict, options: flags.FlagValues, devices: Sequence[Any]
 ) -> tuple[ConfigDict, Data]:
-    """Returns the config with nothing left open, and its data, assumed where they are not here."""
+    """Returns the config with nothing left open, and its data, assumed where they are not here.
+
+    Raises:
+      ValueError: something is wrong with the config, whatever its images are.
+    """
     images, classes = options.num_train, options.num_classes
     why = "as --num_train and --num_classes say"
+    _check_data(config, devices)
     if not (images and classes):
         try:
             config, data = choices.open_data(config, devices=devices)
-            facts = data.facts()
+            facts, assumed = data.facts(), ""
             facts["num_train"] = images or facts["num_train"]
+            if classes and classes != facts["num_classes"]:
+                there = facts["num_classes"]
+                facts |= _of_classes(config, facts["num_train"], classes)
+                assumed = f"assumed: {classes:,} classes, where the images here have {there:,}"
             item = data.train[0] if config.teacher.stored else {}
             extra = {k: (np.shape(item[k]), np.asarray(item[k]).dtype) for k in TEACHER & {*item}}
-            return config, Data(facts, extra, data.train)
+            return config, Data(facts, extra, data.train, assumed)
         except ValueError as error:
             why = str(error)
     images = images or config.data.num_train or IMAGENET[0]
@@ -90,16 +100,44 @@ def look(
             devices=list(devices),
         )
         assumed += f"; {line}"
-    facts = {"num_train": images, "num_classes": classes, "multi_label": config.data.multi_label}
-    facts["class_counts"] = lambda: (np.full(classes, images / classes), float(images))
-    return config, Data(facts, {}, None, assumed)
+    facts = {"num_train": images, "multi_label": config.data.multi_label}
+    return config, Data(facts | _of_classes(config, images, classes), {}, None, assumed)
+
+
+def _of_classes(config: ConfigDict, images: int, classes: int) -> dict[str, Any]:
+    """Returns the facts about classes that are not here: those that the loss names, and others."""
+    weights = (*config.loss.class_weights, *config.loss.pos_weights)
+    named = dict.fromkeys(w[0] for w in weights if isinstance(w, (tuple, list)) and w)
+    return {
+        "num_classes": classes,
+        "class_names": (*named, *map(str, range(classes - len(named)))) if named else (),
+        "class_counts": lambda: (np.full(classes, images / classes), float(images)),
+    }
+
+
+def _check_data(config: ConfigDict, devices: Sequence[Any]) -> None:
+    """Refuses a config that reads no images, wherever they are: other images are opened with it."""
+    if config.probe.decays:
+        raise ValueError(
+            "config.probe.decays: a linear probe goes through the images once and takes no "
+            "training steps: there is nothing to plan"
+        )
+    if config.data.source:
+        choose("config.data.source", config.data.source, sources.OPEN)
+    config = config.copy_and_resolve_references()
+    fake = {"source": "fake", "num_train": 8, "num_eval": 8, "num_classes": 2, "background": ""}
+    whole = {"unlabelled": "", "unlabelled_share": 0.0, "fraction": 1.0, "fraction_seed": 0}
+    with config.ignore_type():
+        config.data.update(sources.unset() | fake | whole | {"long_tail": 1.0})
+        config.update_from_flattened_dict({"teacher.stored": False, "init.checkpoint": ""})
+    choices.open_data(config, devices=devices)
 
 
 def estimate(
     found: dict[str, Any],
     built: program.Program,
     target: ahead.Target,
-    passes: int,
+    passes: float,
     input_rate: float = 0.0,
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Returns what --json prints, and the milliseconds that each resource takes of a step.
@@ -108,7 +146,7 @@ def estimate(
       found: of `ahead.examine`.
       built: that was examined.
       target: that it was compiled for.
-      passes: of half precision in a multiplication.
+      passes: of half precision in the time of a multiplication.
       input_rate: images/s of all hosts; 0: not known.
     """
     batch, devices, chip = built.plan.batch_size, built.layout.mesh.size, target.chip
@@ -150,6 +188,7 @@ def advice(
     memory, lines = result["memory"], []
     batch, devices = built.plan.batch_size, built.layout.mesh.size
     micro, group = built.optimizer.accumulate_steps, config.model.bn_group or 1
+    unit = _unit(built, config)
     if not result["fits"] and memory["limit"] and memory["total"]:
         state = sum(memory[kind] for kind in ("parameters", "optimizer", "averages"))
         highest = precision.matmul(built.network.precision) == "highest"
@@ -157,26 +196,27 @@ def advice(
         fixed = state + memory["parameters"] * (1 if highest else 1.5)
         if memory["total"] > fixed < memory["limit"]:
             share = (memory["limit"] - fixed) / (memory["total"] - fixed)  # of what the batch needs
-            unit = devices * micro * (group if batch // (devices * micro) % group == 0 else 1)
             if fitting := int(batch * share) // unit * unit:
                 lines.append(f"a smaller batch, about --config.batch_size={fitting}")
             steps = (micro * k for k in range(2, batch + 1))
             divides = lambda k: batch % (devices * k) == 0 and batch // k % group == 0
             if k := next((k for k in steps if divides(k) and micro / k <= share), None):
                 lines.append(f"the same batch in parts, --config.optim.accumulate_steps={k}")
-        if not dict(config.model.options).get("remat"):
+        # on CPUs the compiler computes once what is twice the same
+        if not dict(config.model.options).get("remat") and built.layout.platform != "cpu":
             options = (*config.model.options, ("remat", True))
             lines.append(
-                "stages that are computed twice in place of being kept, "
+                "stages that may be computed twice in place of being kept, "
                 f'--config.model.options="{options}"'
             )
         if devices > 1 and state > 0.2 * memory["limit"]:
-            lines += _cut(config, built, devices)
+            lines += _cut(config, built, devices, state)
         if highest:
             lines.append("half precision, --config.precision.name=bfloat16")
     reduces = (result["collectives"] or {}).get("all-reduce", {"count": 0})["count"]
-    if config.model.bn_group is None and reduces > 10 and built.abstract_state.batch_stats:
-        rows = batch // devices // micro
+    rows = batch // devices // micro
+    alone = config.model.bn_group is None and rows >= UNIT
+    if alone and reduces > 10 and built.abstract_state.batch_stats:
         lines.append(
             f"BatchNorm without communication ({reduces} all-reduces a step now), "
             f"--config.model.bn_group={rows if rows % 64 else 64}"
@@ -191,15 +231,25 @@ def advice(
     return lines
 
 
-def _cut(config: ConfigDict, built: program.Program, devices: int) -> list[str]:
+def _unit(built: program.Program, config: ConfigDict) -> int:
+    """Returns what a batch is a multiple of: see `Plan.rows`."""
+    group = config.model.bn_group or 1
+    return built.optimizer.accumulate_steps * math.lcm(built.layout.mesh.size, group)
+
+
+def _cut(config: ConfigDict, built: program.Program, devices: int, state: int) -> list[str]:
     """Returns how to cut what most of the state is of: a large classifier by class."""
     classes, mesh = built.network.num_classes, config.mesh
     sizes = [(x.size, x.shape[-1:]) for x in jax.tree.leaves(built.abstract_state.params)]
     of_classes = sum(size for size, last in sizes if last == (classes,))
     model, lines = math.gcd(classes, devices // mesh.fsdp), []
+    data = lambda cut: "" if mesh.data == -1 else f" --config.mesh.data={devices // cut}"
     if 2 * of_classes > sum(size for size, _ in sizes):
         if mesh.model == 1 < model:
-            lines.append(f"the classifier and the scores cut by class, --config.mesh.model={model}")
+            rest = data(model * mesh.fsdp)
+            lines.append(
+                f"the classifier and the scores cut by class, --config.mesh.model={model}{rest}"
+            )
         options, features = dict(config.model.options), of_classes // classes // 4
         if features and not options.get("bottleneck"):
             options = (*config.model.options, ("bottleneck", features))
@@ -208,7 +258,11 @@ def _cut(config: ConfigDict, built: program.Program, devices: int) -> list[str]:
                 f'--config.model.options="{options}"'
             )
     if mesh.fsdp == mesh.model == 1 and not any("mesh" in line for line in lines):
-        lines.append(f"parameters and optimizer cut, --config.mesh.fsdp={devices}")
+        saved = state * (1 - 1 / devices) / 2**30
+        lines.append(
+            f"parameters and optimizer cut, about {saved:.2g} GiB less, "
+            f"--config.mesh.fsdp={devices}{data(devices)}"
+        )
     return lines
 
 
@@ -303,19 +357,19 @@ def main(argv: Sequence[str] = sys.argv) -> int:
         return program.build(changed, **data.facts, devices=target.devices)
 
     built = build()
-    size, micro = built.layout.mesh.size, built.optimizer.accumulate_steps
-    vcpus = values.vcpus or (target.chip.vcpus if target.chip else 0) * size
+    size, rented = built.layout.mesh.size, len(target.devices)
+    vcpus = values.vcpus or (target.chip.vcpus if target.chip else 0) * rented
     if given and not vcpus:
         vcpus = os.cpu_count() or 1
     rate = measured_rate(data.training, built.transform) if given == "measure" else _number(given)
     highest = precision.matmul(built.network.precision) == "highest"
-    passes = {"tpu": 6, "gpu": 16}.get(built.layout.platform, 1) if highest else 1
+    passes = target.chip.passes if highest and target.chip else 1
     found = ahead.examine(built, target, data.extra, values.quick)
     if values.quick:  # it moves more than the program that would run
         found = {key: value for key, value in found.items() if key != "bytes"}
     result, milliseconds = estimate(found, built, target, passes, (rate or 0) * vcpus)
     if values.price is not None:
-        chips_rented = size / (target.chip.per_chip if target.chip else 1)
+        chips_rented = rented / (target.chip.per_chip if target.chip else 1)
         hours = result["hours"]
         result["dollars"] = None if hours is None else hours * chips_rented * values.price
     if values.largest_batch:
@@ -327,17 +381,22 @@ def main(argv: Sequence[str] = sys.argv) -> int:
                 other = build(batch)
             except ValueError:  # more than there are images
                 return None
-            return ahead.examine(other, target, data.extra, values.quick)["total"]
+            other = ahead.examine(other, target, data.extra, values.quick)
+            refused = "flops" not in other and other["total"]  # in figures that are rounded
+            return max(other["total"], limit + 1) if refused else other["total"]
 
-        rows, group = size * micro, config.model.bn_group or UNIT
+        unit, most, limit = _unit(built, config), data.facts["num_train"], result["memory"]["limit"]
+        batch = built.plan.batch_size
         result["largest_batch"] = ahead.largest_batch(
             total,
-            limit=result["memory"]["limit"],
-            unit=rows * group,
-            most=data.facts["num_train"],
-            batch=built.plan.batch_size,
+            limit=limit,
+            unit=unit if config.model.bn_group or unit * UNIT > batch else unit * UNIT,
+            most=most,
+            batch=batch,
             fixed=sum(ahead.state_bytes(built.abstract_state).values()),
         )
+        if result["fits"]:  # also where it is no multiple of that many
+            result["largest_batch"] = max(result["largest_batch"], batch)
     ahead.show("")
     if values.json:
         print(json.dumps(result))
@@ -351,11 +410,14 @@ def main(argv: Sequence[str] = sys.argv) -> int:
     lines = []
     if target.chip is None:
         lines.append(f"nothing is known of {kind!r} (jaxcls/chips.py): no times, and no limit")
-    elif rate and result["images_per_sec"]:
-        needs = min(result["images_per_sec"] / rate, math.inf)
+    elif rate and len(milliseconds) > 1:
+        slowest = max(ms for name, ms in milliseconds.items() if name != "input")
+        needs = 1e3 * built.plan.batch_size / slowest / rate  # for devices that never wait
         lines.append(f"input: {rate:,.0f} images/s of a core; {needs:,.1f} of {vcpus:g} needed")
-    if len(target.devices) > size:
-        lines.append(f"config.mesh uses {size} of the {len(target.devices)} devices")
+    if rented > size:
+        lines.append(f"config.mesh uses {size} of the {rented} devices")
+    if values.quick and not result["fits"]:
+        lines.append("as much as a fifth is of --quick's own programs: ask again without it")
     lines += [f"to change: {line}" for line in advice(result, config, built, f"{vcpus:g} vCPUs")]
     print(as_text(result, milliseconds, title, lines))
     return 0
