@@ -6,7 +6,9 @@ process is killed, they save and stop.
 """
 
 import contextlib
+import itertools
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -29,18 +31,22 @@ def main(argv: list[str]) -> int:
     devices = gpus()
     wanted = argv[1] if len(argv) > 1 else ""
     if wanted == "gpus" and not devices:
-        print("local.sh: there is no GPU here (nvidia-smi names none)", file=sys.stderr)
-        return 2
+        return mistake(
+            "there is no GPU here (nvidia-smi names none, or JAX_PLATFORMS or CUDA_VISIBLE_DEVICES "
+            "leaves none)"
+        )
     wanted = str(len(devices)) if wanted == "gpus" else wanted
     if not wanted.isdigit() or not 1 <= int(wanted) <= 1024:
         print(USAGE, file=sys.stderr)
         return 2
     count, arguments = int(wanted), argv[2:]
     if devices and count > len(devices):
-        print(f"local.sh: {count} processes, but {len(devices)} GPU(s)", file=sys.stderr)
-        return 2
+        return mistake(f"{count} processes, but {len(devices)} GPU(s)")
     if count > 1:
-        port = int(os.environ.get("PORT", 0)) or free_port()
+        port = os.environ.get("PORT") or "0"
+        if not port.isdecimal() or int(port) > 65535:
+            return mistake(f"PORT={port}: write the number of a free port, or leave it out")
+        port = int(port) or free_port()
         arguments += [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}"]
     processes, received, said = [], [], set()
     hand_on(processes, received)
@@ -79,13 +85,23 @@ def main(argv: list[str]) -> int:
 
 
 def gpus() -> list[str]:
-    """Returns what CUDA_VISIBLE_DEVICES may be set to, for each GPU."""
-    if shutil.which("nvidia-smi") is None:
+    """Returns what CUDA_VISIBLE_DEVICES may be set to, for each GPU that JAX would take."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if shutil.which("nvidia-smi") is None or (platforms and not re.search("cuda|gpu", platforms)):
         return []
-    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return visible.split(",")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:  # "" hides all, -1 those from there on
+        names = [name.strip() for name in visible.split(",")]
+        return list(itertools.takewhile(lambda name: name not in {"", "-1"}, names))
     found = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
-    return [str(i) for i, _ in enumerate(found.stdout.splitlines())]
+    listed = [line for line in found.stdout.splitlines() if line.startswith("GPU ")]  # no errors
+    return [str(i) for i, _ in enumerate(listed)]
+
+
+def mistake(text: str) -> int:
+    """Says what is wrong with the command; returns the exit code."""
+    print(f"local.sh: {text}", file=sys.stderr)
+    return 2
 
 
 def free_port() -> int:

@@ -25,8 +25,11 @@ start)
     echo $! >~/jaxcls.pid
     ;;
 follow) tail -n "$2" -s 0.2 -F --pid="$(cat jaxcls.pid)" jaxcls.log 2>/dev/null ;;
-code) running || cat jaxcls.code 2>/dev/null || echo 137 ;; # killed, or the host was started again
+code) running || grep -s . jaxcls.code || echo 137 ;; # killed, a full disk, or the host restarted
 last) tail -n 3 jaxcls.log | sed "s/^/$(hostname): /" ;;
-stop) pkill -TERM -P "$(cat jaxcls.pid)" ;;
+stop) # and returns when it has saved
+    while running && ! pkill -TERM -P "$(cat jaxcls.pid)"; do sleep 0.2; done # it may just begin
+    if running; then tail -f /dev/null -s 0.2 --pid="$(cat jaxcls.pid)"; fi
+    ;;
 *) exit 2 ;;
 esac

@@ -119,11 +119,18 @@ def test_nobody_listens_any_more(launched):
     assert {process.stdout.readline() for _ in range(2)} == {"0 ready\n", "1 ready\n"}
 
 
+NO_GPU = (
+    "local.sh: there is no GPU here (nvidia-smi names none, or JAX_PLATFORMS or "
+    "CUDA_VISIBLE_DEVICES leaves none)\n"
+)
+
+
 def test_one_process_a_gpu(launched, tmp_path, monkeypatch):
     programs = standins.StandIns(tmp_path / "bin", "nvidia-smi")
     monkeypatch.setenv("PATH", programs.path)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    programs.answer(("--list-gpus", 0, "GPU 0: H100\nGPU 1: H100\n"))
+    for name in ("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS"):
+        monkeypatch.delenv(name, raising=False)
+    programs.answer(("--list-gpus", 0, "GPU 0: H100\n  MIG 1g.10gb Device 0\nGPU 1: H100\n"))
     out, err = launched("gpus", "--gpu").communicate(timeout=runs.PATIENCE)
     assert sorted(out.splitlines()) == ["0 GPU 0 of 2", "1 GPU 1 of 2"], err
     programs.answer(("--list-gpus", 0, "GPU 0: H100\n"))
@@ -131,8 +138,42 @@ def test_one_process_a_gpu(launched, tmp_path, monkeypatch):
     said = "local.sh: 2 processes, but 1 GPU(s)\n"
     assert process.communicate(timeout=runs.PATIENCE) == ("", said)
     assert process.returncode == 2
-    process = launched("gpus", "--gpu")  # it names none
-    said = "local.sh: there is no GPU here (nvidia-smi names none)\n"
+    programs.answer(("--list-gpus", 9, "NVIDIA-SMI has failed\n"))
+    process = launched("gpus", "--gpu")
+    assert process.communicate(timeout=runs.PATIENCE) == ("", NO_GPU)
+    assert process.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("platforms", "visible", "taken"),
+    [
+        ("", "2,3", ["2", "3"]),
+        ("cuda,cpu", "2, -1,3", ["2"]),  # CUDA ends there, too
+        ("cpu", "2,3", []),
+        ("", "", []),
+        ("cuda", "-1", []),
+    ],
+)
+def test_gpus_that_are_hidden(launched, tmp_path, monkeypatch, platforms, visible, taken):
+    programs = standins.StandIns(tmp_path / "bin", "nvidia-smi")
+    monkeypatch.setenv("PATH", programs.path)
+    programs.answer(*2 * [("--list-gpus", 0, "GPU 0: H100\nGPU 1: H100\n")])
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    out, err = launched("gpus", "--gpu").communicate(timeout=runs.PATIENCE)
+    told = [f"{i} GPU {k} of {len(taken)}" for i, k in enumerate(taken)]
+    assert sorted(out.splitlines()) == told, err
+    assert err == ("" if taken else NO_GPU)
+    if not taken:  # as many processes as one likes
+        out, err = launched(2, "--gpu").communicate(timeout=runs.PATIENCE)
+        assert sorted(out.splitlines()) == [f"{i} GPU {visible} of 2" for i in range(2)], err
+
+
+@pytest.mark.parametrize("port", ["http", "-1", "65536", "1.5"])
+def test_a_port_that_is_none(launched, monkeypatch, port):
+    monkeypatch.setenv("PORT", port)
+    process = launched(2, "--all")
+    said = f"local.sh: PORT={port}: write the number of a free port, or leave it out\n"
     assert process.communicate(timeout=runs.PATIENCE) == ("", said)
     assert process.returncode == 2
 
@@ -258,6 +299,20 @@ def test_the_pods_of_kubernetes_find_process_0():
         assert rule["onExitCodes"]["containerName"] == container["name"]
 
 
+def test_the_logs_are_those_of_pod_0():
+    _, job, jobset = published.documents()
+    (part,) = jobset["spec"]["replicatedJobs"]
+    names = {
+        "kubernetes.yaml": job["metadata"]["name"],
+        "jobset.yaml": f"{jobset['metadata']['name']}-{part['name']}-0",
+    }
+    for file, name in names.items():
+        text = (LAUNCH / file).read_text()
+        (labels,) = re.findall(r"^#   kubectl logs .* -l (\S+)$", text, re.MULTILINE)
+        wanted = {"job-name": name, "batch.kubernetes.io/job-completion-index": "0"}
+        assert dict(label.split("=") for label in labels.split(",")) == wanted
+
+
 # -- What the files' comments say ------------------------------------------------------------------
 
 
@@ -297,6 +352,18 @@ def test_the_image_has_what_is_needed():
     (default,) = [words for name, words in steps if name == "ARG" and words.startswith("EXTRAS=")]
     extras = {*default.partition("=")[2].strip('"').split(), "tpu", "serve"}
     assert extras <= project["optional-dependencies"].keys()
+
+
+@pytest.mark.parametrize("extras", ["", "cuda", "tpu gcs"])
+def test_the_extras_of_the_image(extras, tmp_path):
+    text = (LAUNCH / "Dockerfile").read_text().replace("\\\n", " ")
+    (line,) = re.findall(r"^RUN (.*EXTRAS.*)$", text, re.MULTILINE)
+    programs = standins.StandIns(tmp_path / "bin", "uv")
+    environment = {"PATH": programs.path, "EXTRAS": extras}
+    subprocess.run(["sh", "-euc", line], env=environment, check=True)
+    (called,) = programs.called()
+    words = [f"--extra {extra}" for extra in extras.split()]
+    assert called.partition(" -r ")[2] == " ".join(["pyproject.toml", *words])
 
 
 @pytest.mark.ci
