@@ -22,7 +22,7 @@ USAGE = (
     "usage: launch/local.sh PROCESSES --config=FILE --workdir=DIR ... (PROCESSES: their number, or "
     "gpus: one for each GPU)"
 )
-GOOD = (0, 130, 143)  # exit codes after which the others end in peace
+GOOD = (0, 129, 130, 143)  # exit codes after which the others end in peace
 PATIENCE = 10.0  # seconds for the others when one process has failed
 SAME = 2.0  # seconds for process 0 to make the same mistake as another
 

@@ -21,6 +21,8 @@ OLDER = "tpu-ubuntu2204-base"  # v4 and before
 THERE = {"READY", "ACTIVE"}
 GONE = {"PREEMPTED", "TERMINATED", "SUSPENDED", "FAILED"}
 POLL = 20.0  # seconds between two looks at the state
+# ssh ends where nothing has answered for two minutes: a machine was asleep, or an address is new
+ALIVE = "--ssh-flag=-o ServerAliveInterval=30 -o ServerAliveCountMax=4"
 SETTLE = 6  # looks until a preempted slice says so
 AGAIN = 3  # times that what may pass is tried again
 MISSING = "NOT_FOUND|not found"  # what gcloud says about a slice that is not there
@@ -170,7 +172,7 @@ class Slice:
         Raises:
           Problem: `problem` is given, and the command failed; with the workers that do not answer.
         """
-        words = (self.name, f"--worker={worker}", f"--command={command}")
+        words = (self.name, f"--worker={worker}", f"--command={command}", ALIVE)
         done = self.gcloud("tpu-vm", "ssh", *words, **more)
         if done.returncode and problem:
             silent = self._silent()

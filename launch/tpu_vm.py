@@ -50,6 +50,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for argument in rest:
         if not argument.startswith(("--config", "--mode=")):
             raise Problem(f"{argument}: there is no such option; see launch/tpu_vm.sh")
+    options.fetch = os.path.expanduser(options.fetch)  # a shell leaves --fetch=~/run as it is
     options.run = [f"--workdir={options.workdir}", *rest] if rest else []
     if rest and not options.workdir:
         raise Problem("--workdir=gs://BUCKET/RUN is missing")
