@@ -60,7 +60,7 @@ def evaluate(
       scores: takes the rows of the first variables.
 
     Raises:
-      ValueError: no image has a label, or one cannot be read.
+      ValueError: no image has a label, or one or too many cannot be read.
     """
     totals: list[dict[str, float]] = [{} for _ in variables]
     kept = [scores, *[None] * (len(variables) - 1)]
@@ -86,6 +86,7 @@ def evaluate(
                 results = [eval_step(v, batch) for v in variables]
             add(late)  # one batch late, so that the device does not wait
             late = results
+        batches.know_bad_images(files.union(batches.bad_images))  # too many of all are refused
     add(late)
     images = [int(total.pop("count")) for total in totals]
     if not all(images):

@@ -23,12 +23,16 @@ MADE_OF = {
 
 
 def new(
-    network: Network, crop: Mapping[str, Any], data: Data, teachers: Any = ()
+    network: Network,
+    crop: Mapping[str, Any],
+    data: Data,
+    teachers: Any = (),
+    steps_per_epoch: int = 0,
 ) -> dict[str, Any]:
     """Returns what is known before the first step.
 
     Args:
-      network, crop, data: of the run.
+      network, crop, data, steps_per_epoch: of the run.
       teachers: variables of those that it learns from.
 
     Raises:
@@ -45,6 +49,7 @@ def new(
         "crop": dict(crop),  # which fine-tuning on such images begins with
         **images,
         "teachers": trees.digest(teachers),
+        "steps_per_epoch": steps_per_epoch,
         "log": NO_LINES,
         "window": {},  # means since its last line
         "seconds": 0.0,
@@ -86,6 +91,47 @@ def check(
         report(f"checkpoint {path} learned from other teachers, or from other weights of them")
     before = {"data": ours["data"], "class_names": ours["class_names"], **theirs}
     identity.check(before, ours, accept=accept, path=path)
+
+
+def check_place(
+    ours: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    step: int,
+    total: int,
+    *,
+    accept: bool,
+    report: Callable[[str], None],
+) -> None:
+    """Refuses to go on where the steps of an epoch are others than in the checkpoint (`theirs`).
+
+    Its step would be another place in the data, and may be the end.
+
+    Args:
+      ours: of this run.
+      step, total: of the checkpoint, and of the run.
+      accept: other images are wanted.
+      report: is told what has changed.
+
+    Raises:
+      ValueError: `accept` is not set, or nothing of the run would be left.
+    """
+    now = ours["steps_per_epoch"]
+    before = theirs.get("steps_per_epoch", now)
+    if before == now:
+        return
+    text = f"an epoch had {before} steps up to the checkpoint of step {step}, and has {now} now"
+    if not accept:
+        raise ValueError(
+            f"{text}: put config.batch_size back, begin another run with these weights "
+            "(--config.init.checkpoint), or go on in the new epochs with "
+            "--config.checkpoint.changed_data=accept"
+        )
+    if step >= total:
+        raise ValueError(
+            f"{text}, so that the run would be over: say in --config.duration='N steps' how long "
+            "it is to be"
+        )
+    report(text)
 
 
 def taken_up(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:

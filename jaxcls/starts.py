@@ -2,11 +2,12 @@
 
 A process that is killed cannot say how long it ran: the next one takes the last change of the files
 that a run keeps writing for its end. A run touches starts.jsonl every 10 seconds; on gs:// the last
-change is that of metrics.jsonl, at a checkpoint.
+change is that of metrics.jsonl, at a checkpoint. When one ends in order summary.json says so.
 """
 
 import contextlib
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -18,7 +19,8 @@ from etils import epath
 from jaxcls import files
 
 FILE = "starts.jsonl"
-TIMES = ("seconds", "restarts", "lost_seconds", "down_seconds", "goodput")  # in summary.json
+# of summary.json
+TIMES = ("seconds", "restarts", "lost_seconds", "down_seconds", "goodput", "ended")
 SIGNS = (FILE, "metrics.jsonl", "summary.json")  # of life
 
 
@@ -34,6 +36,10 @@ class Clock:
             self._lines = _read(self._path)
             self._until = _last_sign(workdir)
             self._summary = _summary(workdir)
+            ended = self._summary.get("ended")
+            began = self._lines[-1]["time"] if self._lines else math.inf
+            if isinstance(ended, float) and ended >= began:  # a copy has other times of files
+                self._until = min(ended, self.began)
 
     def start(self, step: int, known: Mapping[str, Any]) -> None:
         """Writes that this start begins at `step`, with what its checkpoint knows of the time."""
@@ -65,8 +71,8 @@ class Clock:
         """Of the run until now, without what was lost."""
         return round(self._before + time.time() - self.began, 1)
 
-    def summary(self, known: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns seconds, restarts, seconds lost and down, goodput: for summary.json.
+    def summary(self, known: Mapping[str, Any], step: int) -> dict[str, Any]:
+        """Returns seconds, restarts, seconds lost and down, goodput, its end: for summary.json.
 
         Lost is what came after a checkpoint and had to be computed again, down is the time between
         an end and the next start, and goodput the share of all other time that went into steps
@@ -74,9 +80,11 @@ class Clock:
 
         Args:
           known: `in_steps`, seconds in steps; and `seconds`, where this start has taken none.
+          step: that the run is at.
         """
-        if self._until and "goodput" in self._summary:  # it was complete already
-            return {key: self._summary[key] for key in TIMES}
+        was = self._summary
+        if self._until and was.get("complete") is True and was.get("steps") == step:
+            return {key: was[key] for key in TIMES}
         seconds = known["seconds"] if self._until else self.seconds
         if not self._lines:  # of a version without this file
             return {"seconds": seconds}
@@ -91,6 +99,7 @@ class Clock:
             "lost_seconds": round(max(ran - seconds, 0.0), 1),
             "down_seconds": round(down, 1),
             "goodput": round(min(known["in_steps"] / max(ran, seconds, 1e-3), 1.0), 4),
+            "ended": round(self._until or time.time(), 3),
         }
 
 

@@ -99,7 +99,7 @@ def _run(
     scoring = program.network.multi_label or report.possible
     eval_step = program.score_step if scoring else program.eval_step
     watch = consume(config, "watch", Watch, beat=clock.beat)
-    known = meta.new(program.network, config.crop, data, program.teachers)
+    known = meta.new(program.network, config.crop, data, program.teachers, plan.steps_per_epoch)
     saved = checkpoint.Checkpoints(
         workdir / "checkpoints",
         keep=config.checkpoint.keep,
@@ -116,6 +116,8 @@ def _run(
     check = functools.partial(meta.check, known, accept=accept, report=console.say)
     if restored := saved.restore(program.abstract_state, check):
         state, before = restored
+        place = int(state.step), total
+        meta.check_place(known, before, *place, accept=accept, report=console.say)
         known |= meta.taken_up(before, known)
     else:
         console.describe(workdir, data, program)
@@ -134,7 +136,7 @@ def _run(
 
     def finish(step):
         if main_process:
-            now = {**clock.summary(known), "best": saved.best, "last": saved.last}
+            now = {**clock.summary(known, step), "best": saved.best, "last": saved.last}
             skipped = int(state.loss_scale.skipped)
             images = config.data.to_dict()
             metrics.finish(workdir, plan, step, skipped, known | now, complete(step), images)
@@ -188,7 +190,8 @@ def _run(
             saving = due(step, plan.save_every, total) or evaluating
             stopping = leaving()
             log.drain(keep=0 if saving or stopping else 1)
-            if saving and (step == total or not stopping):  # a last save has no other after it
+            # a last save has no other after it, and what is evaluated is what is saved
+            if saving and (step == total or evaluating or not stopping):
                 with log.paused("averaging"):
                     state = settled(state, program, feed, config.seed)
             if (saving or stopping) and saved.latest_step() != step:

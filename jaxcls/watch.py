@@ -63,7 +63,7 @@ class Watch:
     def step(self, step: int) -> None:
         """The step after `step`, which is dispatched or done, begins."""
         now = time.monotonic()
-        took = now - self._since - self._aside
+        took = max(now - self._since - self._aside, 0.0)
         if self._steps > 1:  # the first is compiled
             self._took.append(took)
             self.in_steps += took
@@ -108,7 +108,7 @@ class Watch:
         while not self._ended.wait(TICK):
             now = time.monotonic()
             if now - looked > 10 * TICK:  # the process was stopped, as by Ctrl-Z
-                self._since += now - looked
+                self._since += 0.0 if self._doing else now - looked  # else `paused` counts it
                 self._progress += now - looked
             looked = now
             self._judge(now)

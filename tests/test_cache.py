@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import os
 import types
 
 import cv2
@@ -163,6 +164,51 @@ def test_unreadable_images(photos, tmp_path, kind):
     config.data.on_bad_image = "error"
     with pytest.raises(ValueError, match=r"(05\.png|24\.jpg): cannot decode"):
         batches(use(feeds_of(config)))
+
+
+def test_a_part_of_a_damaged_image_may_be_whole(tmp_path):
+    """A crop above the damage is trained on, in the same epochs as without a cache."""
+    for split in ("train", "val"):
+        for name in "ab":
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(8):
+                noise = np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8)
+                cv2.imwrite(str(tmp_path / split / name / f"{i}.jpg"), noise)
+    for path in (tmp_path / "train" / "a").iterdir():
+        whole = path.read_bytes()
+        path.write_bytes(whole[: int(0.7 * len(whole))] + b"\xff\xd9")
+    config = config_for(tmp_path, name="random_resized", shift=0)
+    config.data.on_bad_image, config.data.max_bad_images = "skip", 20
+    plain, _ = batches(feeds_of(config), steps=12)
+    config.data.cache = "decoded"
+    cached, _ = batches(use(feeds_of(config)), steps=12)
+    for a, b in zip(plain, cached, strict=True):
+        assert np.array_equal(a["image"], b["image"])
+
+
+def test_what_is_kept_has_an_end(photos, monkeypatch):
+    """Where a few images are larger than those that the size of all was estimated from."""
+    config = config_for(photos)
+    config.data.cache = "decoded"
+    train, _ = use(feeds_of(config))
+    sizes = [cache._bytes(train.source[i]["image"]) for i in range(len(train.source))]
+    small = dataclasses.replace(train.source, most=sum(sizes[:5]), items={}, kept=[0])
+    for _ in range(2):
+        images = [small[i]["image"] for i in range(len(small))]
+    assert sorted(small.items) == [*range(5)]
+    assert small.kept == [sum(sizes[:5])]
+    for i, image in enumerate(images):
+        assert np.array_equal(image, train.source[i]["image"])
+
+
+def test_the_memory_of_a_container(tmp_path, monkeypatch):
+    for i, text in enumerate(("max\n", "123456\n")):
+        (tmp_path / str(i)).write_text(text)
+    there = [str(tmp_path / name) for name in "012"]
+    monkeypatch.setattr(cache, "CONTAINER", (there[0], there[2]))
+    assert cache._memory() == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    monkeypatch.setattr(cache, "CONTAINER", there)
+    assert cache._memory() == 123456
 
 
 # -- which one -------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What a checkpoint knows of its data, and which other data it refuses."""
 
 import dataclasses
+import os
 import shutil
 
 import numpy as np
@@ -135,6 +136,15 @@ def test_an_image_that_is_damaged_is_no_other_data(folder):
     assert identity.same_order(before, of(folder))  # the numbers of unreadable images still hold
     assert not identity.same_order(before, of(folder, fraction=0.5))
     assert not identity.same_order({}, before)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes among its files")
+def test_a_pipe_among_the_images_is_not_waited_for(folder):
+    before = of(folder)
+    for name in ("0.png", "3.png"):  # the first and the last are looked at
+        (folder / "ant" / name).unlink()
+        os.mkfifo(folder / "ant" / name)
+    assert identity.differences(before, of(folder)) == []
 
 
 def test_images_that_cannot_be_read_are_no_other_data(folder, monkeypatch):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from PIL import Image
 from transforms import count_threads, kill_myself, slow
 
 from configs import base
+from jaxcls import evaluate
 from jaxcls.data import arrays, loader, ops, sources
 
 ROOT = Path(__file__).parents[1]
@@ -240,6 +242,25 @@ def test_a_bad_image_does_not_count_in_evaluation(damaged):
     masks = np.concatenate([b["mask"] for b in batches])
     assert np.flatnonzero(~masks).tolist() == [2, 5, 14, 15]  # damaged, damaged, filled up
     assert len(batches.bad_images) == 2
+
+
+def test_bad_images_of_all_processes_count_in_evaluation(damaged, monkeypatch):
+    """2 here, and as many in another process: all refuse alike."""
+    source = open_photos(damaged)
+    options = {"on_bad_image": "skip", "max_bad_images": 3}
+    feed = types.SimpleNamespace(
+        source=source,
+        put=lambda batch: batch,
+        eval_batches=lambda n: loader.eval_batches(
+            source, crop(train=False), batch_size=n, **options
+        ),
+    )
+    step = lambda variables, batch: {"loss": 0.0, "count": batch["mask"].sum()}
+    [result] = evaluate.evaluate(step, feed, {}, batch_size=4)
+    assert result["images"] == 12
+    monkeypatch.setattr(evaluate.files, "union", lambda numbers: sorted({*numbers, 8, 9}))
+    with pytest.raises(ValueError, match=r"^4 images cannot be read, .*max_bad_images = 3"):
+        evaluate.evaluate(step, feed, {}, batch_size=4)
 
 
 def test_too_many_bad_images(damaged):

@@ -190,6 +190,36 @@ def test_several_processes_leave_in_the_middle_of_an_evaluation(in_process, tmp_
     assert [x["step"] for x in runs.lines(tmp_path) if x["split"] == "eval"] == [6, 12, 18, 24, 30]
 
 
+@pytest.mark.ci
+def test_other_epochs_than_before(in_process, tmp_path):
+    """The place in the data is a number of steps: with others in an epoch it is another place."""
+    assert in_process(tmp_path, ("train", 13), duration="4 epochs")[0] == 143  # of 7 steps
+    text = "an epoch had 7 steps up to the checkpoint of step 14, and has 14 now"
+    with pytest.raises(ValueError, match=rf"^{text}: put config.batch_size back, begin another"):
+        in_process(tmp_path, duration="4 epochs", batch_size=64)
+    text = "an epoch had 7 steps up to the checkpoint of step 14, and has 3 now"
+    other = {"batch_size": 256, "checkpoint.changed_data": "accept"}
+    with pytest.raises(ValueError, match=rf"{text}, so that the run would be over: say in --conf"):
+        in_process(tmp_path, duration="4 epochs", **other)
+    assert not runs.summary(tmp_path)["complete"]
+    assert in_process(tmp_path, duration="16 steps", **other)[0] == 0
+    assert runs.summary(tmp_path)["complete"]
+
+
+@pytest.mark.ci
+def test_a_stop_where_an_evaluation_is_due_saves_what_will_be_evaluated(in_process, tmp_path):
+    """With stochastic weight averaging, whose statistics are estimated before either."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    changes = {"duration": "14 steps", "swa.start": "8 steps", "swa.every": "2 steps"}
+    assert in_process(whole, **changes)[0] == 0
+    # 8 steps, 7 batches for the statistics of the save there, then the one of step 12
+    assert in_process(parts, ("train", 18), **changes)[0] == 143
+    assert runs.checkpoints(parts)[-1] == 12
+    assert in_process(parts, **changes)[0] == 0
+    for step in (12, 14):
+        runs.assert_same_state(runs.saved(parts, step)[0], runs.saved(whole, step)[0])
+
+
 SPARSE = {
     "checkpoint.every": "",
     "checkpoint.keep": 1,

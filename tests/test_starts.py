@@ -34,22 +34,45 @@ def test_what_restarts_have_cost(tmp_path, monkeypatch):
     clock = start(tmp_path, 1350.0, 20, 210.0, monkeypatch)
     monkeypatch.setattr(time, "time", lambda: 1450.0)
     assert clock.seconds == 310.0
-    found = clock.summary({"in_steps": 200.0})
+    found = clock.summary({"in_steps": 200.0}, 30)
     assert found == {
         "seconds": 310.0,
         "restarts": 2,
         "lost_seconds": 90.0,
         "down_seconds": 50.0,
         "goodput": 0.5,
+        "ended": 1450.0,
     }
     lines = [json.loads(line) for line in (tmp_path / starts.FILE).read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 6, 20]
     assert [line.get("last") for line in lines] == [None, 1100.0, 1350.0]
     # begun once more, though complete
-    (tmp_path / "summary.json").write_text(json.dumps({"steps": 30, **found}))
+    summary = {"steps": 30, "complete": True, **found}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
     monkeypatch.setattr(time, "time", lambda: 9000.0)
-    again = starts.Clock(epath.Path(tmp_path)).summary({"in_steps": 200.0, "seconds": 300.0})
-    assert again == found
+    known = {"in_steps": 200.0, "seconds": 300.0}
+    assert starts.Clock(epath.Path(tmp_path)).summary(known, 30) == found
+    # and one that was killed before it could say that it is complete: not as an earlier start ended
+    for stale in ({"complete": False}, {"steps": 20}):
+        (tmp_path / "summary.json").write_text(json.dumps(summary | stale | {"ended": 1150.0}))
+        seen(tmp_path, 1440.0)
+        os.utime(tmp_path / "summary.json", (1150.0, 1150.0))
+        again = starts.Clock(epath.Path(tmp_path)).summary(known, 30)
+        assert (again["seconds"], again["restarts"], again["ended"]) == (300.0, 2, 1440.0)
+
+
+def test_a_copy_of_a_directory_has_other_times(tmp_path, monkeypatch):
+    """A run that was stopped after 100 s, copied a week later, goes on in the copy."""
+    clock = start(tmp_path, 1000.0, 0, 0.0, monkeypatch)
+    monkeypatch.setattr(time, "time", lambda: 1100.0)
+    stopped = clock.summary({"in_steps": 80.0}, 6)
+    (tmp_path / "summary.json").write_text(json.dumps({"steps": 6, "complete": False, **stopped}))
+    seen(tmp_path, 600_000.0)
+    clock = start(tmp_path, 600_100.0, 6, 100.0, monkeypatch)
+    monkeypatch.setattr(time, "time", lambda: 600_200.0)
+    found = clock.summary({"in_steps": 160.0}, 12)
+    assert (found["lost_seconds"], found["down_seconds"]) == (0.0, 599_000.0)
+    assert (found["seconds"], found["goodput"]) == (200.0, 0.8)
 
 
 @pytest.mark.parametrize("text", ["", "[]\nnull\n{}\n", '{"time": "x"}\n', "\x00"])
@@ -57,5 +80,5 @@ def test_a_file_that_is_damaged_begins_anew(tmp_path, monkeypatch, text):
     (tmp_path / starts.FILE).write_text(text)
     clock = start(tmp_path, 1000.0, 0, 0.0, monkeypatch)
     monkeypatch.setattr(time, "time", lambda: 1010.0)
-    found = clock.summary({"in_steps": 5.0})
+    found = clock.summary({"in_steps": 5.0}, 7)
     assert (found["restarts"], found["lost_seconds"], found["goodput"]) == (0, 0.0, 0.5)

@@ -21,7 +21,7 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from jaxcls import choices
-from jaxcls.data import cache
+from jaxcls.data import cache, stores
 from jaxcls.data.decode import BadImage
 from jaxcls.data.feed import Feed
 from jaxcls.data.records import pack_record
@@ -98,6 +98,14 @@ def test_the_same_as_here(store, source, caplog):
         assert items(a) == items(b)
         assert a.identity == b.identity  # a run moves from one to the other
     assert there.eval[0]["name"].startswith("gs://bucket/photos/val/cat/12.jpg")
+
+
+@pytest.mark.parametrize("name", ["a::b.png", "a b%20#c?.png", "::"])
+def test_any_name(name):
+    fsspec.filesystem("memory").pipe_file(f"/any/x/{name}", b"pixels")
+    assert stores.read(f"memory://any/x/{name}") == b"pixels"
+    assert stores.below("memory://any") == [f"x/{name}"]
+    fsspec.filesystem("memory").rm("/any", recursive=True)
 
 
 def test_other_layouts(store):

@@ -317,6 +317,11 @@ def test_text_that_is_none(root):
     (root / "train.csv").write_bytes(b"image,label\n0.png,a\n1.png,\xff\n")
     with pytest.raises(ValueError, match=r"train.csv: the column 'label' is not text in UTF-8"):
         opened(root)
+    (root / "train.csv").write_bytes("image,label,größe\n0.png,a,1\n1.png,b,2\n".encode("latin-1"))
+    with pytest.raises(
+        ValueError, match=r"train.csv:1: the names of the columns are no text in UTF"
+    ):
+        opened(root)
 
 
 # -- Parquet -----------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """A step that takes far longer than others is reported, a run that is stuck ends with code 75."""
 
+import contextlib
 import threading
 import types
 
@@ -65,6 +66,25 @@ def test_what_is_short_or_no_step_is_not_slow(clock, capfd):
     looking.step(24)
     assert looking.in_steps == pytest.approx(2.1 + 29 + 1)
     assert (capfd.readouterr().err, clock.ended) == ("", [])
+
+
+@pytest.mark.parametrize("doing", ["", "saving"])
+def test_ctrl_z_counts_for_no_step(clock, monkeypatch, doing):
+    """Where a process is stopped, in a step or while it saves, no step took that long, or less."""
+    looking, looked = begun(clock), []
+    before = looking.in_steps
+
+    def wait(seconds):
+        looked.append(clock.now)
+        clock.now += 14.0 if len(looked) == 2 else 0.0
+        return len(looked) == 3
+
+    monkeypatch.setattr(looking._ended, "wait", wait)
+    with looking.paused(doing) if doing else contextlib.nullcontext():
+        looking._look()
+    clock.now += 0.1
+    looking.step(23)
+    assert looking.in_steps - before == pytest.approx(0.1)
 
 
 def test_a_stuck_run_ends(clock, capfd):

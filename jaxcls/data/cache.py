@@ -3,11 +3,13 @@
 A cache changes how fast batches come, not what is in them.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +24,8 @@ from jaxcls.sharding import Layout
 
 AUTO_BYTES = 2**30  # for training images, and as much for evaluation
 SAMPLES = 8  # images that the size of all is estimated from
+# what a container may use, of Linux' control groups: version 2, and 1
+CONTAINER = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def use(feed: Feed, what: str) -> Feed:
@@ -78,8 +82,10 @@ def use(feed: Feed, what: str) -> Feed:
     _check_memory(kind, needed, device)
     if jax.process_index() == 0:
         print(f"cache of {what} images: {kind}, about {needed / 2**20:.3g} MiB", flush=True)
-    if kind != "device":
-        return dataclasses.replace(feed, source=Cached(source, entry[kind]))
+    if kind != "device":  # what was estimated of a few images may be too little
+        auto = feed.data.cache == "auto"
+        most = _memory() if not auto else AUTO_BYTES if kind == "decoded" else _memory() / 2
+        return dataclasses.replace(feed, source=Cached(source, entry[kind], most))
     skip = feed.data.on_bad_image == "skip"
     items, pixels = _read_all(source, entry[kind], what, skip=skip)
     return dataclasses.replace(
@@ -117,8 +123,12 @@ def _estimate(source: Source, entry: Callable[[dict[str, Any]], Any]) -> float:
             image = entry(source[index])
         except BadImage:
             continue
-        sizes.append(image.nbytes if isinstance(image, np.ndarray) else len(image))
+        sizes.append(_bytes(image))
     return len(source) * float(np.mean(sizes or [0]))
+
+
+def _bytes(image: bytes | np.ndarray) -> int:
+    return image.nbytes if isinstance(image, np.ndarray) else len(image)
 
 
 def _check_memory(kind: str, needed: float, device: jax.Device) -> None:
@@ -135,9 +145,13 @@ def _check_memory(kind: str, needed: float, device: jax.Device) -> None:
 def _memory() -> float:
     """Returns the bytes of memory that there are; infinity where the system does not say."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows has none of this
         return math.inf
+    for file in CONTAINER:
+        with contextlib.suppress(OSError, ValueError):  # there is none, or it says "max"
+            there = min(there, int(Path(file).read_text()))
+    return there
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -166,16 +180,25 @@ class _Wrapper:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cached(_Wrapper):
-    """A source that keeps its items with `entry(item)` as their image; it does not pickle."""
+    """A source that keeps its items with `entry(item)` as their image; it does not pickle.
+
+    When these have `most` bytes no more are kept.
+    """
 
     entry: Callable[[dict[str, Any]], Any]
+    most: float = math.inf
     items: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    kept: list[int] = dataclasses.field(default_factory=lambda: [0])  # bytes
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.items.get(index)
         if item is None:
             item = self.source[index]
-            item = self.items[index] = item | {"image": self.entry(item)}
+            item = item | {"image": self.entry(item)}
+            size = _bytes(item["image"])
+            if self.kept[0] + size <= self.most:  # two threads at once may go a little beyond
+                self.kept[0] += size
+                self.items[index] = item
         return item
 
 

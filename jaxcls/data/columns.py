@@ -199,6 +199,12 @@ def _csv(path: Path, delimiter: str) -> Iterator[Any]:
     line = 1
     try:
         names = [name.strip() for name in next(reader, [])]
+        try:
+            "".join(names).encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"{path}:1: the names of the columns are no text in UTF-8: save the table as that"
+            ) from None
         named = [*filter(None, names)]
         if not named or len({*named}) < len(named):
             raise ValueError(

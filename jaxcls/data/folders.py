@@ -70,8 +70,11 @@ class Files(Labelled):
         try:
             if stores.remote(path):
                 return digest([stores.size(path), stores.read(path, 4096).hex()])[:8]
-            with open(path, "rb") as file:
-                return digest([os.fstat(file.fileno()).st_size, file.read(4096).hex()])[:8]
+            with open(path, "rb", opener=_at_once) as file:
+                found = os.fstat(file.fileno())
+                if not stat.S_ISREG(found.st_mode):  # a pipe never ends
+                    return None
+                return digest([found.st_size, file.read(4096).hex()])[:8]
         except (OSError, ValueError):
             return None
 

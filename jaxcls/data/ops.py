@@ -314,12 +314,13 @@ class Transform:
     def decoded(self, image: bytes | np.ndarray, name: str) -> bytes | np.ndarray:
         """Returns what may take the image's place: its pixels, and the result is the same.
 
-        Images so large that parts of them are decoded smaller stay as they are.
-
-        Raises:
-          BadImage: it cannot be read; `name` is what it is called.
+        Images so large that parts of them are decoded smaller stay as they are, and so do damaged
+        ones, of which a part may be whole; `name` is what an image is called.
         """
-        pixels = decode(image, channels=self.channels, exif=self.exif, name=name)
+        try:
+            pixels = decode(image, channels=self.channels, exif=self.exif, name=name)
+        except BadImage:
+            return image
         least = self.crop.resize if isinstance(self.crop, Shifted) else self.size
         large = self.scaled_decode and 0 < 2 * least <= min(pixels.shape[:2])
         return image if large else pixels

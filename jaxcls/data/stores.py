@@ -30,7 +30,10 @@ def _opened(url: str) -> tuple[Any, str]:
     try:
         if scheme in ("http", "https"):  # nothing can be listed
             raise ValueError(scheme)
-        return fsspec.core.url_to_fs(f"{scheme}://{posixpath.normpath(rest)}")
+        bucket, _, name = posixpath.normpath(rest).partition("/")
+        # not with the name: "::" in it would be a chain of file systems
+        fs, top = fsspec.core.url_to_fs(f"{scheme}://{bucket or rest}")
+        return fs, posixpath.join(top, name) if bucket and name else top
     except ImportError as e:
         raise ValueError(f"{url}: {e} (gs://: pip install 'jaxcls[gcs]')") from e
     except ValueError as e:
