@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 PATIENCE = 24 * 3600.0  # seconds; a process that ends is noticed otherwise (jaxcls.processes)
 
 _names = (f"jaxcls {number}" for number in itertools.count())
-_stops = itertools.count()
+_questions, _preempted = itertools.count(), False
 
 
 def wait() -> None:
@@ -26,11 +26,14 @@ def wait() -> None:
 
 
 def reached_preemption() -> bool:
-    """Returns whether all processes are to save and leave here, since one has received SIGTERM.
+    """Returns whether all processes are to save and leave, since one has received SIGTERM.
 
-    True once, of the call that JAX has them agree on; all call this equally often.
+    All ask equally often, and JAX has them agree on the first question that is answered with True.
     """
-    return multihost_utils.reached_preemption_sync_point(next(_stops))
+    global _preempted
+    if not _preempted:
+        _preempted = multihost_utils.reached_preemption_sync_point(next(_questions))
+    return _preempted
 
 
 def when_compiled(f: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,6 +1,7 @@
 """What a checkpoint of a run knows besides its arrays, as JSON can hold it."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -61,16 +62,18 @@ def new(
 def check(
     ours: Mapping[str, Any],
     theirs: Mapping[str, Any],
-    path: Any,
+    path: str | os.PathLike,
     *,
+    total: int,
     accept: bool,
     report: Callable[[str], None],
 ) -> None:
-    """Refuses a checkpoint (`theirs`) that is not of this network and this data.
+    """Refuses a checkpoint (`theirs`) that is not of this network, data and length of an epoch.
 
     Args:
       ours: of this run.
       theirs, path: of the checkpoint.
+      total: steps of this run.
       accept: other images are wanted.
       report: is told what cannot be compared.
 
@@ -91,34 +94,24 @@ def check(
         report(f"checkpoint {path} learned from other teachers, or from other weights of them")
     before = {"data": ours["data"], "class_names": ours["class_names"], **theirs}
     identity.check(before, ours, accept=accept, path=path)
+    _check_place(ours, theirs, path, total, accept=accept, report=report)
 
 
-def check_place(
+def _check_place(
     ours: Mapping[str, Any],
     theirs: Mapping[str, Any],
-    step: int,
+    path: str | os.PathLike,
     total: int,
     *,
     accept: bool,
     report: Callable[[str], None],
 ) -> None:
-    """Refuses to go on where the steps of an epoch are others than in the checkpoint (`theirs`).
-
-    Its step would be another place in the data, and may be the end.
-
-    Args:
-      ours: of this run.
-      step, total: of the checkpoint, and of the run.
-      accept: other images are wanted.
-      report: is told what has changed.
-
-    Raises:
-      ValueError: `accept` is not set, or nothing of the run would be left.
-    """
+    """Refuses a checkpoint whose step would be another place in the data, perhaps the end."""
     now = ours["steps_per_epoch"]
     before = theirs.get("steps_per_epoch", now)
     if before == now:
         return
+    step = int(os.path.basename(path))
     text = f"an epoch had {before} steps up to the checkpoint of step {step}, and has {now} now"
     if not accept:
         raise ValueError(

@@ -30,6 +30,7 @@ PATIENCE = 60.0  # seconds until all processes are there
 CLUSTER_PATIENCE = 300.0  # on a cluster, whose machines start at different times
 SAID = 10.0  # seconds of waiting until a line says what for
 LOOK = 2.0  # seconds that the last line of a process waits for storage
+LEAVING = 24 * 3600  # seconds of patience with process 0, which writes the report at the end
 GRACE = 3.0  # seconds for a process to end by itself when another one has ended with an error
 GOOD = (0, 129, 130, 143)  # exit codes after which the others end by themselves, in the same way
 LINE = 1 << 20  # characters of a line at most
@@ -303,8 +304,6 @@ class Processes:
         os.environ.setdefault("no_grpc_proxy", "127.0.0.1")  # JAX's connections end in our relay
         import jax
 
-        from jaxcls import barrier
-
         jax.config.update("jax_check_proxy_envs", False)
         if jax.config.jax_platforms == "cpu":
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -315,7 +314,7 @@ class Processes:
                 self._count,
                 self._number,
                 local_device_ids=devices,
-                shutdown_timeout_seconds=int(barrier.PATIENCE),  # process 0 writes the report
+                shutdown_timeout_seconds=LEAVING,
                 **bind,
             )
         except RuntimeError as e:

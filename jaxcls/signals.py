@@ -38,7 +38,7 @@ class Signals:
           numbers: of the signals.
         """
         self.received = 0  # the signal after which the loop is to save and leave
-        self.passed_on = 0  # the one that has become JAX's, see `save_first`
+        self.passed_on = signal.SIGTERM  # what has become JAX's own SIGTERM, see `save_first`
         self._at_once, self._over, self._pass_on, self._seen = at_once, False, False, 0
         self._last = 0.0  # when the last signal came
         self._before = {number: signal.getsignal(number) for number in numbers}

@@ -2,27 +2,15 @@
 
 import contextlib
 import functools
-import signal
 from collections.abc import Callable
 
 import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from jaxcls import (
-    barrier,
-    checkpoint,
-    choices,
-    files,
-    meta,
-    metrics,
-    names,
-    record,
-    signals,
-    steps,
-    weights,
-)
+from jaxcls import checkpoint, choices, files, meta, metrics, names, record, signals, steps, weights
 from jaxcls.averages import preferred, settled
+from jaxcls.barrier import reached_preemption
 from jaxcls.config import consume, due
 from jaxcls.console import Console
 from jaxcls.data import cache, sources
@@ -92,7 +80,7 @@ def _run(
     stop: signals.Signals,
     keep: Callable[[], None],
 ) -> int:
-    main_process, clock, preempted = jax.process_index() == 0, Clock(workdir), False
+    main_process, clock = jax.process_index() == 0, Clock(workdir)
     plan, total = program.plan, program.plan.total_steps
     check_kinds(workdir)
     report = Report(config, workdir, program.network, data, console)
@@ -100,6 +88,7 @@ def _run(
     eval_step = program.score_step if scoring else program.eval_step
     watch = consume(config, "watch", Watch, beat=clock.beat)
     known = meta.new(program.network, config.crop, data, program.teachers, plan.steps_per_epoch)
+    leaving = lambda: bool(stop.received) or reached_preemption()
     saved = checkpoint.Checkpoints(
         workdir / "checkpoints",
         keep=config.checkpoint.keep,
@@ -113,11 +102,9 @@ def _run(
     )
     console.status("looking for checkpoints ...")
     accept = config.checkpoint.changed_data == "accept"
-    check = functools.partial(meta.check, known, accept=accept, report=console.say)
+    check = functools.partial(meta.check, known, total=total, accept=accept, report=console.say)
     if restored := saved.restore(program.abstract_state, check):
         state, before = restored
-        place = int(state.step), total
-        meta.check_place(known, before, *place, accept=accept, report=console.say)
         known |= meta.taken_up(before, known)
     else:
         console.describe(workdir, data, program)
@@ -128,11 +115,6 @@ def _run(
 
     def evaluated(step):
         return saved.last is not None and saved.last["step"] == step
-
-    def leaving():  # of several processes each asks equally often: they agree on one answer
-        nonlocal preempted
-        preempted = preempted or barrier.reached_preemption()
-        return preempted or bool(stop.received)
 
     def finish(step):
         if main_process:
@@ -190,8 +172,7 @@ def _run(
             saving = due(step, plan.save_every, total) or evaluating
             stopping = leaving()
             log.drain(keep=0 if saving or stopping else 1)
-            # a last save has no other after it, and what is evaluated is what is saved
-            if saving and (step == total or evaluating or not stopping):
+            if saving and (step == total or evaluating or not stopping):  # it is evaluated, or kept
                 with log.paused("averaging"):
                     state = settled(state, program, feed, config.seed)
             if (saving or stopping) and saved.latest_step() != step:
@@ -247,4 +228,4 @@ def _run(
         batches.close()
         saved.close()
     finish(step)
-    return 0 if complete(step) else 128 + (stop.received or stop.passed_on or signal.SIGTERM)
+    return 0 if complete(step) else 128 + (stop.received or stop.passed_on)

@@ -225,8 +225,7 @@ def test_what_takes_an_images_place_gives_the_same(changes, shape):
         for seed in range(10):
             out, expected = (f(image, np.random.default_rng(seed)) for image in (kept, data))
             assert np.array_equal(out, expected)
-    with pytest.raises(BadImage, match="^x: cannot decode"):
-        f.decoded(data[:-9], "x")
+    assert f.decoded(data[:-9], "x") == data[:-9]  # of which a crop may be whole
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "area", "bicubic"])

@@ -6,6 +6,7 @@ otherwise; epochs, evaluations, checkpoints and lines of the log do not line up.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -180,10 +181,18 @@ def test_order_of_images_and_sigterm_during_evaluations(in_process, tmp_path, ca
 @pytest.mark.ci
 def test_several_processes_leave_in_the_middle_of_an_evaluation(in_process, tmp_path, monkeypatch):
     """JAX answers their questions about preemption, in order; one batch of 4 is evaluated."""
-    asked = iter(range(1000))
-    monkeypatch.setattr(barrier, "reached_preemption", lambda: next(asked) == 6 + 2)
-    assert in_process(tmp_path)[0] == 143  # steps 0 to 6 asked, then the evaluation
-    assert next(asked) == 9  # nobody who leaves asks again: for JAX it would be another call
+    asked = []
+
+    def answer(number):
+        asked.append(number)
+        return number == 6 + 2  # steps 0 to 6 have asked, then the evaluation
+
+    monkeypatch.setattr(barrier.multihost_utils, "reached_preemption_sync_point", answer)
+    monkeypatch.setattr(barrier, "_preempted", False)
+    monkeypatch.setattr(barrier, "_questions", itertools.count())
+    assert in_process(tmp_path)[0] == 143
+    assert asked == [*range(9)]
+    monkeypatch.setattr(barrier, "_preempted", False)  # another process
     assert runs.checkpoints(tmp_path)[-1] == 6
     assert not [line for line in runs.lines(tmp_path) if line["split"] == "eval"]
     assert in_process(tmp_path)[0] == 0

@@ -166,7 +166,10 @@ def test_no_key_of_a_run_is_used_twice(k):
 
 
 def test_an_evaluation_without_a_label_is_refused():
-    batches = lambda batch_size: contextlib.nullcontext([{}])
+    class Batches(list):
+        bad_images, know_bad_images = {}, staticmethod(list)
+
+    batches = lambda batch_size: contextlib.nullcontext(Batches([{}]))
     feed = types.SimpleNamespace(source=[], eval_batches=batches, put=dict)
     with pytest.raises(ValueError, match="none of the evaluation images has a label"):
         evaluate.evaluate(lambda v, b: {"loss": 0.0, "count": 0}, feed, {}, batch_size=2)
