@@ -215,11 +215,15 @@ def server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
             names = sorted(name for name in entries if name > query.get("pageToken", ""))
             page = names[: min(PAGE, int(query.get("maxResults", PAGE)))]
             items = [about(bucket, entries[name]) for name in page if entries[name]]
-        answer = {"items": items, "prefixes": [name for name in page if not entries[name]]}
+        answer = {"kind": "storage#objects", "items": items}
+        answer["prefixes"] = [name for name in page if not entries[name]]
         return answer | ({"nextPageToken": page[-1]} if names > page else {})
 
     class Server(ThreadingHTTPServer):
         daemon_threads, request_queue_size = True, 128
+
+        def handle_error(self, *arguments):
+            """A client that is killed is no error of the server."""
 
     made = Server(("127.0.0.1", port), Handler)
     made.asked, made.fault = [], lambda asked: 0

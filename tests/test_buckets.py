@@ -1,0 +1,83 @@
+"""--workdir=gs://BUCKET/RUN with the real clients: gcsfs, etils, orbax and TensorStore.
+
+A server of this machine stands in for the store (`object_store`). What a run leaves in its bucket
+is a folder here, and is compared with that of a run in a folder.
+"""
+
+import importlib.util
+import os
+import shutil
+import signal
+import threading
+import types
+
+import object_store
+import pytest
+import runs
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("gcsfs") is None, reason="the extra [gcs] is not there"
+)
+
+END = 30  # steps of tiny.py
+URL = "gs://bucket/run"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    """The server; its `folder` has the bucket `bucket`."""
+    folder = tmp_path_factory.mktemp("store")
+    server = object_store.server(folder)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in object_store.environment(address).items():
+            patch.setenv(name, value)
+        server.folder, server.commands = folder, runs.Commands(folder)
+        yield server
+        server.commands.close()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def bucket(service):
+    """A bucket with nothing in it: `run` is the folder that URL is, `service` the server."""
+    shutil.rmtree(service.folder / "bucket", ignore_errors=True)
+    (service.folder / "bucket").mkdir()
+    service.fault = lambda asked: 0
+    service.asked.clear()
+    return types.SimpleNamespace(
+        run=service.folder / "bucket" / "run", service=service, commands=service.commands
+    )
+
+
+@pytest.fixture(scope="module")
+def reference(service, tmp_path_factory):
+    """The working directory of a run in a folder of this machine."""
+    workdir = tmp_path_factory.mktemp("reference")
+    done = service.commands.fork(*command(workdir))
+    assert done.returncode == 0, done.err
+    return workdir
+
+
+def command(workdir=URL, *others):
+    return f"--config={runs.TINY}", f"--workdir={workdir}", *others
+
+
+def quiet(err):
+    """Returns the lines on stderr that are not TensorStore's own about the token of the tests."""
+    return [line for line in err.splitlines() if "GOOGLE_AUTH_TOKEN_FOR_TESTING" not in line]
+
+
+def test_the_same_run_as_in_a_folder(bucket, reference):
+    done = bucket.commands.fork(*command())
+    assert done.returncode == 0, done.err
+    assert quiet(done.err) == []
+    runs.assert_same_run(bucket.run, reference, END)
+    here, there = ({p.name for p in run.iterdir()} for run in (reference, bucket.run))
+    assert here - there == {".lock"}
+    asked = bucket.service.asked
+    saves = sum("checksums.json&" in request for request in asked)
+    assert saves == 10
+    assert len(asked) < 250 * saves  # none for a step
