@@ -99,7 +99,7 @@ def server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
 
         def delete(self, name):
             with writing:
-                self.found(name).unlink()
+                remove(self.found(name))
             self.answer(204, b"")
 
         def post(self, name):
@@ -110,7 +110,7 @@ def server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
                 source = self.found(name)
                 known = write(bucket or self.bucket, target, source.read_bytes())
                 if how == "moveTo":
-                    source.unlink()
+                    remove(source)
             self.answer(200, {"done": True, "resource": known} if how == "rewriteTo" else known)
 
         def upload(self):
@@ -192,6 +192,12 @@ def server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
             file.write(data)
         os.replace(file.name, place)  # there whole, or not at all
         return about(bucket, place)
+
+    def remove(place):
+        place.unlink()
+        with contextlib.suppress(OSError):  # a store has no folders without objects
+            for parent in [p for p in place.parents if len(p.parents) > len(folder.parents) + 1]:
+                parent.rmdir()
 
     def about(bucket, path):
         name, data = path.relative_to(folder / bucket).as_posix(), path.read_bytes()

@@ -75,9 +75,18 @@ def test_the_same_run_as_in_a_folder(bucket, reference):
     assert done.returncode == 0, done.err
     assert quiet(done.err) == []
     runs.assert_same_run(bucket.run, reference, END)
+    assert runs.checkpoints(bucket.run) == runs.checkpoints(reference)
     here, there = ({p.name for p in run.iterdir()} for run in (reference, bucket.run))
     assert here - there == {".lock"}
     asked = bucket.service.asked
     saves = sum("checksums.json&" in request for request in asked)
     assert saves == 10
     assert len(asked) < 250 * saves  # none for a step
+
+
+def test_who_may_not_ask_about_the_bucket(bucket):
+    """As with the role Storage Object Admin; orbax wants to know when it removes a checkpoint."""
+    bucket.service.fault = lambda asked: 403 * asked.startswith("GET /storage/v1/b/bucket?")
+    done = bucket.commands.fork(*command(URL, "--config.duration=14 steps"))
+    assert done.returncode == 0, done.err
+    assert runs.checkpoints(bucket.run) == [8, 12, 14]
