@@ -5,6 +5,7 @@ is a folder here, and is compared with that of a run in a folder.
 """
 
 import importlib.util
+import re
 import os
 import shutil
 import signal
@@ -90,3 +91,43 @@ def test_who_may_not_ask_about_the_bucket(bucket):
     done = bucket.commands.fork(*command(URL, "--config.duration=14 steps"))
     assert done.returncode == 0, done.err
     assert runs.checkpoints(bucket.run) == [8, 12, 14]
+
+
+def killed_at(bucket, pattern, number=1):
+    """Runs the command, killed at the n-th request that matches, which is not carried out."""
+    seen = []
+
+    def fault(asked):
+        seen.extend([asked] * bool(re.search(pattern, asked)))
+        if len(seen) >= number:
+            process.kill()
+            return 503
+        return 0
+
+    with bucket.commands.started(*command()) as process:
+        bucket.service.fault = fault
+    bucket.service.fault = lambda asked: 0
+    assert process.returncode == -signal.SIGKILL, process.out + process.err
+    return process.out
+
+
+@pytest.mark.ci
+def test_kill_9_and_sigterm(bucket, reference):
+    killed_at(bucket, "POST .*checkpoints/4/state/ocdbt")
+    killed_at(bucket, "POST .*checkpoints/6/checksums.json")
+    for place in ("commit_success", "evaluation"):
+        assert "resuming at step 4" in killed_at(bucket, f"POST .*run/checkpoints/6/{place}")
+    assert "resuming at step 6" in killed_at(bucket, "POST .*metrics.jsonl", 3)
+    killed_at(bucket, "DELETE .*/checksums.json")  # of an unfinished checkpoint, or of an old one
+    killed_at(bucket, "DELETE .*/checkpoints/[68]/meta")
+    with bucket.commands.started(*command()) as process:
+        runs.wait_until(lambda: runs.logged(bucket.run) >= 20, process)
+        assert runs.interrupt(process, signal.SIGTERM) == 143
+    (line,) = quiet(process.err)
+    assert line.startswith("SIGTERM: saving after this step")
+    assert "stopped at step" in process.out
+    done = bucket.commands.fork(*command())
+    assert done.returncode == 0, done.err
+    assert quiet(done.err) == []
+    runs.assert_same_run(bucket.run, reference, END)
+    assert runs.checkpoints(bucket.run) == runs.checkpoints(reference)
