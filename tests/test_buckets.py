@@ -6,7 +6,6 @@ is a folder here, and is compared with that of a run in a folder.
 
 import importlib.util
 import re
-import os
 import shutil
 import signal
 import threading
@@ -131,3 +130,26 @@ def test_kill_9_and_sigterm(bucket, reference):
     assert quiet(done.err) == []
     runs.assert_same_run(bucket.run, reference, END)
     assert runs.checkpoints(bucket.run) == runs.checkpoints(reference)
+
+
+REFUSED = [  # requests, the code that they are answered, what is said
+    (".", 403, "gs://bucket/run cannot be read: Forbidden: b/bucket/o"),
+    (".", 401, "gs://bucket/run cannot be read: try again, 401"),
+    ("POST", 403, "gs://bucket/run/config.json cannot be written: Forbidden: "),
+    ("POST.*checkpoints/6/state", 403, "the checkpoint of step 6 could not be written to gs://bucket"
+     "/run/checkpoints: Error writing gs://bucket/run/checkpoints/6/state/"),
+    ("GET.*/4/state/.*tensorstore", 403, "gs://bucket/run/checkpoints/4 cannot be read: "),
+]  # fmt: skip
+
+
+def test_what_the_store_refuses(bucket):
+    for pattern, code, said in REFUSED:  # the last one resumes what the one before it has left
+        bucket.service.fault = lambda asked: code * bool(re.search(pattern, asked))  # noqa: B023
+        done = bucket.commands.fork(*command())
+        assert done.returncode == 2
+        (line,) = quiet(done.err)
+        assert line.startswith(f"jaxcls: {said}")
+    bucket.service.fault = lambda asked: 0
+    done = bucket.commands.fork(*command("gs://other/run"))
+    assert done.returncode == 2
+    assert quiet(done.err) == ["jaxcls: gs://other/run/config.json: there is no such bucket"]
