@@ -8,9 +8,14 @@ import importlib.util
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
+import time
 import types
 
+import cv2
+import numpy as np
 import object_store
 import pytest
 import runs
@@ -153,3 +158,83 @@ def test_what_the_store_refuses(bucket):
     done = bucket.commands.fork(*command("gs://other/run"))
     assert done.returncode == 2
     assert quiet(done.err) == ["jaxcls: gs://other/run/config.json: there is no such bucket"]
+
+
+@pytest.mark.ci
+def test_what_reads_a_run(bucket, reference, tmp_path):
+    shutil.copytree(reference, bucket.run, ignore=shutil.ignore_patterns(".lock"))
+    fork = bucket.commands.fork
+    for workdir in (URL, f"{URL}/checkpoints/24"):
+        there = fork(f"--workdir={workdir}", "--mode=eval")
+        here = fork(f"--workdir={workdir.replace(URL, str(reference))}", "--mode=eval")
+        assert (there.returncode, here.returncode) == (0, 0), there.err + here.err
+        assert there.out.replace(URL, "") == here.out.replace(str(reference), "")
+    tuned = "--config.optim.accumulate_steps=1", "--config.duration=8 steps"
+    tuned += (f"--config.init.checkpoint={URL}", "--config.report.enabled=True")
+    done = fork(*command("gs://bucket/tuned", *tuned))
+    assert done.returncode == 0, done.err
+    assert quiet(done.err) == []
+    assert f"from {URL}" in done.out
+    report = bucket.run.parent / "tuned" / "report"
+    assert {p.name for p in report.iterdir()} == {"index.html", "metrics.json", "predictions.csv"}
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((8, 8, 3), 100, np.uint8))
+    said = []
+    for run in (URL, reference):
+        arguments = [sys.executable, "-m", "jaxcls.predict", str(run), str(tmp_path / "a.png")]
+        environment = bucket.commands.environment()
+        said.append(subprocess.run(arguments, env=environment, capture_output=True, check=True))
+    assert said[0].stdout == said[1].stdout != b""
+
+
+@pytest.mark.ci
+def test_a_damaged_object(bucket, reference):
+    assert bucket.commands.fork(*command()).returncode == 0
+    newest = bucket.run / "checkpoints" / str(END)
+    file = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    done = bucket.commands.fork(*command())
+    assert done.returncode == 0, done.err
+    assert quiet(done.err) == []
+    assert f"checkpoint {URL}/checkpoints/{END} is damaged" in done.out
+    assert f"set aside as damaged-{END}" in done.out
+    assert "resuming at step 28 of 30" in done.out
+    assert (newest.parent / f"damaged-{END}").exists()
+    runs.assert_same_run(bucket.run, reference, END)
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("code", [429, 503])
+def test_a_store_that_does_not_answer_for_a_while(bucket, reference, code):
+    for place in ("6/state", "28/"):  # while that is saved, while it is restored
+        began = []
+
+        def fault(asked):
+            if not began and f"/checkpoints/{place}" in asked:  # noqa: B023
+                began.append(time.monotonic())  # noqa: B023
+            return code if began and time.monotonic() - began[0] < 2 else 0  # noqa: B023
+
+        bucket.service.fault = fault
+        done = bucket.commands.fork(*command())
+        assert (done.returncode, quiet(done.err), len(began)) == (0, [], 1), done.err
+        runs.assert_same_run(bucket.run, reference, END)
+        shutil.rmtree(bucket.run / "checkpoints" / str(END))
+    assert "resuming at step 28 of 30" in done.out
+
+
+@pytest.mark.ci
+def test_two_processes(bucket, reference):
+    launch = [str(runs.ROOT / "launch" / "local.sh"), "2", *command()]
+    options = {"env": bucket.commands.environment(), "text": True, "stdout": subprocess.PIPE}
+    with subprocess.Popen(launch, stderr=subprocess.STDOUT, **options) as process:
+        runs.wait_until(lambda: runs.logged(bucket.run) >= 10, process)
+        process.terminate()
+        out, _ = process.communicate(timeout=runs.PATIENCE)
+    assert process.returncode == 143, out
+    assert "stopped at step" in out
+    done = subprocess.run(launch, stderr=subprocess.STDOUT, **options)
+    assert done.returncode == 0, done.stdout
+    assert "resuming at step" in done.stdout
+    assert runs.checkpoints(bucket.run) == runs.checkpoints(reference)
+    assert [x["step"] for x in runs.lines(bucket.run)] == [x["step"] for x in runs.lines(reference)]
+    theirs = runs.summary(reference)["last"]["loss"]
+    assert runs.summary(bucket.run)["last"]["loss"] == pytest.approx(theirs, rel=1e-3)
