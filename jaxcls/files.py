@@ -238,13 +238,18 @@ def check_place(path: str) -> None:
     if "://" not in path:
         return
     try:
-        patiently(epath.Path(path).exists, path, print)
+        epath.Path(path).exists()
     except ImportError as e:
         raise ValueError(f"{path}: {e} (gs://: pip install 'jaxcls[gcs]')") from e
     except KeyError as e:
         raise ValueError(
             f"{path}: there is no such storage: give a folder, or gs://BUCKET/FOLDER"
         ) from e
+    except Exception as e:  # after a minute in which gcsfs has tried, where it may pass
+        if not of_store(e):
+            raise
+        kind = PassingError if passes(e) else StorageError
+        raise kind(f"{path} cannot be read: {storage_problem(e)}") from e
 
 
 def caches() -> Path:

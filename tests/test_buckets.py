@@ -75,6 +75,7 @@ def quiet(err):
     return [line for line in err.splitlines() if "GOOGLE_AUTH_TOKEN_FOR_TESTING" not in line]
 
 
+@pytest.mark.ci
 def test_the_same_run_as_in_a_folder(bucket, reference):
     done = bucket.commands.fork(*command())
     assert done.returncode == 0, done.err
@@ -147,6 +148,7 @@ REFUSED = [  # requests, the code that they are answered, what is said
 ]  # fmt: skip
 
 
+@pytest.mark.ci
 def test_what_the_store_refuses(bucket):
     for pattern, code, said in REFUSED:  # the last one resumes what the one before it has left
         bucket.service.fault = lambda asked: code * bool(re.search(pattern, asked))  # noqa: B023
