@@ -19,10 +19,29 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint._src.path import gcs_utils
 
 from jaxcls import checksums, files, signals, trees
 from jaxcls.checksums import CHECKSUMS, EVALUATION
 from jaxcls.files import any_process
+
+
+def _or_not_told(ask: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    @functools.wraps(ask)
+    def hierarchical(path: Any) -> bool:
+        try:
+            return ask(path)
+        except Exception:
+            return False
+
+    return hierarchical
+
+
+# Whenever orbax has removed a checkpoint it asks for the kind of the bucket, some of which keep
+# empty folders. Who may read and write objects need not be told: for them the folders stay.
+gcs_utils.is_hierarchical_namespace_enabled = _or_not_told(
+    gcs_utils.is_hierarchical_namespace_enabled
+)
 
 
 class _Manager(ocp.CheckpointManager):

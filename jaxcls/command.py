@@ -196,11 +196,6 @@ def told(main: Callable[..., int]) -> Callable[..., int]:
             return complain(e)
         except BrokenPipeError:
             raise  # whoever read what is printed has gone: `exit_with` knows
-        except OSError as e:  # of the system: storage, permissions, limits
-            if e.errno is None:
-                raise
-            complain(OSError(f"{e.filename}: {e.strerror}" if e.filename else e.strerror))
-            return signals.AGAIN if e.errno in PASSING else 2
         except KeyboardInterrupt:
             return 130
         except FloatingPointError as e:
@@ -209,6 +204,11 @@ def told(main: Callable[..., int]) -> Callable[..., int]:
         except Exception as e:
             from jaxcls import files
 
+            if isinstance(e, OSError) and not files.of_store(e):  # of the system
+                if e.errno is None:
+                    raise
+                complain(OSError(f"{e.filename}: {e.strerror}" if e.filename else e.strerror))
+                return signals.AGAIN if e.errno in PASSING else 2
             if files.storage_problem(e) is None:
                 raise
             complain(e)
@@ -238,7 +238,7 @@ def quieten() -> None:
     # up end in asyncio's complaints.
     logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    logging.getLogger("gcsfs").setLevel(logging.ERROR)  # guesses at the kind of a bucket
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # guesses, and tracebacks of its errors
     report = sys.unraisablehook
 
     def without_orphans(unraisable: Any) -> None:

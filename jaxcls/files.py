@@ -31,8 +31,10 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # Lustre mounted with
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a write does not succeed later
 # Packages of object stores, whose errors are not the system's, and what HTTP's codes from 400 to
 # 499 may mean that passes: a time-out, too many requests.
-STORES = ("gcsfs", "aiohttp", "google")
+STORES = ("gcsfs", "aiohttp", "google", "requests")
 BUSY = (408, 429)
+# How TensorStore's errors begin: what may pass, and what the store refuses.
+LATER, REFUSED = "UNAVAILABLE|DEADLINE_EXCEEDED", "PERMISSION_DENIED|UNAUTHENTICATED"
 
 
 class SaveError(ValueError):
@@ -101,14 +103,24 @@ def storage_problem(error: BaseException) -> str | None:
     """Returns what storage says in an error: the system, TensorStore, a bucket; None in others."""
     if isinstance(error, OSError):
         return error.strerror or line(error)
-    if type(error).__module__.partition(".")[0] in STORES:
+    if of_store(error):
         return line(error)
     # "...: Failed to ...: Disk quota exceeded [os_error_code='EDQUOT'", "UNAVAILABLE: ..."
     if found := re.search(r"([^:]+) \[os_error_code", str(error)):
         return found[1].strip()
-    if found := re.match(r"(?:UNAVAILABLE|DEADLINE_EXCEEDED): ([^\n\[]*)", str(error)):
+    if found := re.match(rf"(?:{LATER}|{REFUSED}): ([^\n\[]*)", str(error)):
         return found[1].strip()
     return None
+
+
+def of_store(error: BaseException) -> bool:
+    """Returns whether an error is one of an object store's package, with or without a number."""
+    package = type(error).__module__.partition(".")[0]
+    return package in STORES or _forbidden(error)
+
+
+def _forbidden(error: BaseException) -> bool:
+    return str(error).startswith("Forbidden: ")  # gcsfs, as an OSError without a number
 
 
 def passes(error: BaseException) -> bool:
@@ -119,7 +131,7 @@ def passes(error: BaseException) -> bool:
     said = any(os.strerror(number) in str(error) for number in lasting)  # by TensorStore
     code = str(getattr(error, "code", ""))  # of HTTP
     refused = code.isdigit() and 400 <= int(code) < 500 and int(code) not in BUSY
-    refused = refused or str(error).startswith("Forbidden: ")  # by gcsfs, without a code
+    refused = refused or _forbidden(error) or bool(re.match(f"(?:{REFUSED}): ", str(error)))
     return getattr(error, "errno", None) not in lasting and not said and not refused
 
 
@@ -170,7 +182,10 @@ def write_together(texts: Mapping[str | os.PathLike, str]) -> None:
 def _write_together(texts: Mapping[str | os.PathLike, str]) -> None:
     if remote(next(iter(texts))):
         for path, text in texts.items():  # object stores know no half-written objects
-            epath.Path(path).write_text(text)
+            try:
+                epath.Path(path).write_text(text)
+            except FileNotFoundError as e:  # they know no folders either
+                raise ValueError(f"{os.fspath(path)}: there is no such bucket") from e
         return
     written: list[tuple[Path, Path]] = []
     try:
@@ -218,6 +233,7 @@ def check_place(path: str) -> None:
 
     Raises:
       ValueError: why not.
+      StorageError: it may not be read, or not at the moment.
     """
     if "://" not in path:
         return
@@ -229,6 +245,11 @@ def check_place(path: str) -> None:
         raise ValueError(
             f"{path}: there is no such storage: give a folder, or gs://BUCKET/FOLDER"
         ) from e
+    except Exception as e:  # after a minute in which gcsfs has tried, where it may pass
+        if not of_store(e):
+            raise
+        kind = PassingError if passes(e) else StorageError
+        raise kind(f"{path} cannot be read: {storage_problem(e)}") from e
 
 
 def caches() -> Path:

@@ -200,6 +200,12 @@ class HttpError(Exception):
         self.code = code
 
 
+class ProxyError(OSError):
+    """As gcsfs raises it after a 502: an error of the system without a number."""
+
+    __module__ = "requests.exceptions"
+
+
 @pytest.mark.parametrize("what", ["read", "written"])
 @pytest.mark.parametrize(
     ("error", "kind", "times"),
@@ -209,6 +215,9 @@ class HttpError(Exception):
         (HttpError("500"), files.PassingError, 3),
         (HttpError(401), files.StorageError, 1),
         (OSError("Forbidden: b/o\nno permission"), files.StorageError, 1),
+        (ProxyError("502"), files.PassingError, 3),
+        (ValueError("PERMISSION_DENIED: Error reading o: no [http='403']"), files.StorageError, 1),
+        (ValueError("UNAVAILABLE: Error reading o: later [http='503']"), files.PassingError, 3),
     ],
 )
 def test_what_a_bucket_says(monkeypatch, capsys, error, kind, times, what):
@@ -222,13 +231,13 @@ def test_what_a_bucket_says(monkeypatch, capsys, error, kind, times, what):
     with pytest.raises(files.StorageError, match=rf"^gs://b/o cannot be {what}: ") as caught:
         files.patiently(call, "gs://b/o", what=what)
     assert (type(caught.value), len(tried)) == (kind, times)
-    if isinstance(error, HttpError):  # where nobody tries again
+    if not isinstance(error, ValueError):  # where nobody tries again
 
         def fails():
             raise error
 
         assert command.told(fails)() == (75 if kind is files.PassingError else 2)
-        assert capsys.readouterr().err == f"jaxcls: {error}\n"
+        assert capsys.readouterr().err == f"jaxcls: {command.one_line(error)}\n"
 
 
 def test_a_start_that_was_successful_keeps_its_directory(tmp_path):
