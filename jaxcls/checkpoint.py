@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint._src.path import gcs_utils
 
 from jaxcls import checksums, files, signals, trees
 from jaxcls.checksums import CHECKSUMS, EVALUATION
@@ -39,9 +38,12 @@ def _or_not_told(ask: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 # Whenever orbax has removed a checkpoint it asks for the kind of the bucket, some of which keep
 # empty folders. Who may read and write objects need not be told: for them the folders stay.
-gcs_utils.is_hierarchical_namespace_enabled = _or_not_told(
-    gcs_utils.is_hierarchical_namespace_enabled
-)
+with contextlib.suppress(ImportError, AttributeError):  # a part of orbax that is not for others
+    from orbax.checkpoint._src.path import gcs_utils
+
+    gcs_utils.is_hierarchical_namespace_enabled = _or_not_told(
+        gcs_utils.is_hierarchical_namespace_enabled
+    )
 
 
 class _Manager(ocp.CheckpointManager):
