@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import gc
 import importlib.util
 import itertools
 import json
@@ -269,9 +270,10 @@ def test_litert_answers_image_by_image(run, tmp_path, capsys):
 
 
 def test_memory_is_that_of_the_process():
+    gc.collect()
     before = runtimes.resident()
-    block = np.ones(2**24)  # 134 MB
-    assert before + 1e8 < runtimes.resident() < before + 2e8 + block.nbytes
+    block = np.ones(2**26)  # 537 MB, far more than what else comes and goes
+    assert before + 4e8 < runtimes.resident() < before + 2e8 + block.nbytes
 
 
 def test_names_patterns_families_and_directories(run):
