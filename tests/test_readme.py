@@ -193,7 +193,7 @@ def run(words, here):
     """Runs a command in the folder."""
     folder = here.folder
     words = [word for word in words if word != "--compare=timm"]  # needs PyTorch
-    for place, ours in PLACES.items():
+    for place, ours in () if "tpu_vm.sh" in words[0] else PLACES.items():  # it takes a bucket
         words = [word.replace(place, ours) for word in words]
     if words[1:3] == ["-m", "jaxcls.main"]:
         done = here.fork(*words[3:], *extra(words[1:]))
