@@ -83,8 +83,8 @@ def use(feed: Feed, what: str) -> Feed:
     if jax.process_index() == 0:
         print(f"cache of {what} images: {kind}, about {needed / 2**20:.3g} MiB", flush=True)
     if kind != "device":  # what was estimated of a few images may be too little
-        auto = feed.data.cache == "auto"
-        most = _memory() if not auto else AUTO_BYTES if kind == "decoded" else _memory() / 2
+        limits = {"decoded": AUTO_BYTES, "encoded": _memory() / 2}
+        most = limits[kind] if feed.data.cache == "auto" else _memory()
         return dataclasses.replace(feed, source=Cached(source, entry[kind], most))
     skip = feed.data.on_bad_image == "skip"
     items, pixels = _read_all(source, entry[kind], what, skip=skip)
